@@ -1,0 +1,1 @@
+"""BIDS datasets: what goes in, which atlas, and what comes out under which name."""

@@ -1,0 +1,104 @@
+"""The records of all scans of a derivative dataset in one table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from nio_pydra.errors import InputError
+from nio_pydra.spatial.files import atomic_path
+
+__all__ = ["COLUMNS", "write_group_tables"]
+
+#: Column: (path inside record.json, description, unit). The first four come from the file's name.
+COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
+    "participant_id": ((), "Participant", None),
+    "session_id": ((), "Session", None),
+    "scan": ((), "What else tells this scan from others of the participant: acq, ce, rec, run", None),
+    "atlas": ((), "Atlas that the scan was aligned to", None),
+    "engine": (("engine",), "Registration engine", None),
+    "preset": (("preset",), "Preset of the engine's settings", None),
+    "dice_mean": (("dice", "mean"), "Mean Dice overlap over labels, atlas against propagated labels", None),
+    "dice_labels": (("dice", "labels"), "Number of labels in that mean", None),
+    "std_jacobian": (("std_jacobian",), "Standard deviation of the Jacobian determinant in the atlas's brain", None),
+    "fold_percent": (("fold_percent",), "Voxels of the atlas's brain whose Jacobian determinant is not positive", "%"),
+    "inverse_error_median": (("inverse_error_mm", "median"), "Forward then inverse: median distance", "mm"),
+    "inverse_error_p99": (("inverse_error_mm", "p99"), "Forward then inverse: 99th percentile of the distance", "mm"),
+    "similarity_before": (("similarity", "before"), "Image similarity after the affine alignment", None),
+    "similarity_after": (("similarity", "after"), "Image similarity after the registration", None),
+    "seconds_affine": (("seconds", "affine"), "Wall time of the affine alignment", "s"),
+    "seconds_registration": (("seconds", "registration"), "Wall time of the registration", "s"),
+    "seconds_io": (("seconds", "io"), "Wall time of reading and writing files", "s"),
+    "peak_memory_mb": (("peak_memory_mb",), "Largest memory used by the registration", "MiB"),
+    "device": (("device",), "Where the registration ran", None),
+    "threads": (("threads",), "Processor threads it was given", None),
+    "weights": (("weights", "name"), "Network weights", None),
+}  # fmt: skip
+
+
+def write_group_tables(out_dir: Path) -> list[Path]:
+    """Gather every ``record.json`` below a folder.
+
+    Parameters
+    ----------
+    out_dir : pathlib.Path
+        A derivative dataset made by the participant level.
+
+    Returns
+    -------
+    list of pathlib.Path
+        One ``group_desc-<desc>_registration.tsv`` per ``desc`` with its json, in that order.
+
+    Raises
+    ------
+    InputError
+        If there is no record, or one cannot be read.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(out_dir.glob("sub-*/**/*_record.json")):
+        name = dict(re.findall(r"([a-z]+)-([a-zA-Z0-9+]+)", path.name))
+        try:
+            record = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} cannot be read as JSON ({error}): delete it and run its scan again.") from None
+        extra = "_".join(f"{key}-{name[key]}" for key in ("acq", "ce", "rec", "run") if key in name)
+        row = {column: _value(record, place) for column, (place, _, _) in COLUMNS.items() if place}
+        row |= {
+            "participant_id": f"sub-{name['sub']}",
+            "session_id": f"ses-{name['ses']}" if "ses" in name else "n/a",
+            "scan": extra or "n/a",
+            "atlas": name["space"],
+        }
+        rows.setdefault(name["desc"], []).append(row)
+    if not rows:
+        raise InputError(f"{out_dir} has no registration records: run the participant level first.")
+    written = []
+    for desc, table in rows.items():
+        target = out_dir / f"group_desc-{desc}_registration.tsv"
+        with atomic_path(target) as temporary, temporary.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(COLUMNS), delimiter="\t", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(table)
+        columns = {
+            column: {"Description": text} | ({"Units": unit} if unit else {})
+            for column, (_, text, unit) in COLUMNS.items()
+        }
+        with atomic_path(target.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(columns, indent=2) + "\n")
+        written += [target, target.with_suffix(".json")]
+    return written
+
+
+def _value(record: dict[str, Any], place: tuple[str, ...]) -> Any:
+    """Look a value up; ``n/a`` where it is missing, a count where it is a table, four digits where it is a float."""
+    found: Any = record
+    for key in place:
+        found = found.get(key) if isinstance(found, dict) else None
+    if isinstance(found, dict):
+        return len(found)
+    if isinstance(found, float):
+        return f"{found:.4g}"
+    return "n/a" if found is None else found

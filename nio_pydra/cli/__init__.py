@@ -1,0 +1,1 @@
+"""The command lines: `nio-pydra` for BIDS datasets, `nio` for everything else."""

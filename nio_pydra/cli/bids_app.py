@@ -1,0 +1,236 @@
+"""`nio-pydra`: the BIDS App."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nio_pydra import __version__
+from nio_pydra.cli.errors import exit_status
+from nio_pydra.cli.options import add_engine_options, checked_preset, core_count, positive
+from nio_pydra.errors import InputError
+
+if TYPE_CHECKING:
+    from nio_pydra.bids.atlas import Atlas
+    from nio_pydra.workflows.dataset import Outcome
+
+__all__ = ["main"]
+
+log = logging.getLogger("nio_pydra")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the BIDS App; return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(arguments)
+    level = _group if options.level == "group" else _participant
+    return exit_status("nio-pydra", lambda: level(options, shlex.join(["nio-pydra", *arguments])))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nio-pydra",
+        description="Align every T1w scan of a BIDS dataset to an atlas by Neural Instance Optimization.",
+    )
+    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="root of the BIDS dataset")
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="takes the derivatives")
+    parser.add_argument(
+        "level", choices=("participant", "group"), help="register the scans, or gather their records in one table"
+    )
+    parser.add_argument("--version", action="version", version=f"nio_pydra {__version__}")
+
+    scans = parser.add_argument_group("scans")
+    scans.add_argument("--participant-label", nargs="+", default=[], metavar="LABEL", help="with or without sub-")
+    scans.add_argument("--session-label", nargs="+", default=[], metavar="LABEL", help="with or without ses-")
+    scans.add_argument("--bids-filter-file", type=Path, metavar="F", help='JSON: {"t1w": {entity: value}}')
+    scans.add_argument(
+        "-d", "--derivatives", action="append", default=[], type=_named_path, metavar="NAME=PATH",
+        help="derivative dataset with brain masks (desc-brain_mask) or label images; may be repeated",
+    )  # fmt: skip
+    scans.add_argument(
+        "--labels-desc", metavar="DESC", help="the scans' label images are desc-DESC_dseg of the derivatives"
+    )
+    scans.add_argument(
+        "--skull-stripped", action="store_true", help="scans and atlas show brains only, whatever sidecars say"
+    )
+
+    atlas = parser.add_argument_group("atlas")
+    which = atlas.add_mutually_exclusive_group()
+    which.add_argument("--template", metavar="NAME", help="TemplateFlow template, as MNI152NLin2009cAsym")
+    which.add_argument("--atlas", type=Path, metavar="IMAGE", help="an image of your own")
+    atlas.add_argument("--atlas-name", metavar="NAME", help="its name in BIDS file names: letters and digits")
+    atlas.add_argument("--atlas-labels", type=Path, metavar="DSEG", help="label image on the atlas's grid")
+    atlas.add_argument("--atlas-mask", type=Path, metavar="MASK", help="brain mask on the atlas's grid")
+
+    add_engine_options(parser)
+    work = parser.add_argument_group("work")
+    work.add_argument("-w", "--work-dir", type=Path, default=Path("work"), metavar="WORK", help="(default: ./work)")
+    work.add_argument("--nprocs", type=positive, default=1, metavar="N", help="scans at a time (default: %(default)s)")
+    work.add_argument(
+        "--omp-nthreads", type=positive, metavar="N", help="threads of each (default: all cores shared out)"
+    )
+    work.add_argument(
+        "--worker", choices=("debug", "cf", "slurm"),
+        help="one task after another, processes, or SLURM jobs, which take their options from SBATCH_* variables "
+        "(default: cf if N of --nprocs is above 1, else debug)",
+    )  # fmt: skip
+    return parser
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not separator or not name.isalnum() or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH with a name of letters and digits")
+    return name, Path(path)
+
+
+def _participant(options: argparse.Namespace, command: str) -> int:
+    if options.template is None and (options.atlas is None or options.atlas_name is None):
+        raise InputError("No atlas was chosen: give --template NAME, or --atlas IMAGE with --atlas-name NAME.")
+    if options.template is not None and options.atlas_name is not None:
+        raise InputError("--atlas-name belongs to --atlas IMAGE: a template has its own name.")
+    if options.labels_desc and not options.derivatives:
+        raise InputError("--labels-desc names label images of a derivative dataset: give that with -d NAME=PATH.")
+    if not options.bids_dir.is_dir():
+        raise InputError(f"{options.bids_dir} is not a folder: expected the root of a BIDS dataset.")
+    if options.out_dir.resolve() == options.bids_dir.resolve():
+        raise InputError(f"{options.out_dir} is the dataset itself: give the derivatives a folder of their own.")
+
+    from nio_pydra.bids.description import require_writable, write_description
+    from nio_pydra.bids.outputs import engine_desc, refuse_mixture
+
+    require_writable(options.out_dir, "output folder")
+    require_writable(options.work_dir, "work folder")
+    _begin_log(options.out_dir)
+    threads = options.omp_nthreads or max(1, core_count() // options.nprocs)
+    # Before any library reads them; the worker processes inherit them.
+    os.environ["OMP_NUM_THREADS"] = os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
+
+    from nio_pydra.bids.inputs import find_scans, read_filters
+
+    scans = find_scans(
+        options.bids_dir,
+        options.work_dir,
+        participants=options.participant_label,
+        sessions=options.session_label,
+        filters=read_filters(options.bids_filter_file) if options.bids_filter_file else None,
+        derivatives=dict(options.derivatives),
+        labels_desc=options.labels_desc,
+    )
+    atlas = _atlas(options)
+    refuse_mixture(options.out_dir, atlas.name, engine_desc(options.engine))
+    preset = checked_preset(options.engine, options.preset, options.weights)
+
+    from nio_pydra.workflows.dataset import DatasetSettings, register_dataset
+
+    settings = DatasetSettings(
+        engine=options.engine,
+        preset=preset,
+        weights=options.weights,
+        device=options.device,
+        seed=options.random_seed,
+        skull_stripped=options.skull_stripped,
+        worker=options.worker or ("cf" if options.nprocs > 1 else "debug"),
+        n_procs=options.nprocs,
+        labels_desc=options.labels_desc,
+    )
+    write_description(options.out_dir, command, {"raw": options.bids_dir, **dict(options.derivatives)})
+    log.info(
+        "nio_pydra %s: %d scans to %s by %s (%s), %d at a time with %d threads",
+        __version__, len(scans), atlas.name, options.engine, preset, options.nprocs, threads,
+    )  # fmt: skip
+    begin = time.perf_counter()
+    with _ended_by_interrupt():
+        outcomes = register_dataset(
+            scans, atlas, settings, bids_dir=options.bids_dir, out_dir=options.out_dir, work_dir=options.work_dir
+        )
+    return _report(outcomes, options.out_dir, time.perf_counter() - begin)
+
+
+def _group(options: argparse.Namespace, command: str) -> int:
+    from nio_pydra.bids.description import require_writable
+    from nio_pydra.bids.group import write_group_tables
+
+    if not options.out_dir.is_dir():
+        raise InputError(f"{options.out_dir} is not a folder: expected what the participant level wrote.")
+    require_writable(options.out_dir, "output folder")
+    for path in write_group_tables(options.out_dir):
+        print(path)
+    return 0
+
+
+def _atlas(options: argparse.Namespace) -> Atlas:
+    from nio_pydra.bids.atlas import atlas_from_files, atlas_from_template
+
+    if options.template is not None:
+        return atlas_from_template(options.template, labels=options.atlas_labels, mask=options.atlas_mask)
+    return atlas_from_files(
+        options.atlas,
+        options.atlas_name,
+        labels=options.atlas_labels,
+        mask=options.atlas_mask,
+        skull_stripped=options.skull_stripped,
+    )
+
+
+def _begin_log(out_dir: Path) -> None:
+    """Send progress to stdout and to OUT_DIR/logs; pydra's own messages only repeat what the report says."""
+    logging.getLogger("pydra").setLevel(logging.CRITICAL)
+    folder = out_dir / "logs"
+    folder.mkdir(exist_ok=True)
+    for handler in log.handlers:
+        handler.close()
+    log.handlers = [
+        logging.StreamHandler(sys.stdout),
+        logging.FileHandler(folder / f"nio-pydra_{time.strftime('%Y%m%d-%H%M%S')}.log"),
+    ]
+    for handler in log.handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.propagate = False
+    log.setLevel(logging.INFO)
+
+
+@contextmanager
+def _ended_by_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end this process at once.
+
+    An exception instead would unwind through pydra, which stores the running jobs as finished while it does, and
+    would wait for the registrations that run. Nothing is lost: files are written whole, the worker processes end
+    with their parent, and the next run goes on from the last finished task.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        print("\nnio-pydra: interrupted; the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _report(outcomes: Sequence[Outcome], out_dir: Path, seconds: float) -> int:
+    failed = [outcome for outcome in outcomes if outcome.reason]
+    log.info("%d of %d scans done in %.0f s: %s", len(outcomes) - len(failed), len(outcomes), seconds, out_dir)
+    for outcome in failed:
+        details = out_dir / "logs" / f"{outcome.scan.name}_error.txt"
+        details.write_text(outcome.details)
+    if failed:
+        log.error("%d failed:", len(failed))
+        for outcome in failed:
+            log.error("  %s: %s", outcome.scan.name, outcome.reason)
+    return 1 if failed else 0

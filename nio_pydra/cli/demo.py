@@ -1,0 +1,204 @@
+"""`nio demo`: simulate subjects, register them by the BIDS App, and compare with the truth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nio_pydra.cli.options import ENGINES, positive
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nio_pydra.report import Comparison
+    from nio_pydra.simulation import SimulatedDataset, TrueMap
+    from nio_pydra.spatial.transforms import Transform
+
+__all__ = ["Result", "add_arguments", "main", "table"]
+
+ATLAS = "MNI152"
+PRESETS = {"nio_m": "draft", "nio": "draft", "io": "draft", "lapirn": "draft", "syn": "fast"}  # the quick ones
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one subject: affine alone against the whole registration.
+
+    Attributes
+    ----------
+    subject : str
+    dice_before, dice_after : float
+        Mean over the tissues.
+    error_before, error_after : tuple of float
+        Mean and 95th percentile over the brain of the distance to the true position, mm.
+    std_jacobian, fold_percent : float
+    seconds : float
+        Affine, registration, reading and writing.
+    """
+
+    subject: str
+    dice_before: float
+    dice_after: float
+    error_before: tuple[float, float]
+    error_after: tuple[float, float]
+    std_jacobian: float
+    fold_percent: float
+    seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the options of `nio demo`."""
+    parser.add_argument("--out", type=Path, default=Path("nio_demo"), metavar="DIR", help="default: nio_demo")
+    parser.add_argument("--subjects", type=positive, default=3, metavar="N", help="how many (default: 3)")
+    parser.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: nio_m)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another seed simulates other subjects"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the demo; the exit status is that of the BIDS App."""
+    from nio_pydra.cli import bids_app
+
+    print(f"Simulating {args.subjects} subject(s): the MNI152 template under known deformations", flush=True)
+    from nio_pydra.simulation import make_dataset
+
+    out: Path = args.out
+    dataset = make_dataset(out, args.subjects, args.seed)
+    derivatives = out / f"derivatives_{args.engine}"
+    preset = ["--preset", PRESETS[args.engine]] if args.engine in PRESETS else []
+    arguments = [dataset.bids_dir, derivatives, "participant", "--participant-label", *dataset.truth]
+    arguments += ["--atlas", dataset.atlas, "--atlas-name", ATLAS, "--atlas-labels", dataset.atlas_labels]
+    arguments += ["-d", f"simulation={dataset.derivatives}", "--labels-desc", "tissue", "--skull-stripped"]
+    arguments += ["--engine", args.engine, *preset, "-w", out / "work"]
+    command = [str(argument) for argument in arguments]
+    print(f"\n{shlex.join(['nio-pydra', *command])}\n", flush=True)
+    status = bids_app.main(command)
+    if status:
+        return status
+    return _report(dataset, derivatives, out, args.engine)
+
+
+def _report(dataset: SimulatedDataset, derivatives: Path, out: Path, engine: str) -> int:
+    """Compare with the truth; draw the picture and print the table."""
+    from nio_pydra.report import draw_comparisons
+    from nio_pydra.spatial.files import atomic_path
+    from nio_pydra.spatial.images import load_labels
+
+    evaluated = [
+        _evaluate(dataset, derivatives, subject, truth, engine) for subject, truth in dataset.truth.items()
+    ]
+    results = [result for result, _ in evaluated]
+    picture = draw_comparisons(
+        [comparison for _, comparison in evaluated],
+        load_labels(dataset.atlas_labels),
+        out / f"demo_{engine}.png",
+        title="SIMULATED subjects (MNI152, deformed by known maps); outlines: the atlas's tissues",
+        engine=engine,
+    )
+    text = table(results, engine)
+    written = out / f"demo_{engine}.txt"
+    with atomic_path(written) as temporary:
+        temporary.write_text(text + "\n")
+    print(f"\n{text}\n\npicture      {picture}\ntable        {written}\nderivatives  {derivatives}")
+    return 0
+
+
+def _evaluate(
+    dataset: SimulatedDataset, derivatives: Path, subject: str, truth: TrueMap, engine: str
+) -> tuple[Result, Comparison]:
+    """Compare the transform that was written for one subject with the true one."""
+    import nibabel as nib
+    import numpy as np
+
+    from nio_pydra.bids.outputs import engine_desc
+    from nio_pydra.metrics import dice
+    from nio_pydra.report import Comparison
+    from nio_pydra.spatial.images import load_image, load_labels
+    from nio_pydra.spatial.itk import read_h5
+    from nio_pydra.spatial.transforms import Transform, apply_affine, resample
+
+    stem = f"sub-{subject}/anat/sub-{subject}"
+    record = json.loads(
+        (derivatives / f"{stem}_space-{ATLAS}_desc-{engine_desc(engine)}_record.json").read_text()
+    )
+    whole = read_h5(derivatives / f"{stem}_from-T1w_to-{ATLAS}_mode-image_xfm.h5")
+    # The file ends with the linear alignment that the deformation started from.
+    affine = Transform((whole.steps[-1],))
+
+    labels = load_labels(dataset.atlas_labels)
+    inside = np.argwhere(np.asarray(labels.dataobj) > 0)
+    points = apply_affine(labels.affine, inside.astype(float))
+    goal = truth.map_points(points)
+
+    def errors(estimate: Transform) -> tuple[nib.Nifti1Image, tuple[float, float]]:
+        distances = np.linalg.norm(estimate.map_points(points) - goal, axis=1)
+        image = np.full(labels.shape, np.nan)
+        image[tuple(inside.T)] = distances
+        return nib.Nifti1Image(image, labels.affine), (
+            float(distances.mean()),
+            float(np.percentile(distances, 95)),
+        )
+
+    scan = load_image(dataset.bids_dir / f"{stem}_T1w.nii.gz")
+    tissues = load_labels(dataset.derivatives / f"{stem}_desc-tissue_dseg.nii.gz")
+
+    def mean_dice(estimate: Transform) -> float:
+        moved = resample(tissues, labels, estimate, "nearest")
+        return float(np.mean([*dice(_voxels(labels), _voxels(moved)).values()]))
+
+    before, after = errors(affine), errors(whole)
+    comparison = Comparison(
+        f"sub-{subject}", resample(scan, labels, affine), resample(scan, labels, whole), before[0], after[0]
+    )
+    result = Result(
+        subject=f"sub-{subject}",
+        dice_before=mean_dice(affine),
+        dice_after=record["dice"]["mean"],
+        error_before=before[1],
+        error_after=after[1],
+        std_jacobian=record["std_jacobian"],
+        fold_percent=record["fold_percent"],
+        seconds=sum(record["seconds"][part] for part in ("affine", "registration", "io")),
+    )
+    return result, comparison
+
+
+def _voxels(image: object) -> np.ndarray:
+    import numpy as np
+
+    return np.asarray(image.dataobj)  # type: ignore[attr-defined]
+
+
+def table(results: list[Result], engine: str) -> str:
+    """Format the results, with a title that says that the subjects are simulated.
+
+    Parameters
+    ----------
+    results : list of Result
+    engine : str
+    """
+    heads = ["subject", "Dice of tissues", "true error, mm", "95 % below, mm", "std|J|", "folds %", "seconds"]
+    rows = [
+        [
+            r.subject,
+            f"{r.dice_before:.3f} -> {r.dice_after:.3f}",
+            f"{r.error_before[0]:.2f} -> {r.error_after[0]:.2f}",
+            f"{r.error_before[1]:.2f} -> {r.error_after[1]:.2f}",
+            f"{r.std_jacobian:.3f}",
+            f"{r.fold_percent:.3f}",
+            f"{r.seconds:.0f}",
+        ]
+        for r in results
+    ]
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        for row in [heads, *rows]
+    ]
+    title = f"{len(results)} SIMULATED subject(s): affine alone -> {engine}"
+    return "\n".join([title, "", lines[0], "-" * len(lines[0]), *lines[1:]])

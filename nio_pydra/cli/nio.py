@@ -1,0 +1,40 @@
+"""`nio`: one pair of images, weights, the demo, training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from nio_pydra import __version__
+from nio_pydra.cli.errors import exit_status
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "register": "register one image to another",
+    "weights": "convert or show network weights",
+    "demo": "simulate three subjects, register them and show what came out",
+    "train": "train network weights",
+}
+"""Each is a module of this package with `add_arguments(parser)` and `main(args)`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `nio`; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="nio", description="Registration of brain scans by Neural Instance Optimization."
+    )
+    parser.add_argument("--version", action="version", version=f"nio_pydra {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    words = sys.argv[1:] if argv is None else list(argv)
+    chosen = next((word for word in words if word in COMMANDS), None)
+    for name, text in COMMANDS.items():
+        subparser = commands.add_parser(name, help=text)
+        if name == chosen:  # the others need not be imported
+            module = import_module(f"nio_pydra.cli.{name}")
+            subparser.description = module.__doc__
+            module.add_arguments(subparser)
+    arguments = parser.parse_args(words)
+    return exit_status(f"nio {arguments.command}", lambda: module.main(arguments))

@@ -1,0 +1,255 @@
+"""One antspyx registration in a process of its own.
+
+ITK reads its random seed and its number of threads from the environment once, before its first call, and
+keeps them; only a fresh process can be given them reliably. It also gives the peak memory of the registration
+alone, and a crash inside ITK ends the child, not the caller.
+
+Images travel as arrays with their own geometry instead of NIfTI files, because ITK and nibabel disagree about
+which of a header's two affines counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+
+if TYPE_CHECKING:
+    from nio_pydra.engines.contract import Runtime
+
+__all__ = ["AntsError", "AntsOptions", "AntsResult", "brain_only", "run_ants"]
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Turns RAS mm into LPS mm and back."""
+LOG_LINES = 15
+
+
+class AntsError(RuntimeError):
+    """The child process failed; the message ends with the tail of what it printed."""
+
+
+@dataclass(frozen=True)
+class AntsOptions:
+    """The arguments of `ants.registration` that this project sets.
+
+    Parameters
+    ----------
+    type_of_transform : str
+        antspyx's name of the schedule: ``"Affine"`` or ``"SyNOnly"``.
+    syn_metric : str
+        Similarity of the deformable stage: ``"mattes"`` or ``"CC"``.
+    syn_sampling : int
+        Histogram bins of ``mattes``, window radius in voxels of ``CC``.
+    reg_iterations : tuple of int
+        Iterations of the deformable stage per level, coarse to fine; each level doubles the resolution, up to
+        full resolution at the last.
+    """
+
+    type_of_transform: str
+    syn_metric: str = "mattes"
+    syn_sampling: int = 32
+    reg_iterations: tuple[int, ...] = (40, 20, 0)
+
+
+@dataclass(frozen=True)
+class AntsResult:
+    """What one registration left in its folder.
+
+    Parameters
+    ----------
+    affine : numpy.ndarray, shape (4, 4)
+        Fixed to moving, RAS mm.
+    warp, inverse_warp : pathlib.Path or None
+        ITK displacement fields (LPS mm) on the fixed grid; None after a linear registration.
+    seconds : float
+        Wall time of `ants.registration` alone: no start-up, no reading of the images. antspyx writes its
+        warps inside that call, so a few seconds of compression are in it.
+    peak_memory_mb : float
+        Largest resident memory of the child, MiB.
+    """
+
+    affine: np.ndarray
+    warp: Path | None
+    inverse_warp: Path | None
+    seconds: float
+    peak_memory_mb: float
+
+
+def brain_only(image: nib.Nifti1Image, mask: nib.Nifti1Image | None) -> nib.Nifti1Image:
+    """Set everything outside a mask to zero.
+
+    Parameters
+    ----------
+    image : nibabel.Nifti1Image, shape (X, Y, Z)
+    mask : nibabel.Nifti1Image or None
+        Non-zero inside, on the image's grid; None keeps the whole image.
+
+    Returns
+    -------
+    nibabel.Nifti1Image
+        float32, the image's affine.
+    """
+    data = image.get_fdata(dtype=np.float32, caching="unchanged")
+    if mask is not None:
+        data = np.where(np.asanyarray(mask.dataobj) > 0, data, np.float32(0))
+    return nib.Nifti1Image(data, image.affine)
+
+
+def run_ants(
+    fixed: nib.Nifti1Image,
+    moving: nib.Nifti1Image,
+    options: AntsOptions,
+    folder: Path,
+    runtime: Runtime,
+    *,
+    affine: np.ndarray | None = None,
+    moving_weight: nib.Nifti1Image | None = None,
+    threads: int | None = None,
+) -> AntsResult:
+    """Run one `ants.registration` in a child process.
+
+    Parameters
+    ----------
+    fixed, moving : nibabel.Nifti1Image, shape (X, Y, Z)
+        Brains, as they shall be compared.
+    options : AntsOptions
+    folder : pathlib.Path
+        An existing, empty folder that takes all files of this run, the child's temporary ones too.
+    runtime : Runtime
+        Gives the seed and the number of threads.
+    affine : numpy.ndarray, shape (4, 4), optional
+        Start here, fixed to moving, RAS mm; None starts where the centres of mass meet.
+    moving_weight : nibabel.Nifti1Image, optional
+        On the moving grid; the similarity of the deformable stage counts only where this is not zero.
+    threads : int, optional
+        Overrides the number of `runtime`.
+
+    Returns
+    -------
+    AntsResult
+
+    Raises
+    ------
+    AntsError
+        If the child fails or is killed.
+    """
+    folder = Path(folder).resolve()
+    request: dict[str, Any] = {"options": asdict(options)}
+    for role, image in (("fixed", fixed), ("moving", moving), ("moving_weight", moving_weight)):
+        request[role] = None if image is None else _write_array(image, folder / f"{role}.npy")
+    request["affine"] = None if affine is None else (LPS @ affine @ LPS).tolist()
+    (folder / "request.json").write_text(json.dumps(request))
+
+    environment = os.environ | {
+        # ANTs takes seed 0 to mean "use the clock".
+        "ANTS_RANDOM_SEED": str(runtime.seed + 1),
+        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads or runtime.thread_count),
+        "TMPDIR": str(folder),
+        # The child finds this package the way the parent did, installed or not.
+        "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path),
+    }
+    log = folder / "log.txt"
+    with log.open("w") as stream:
+        status = subprocess.run(
+            [sys.executable, "-m", "nio_pydra.engines.ants_process", str(folder / "request.json")],
+            cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+        ).returncode  # fmt: skip
+    answer = folder / "result.json"
+    if status != 0 or not answer.exists():
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]) or "(it printed nothing)"
+        cause = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        if status == -9:
+            cause += " (often: out of memory)"
+        what = f"ANTs {options.type_of_transform} registration"
+        raise AntsError(f"{what} {cause}. The end of its output:\n{tail}")
+    found = json.loads(answer.read_text())
+    return AntsResult(
+        affine=LPS @ np.array(found["affine"]) @ LPS,
+        warp=Path(found["warp"]) if found["warp"] else None,
+        inverse_warp=Path(found["inverse_warp"]) if found["inverse_warp"] else None,
+        seconds=found["seconds"],
+        peak_memory_mb=found["peak_memory_mb"],
+    )
+
+
+def _write_array(image: nib.Nifti1Image, path: Path) -> dict[str, Any]:
+    """Store the voxels as .npy; return the path with the ITK (LPS) geometry: spacing, origin, direction."""
+    np.save(path, np.ascontiguousarray(image.get_fdata(dtype=np.float32, caching="unchanged")))
+    affine = LPS @ image.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return {
+        "path": str(path),
+        "spacing": spacing.tolist(),
+        "origin": affine[:3, 3].tolist(),
+        "direction": (affine[:3, :3] / spacing).tolist(),
+    }
+
+
+def _main(request_path: Path) -> None:
+    """Run in the child: read the request, register, write result.json beside the request."""
+    import ants
+
+    request = json.loads(request_path.read_text())
+    folder = request_path.parent
+
+    def read(role: str) -> Any:
+        entry = request[role]
+        if entry is None:
+            return None
+        return ants.from_numpy(
+            np.load(entry["path"]),
+            origin=entry["origin"], spacing=entry["spacing"], direction=np.array(entry["direction"]),
+        )  # fmt: skip
+
+    fixed, moving, weight = read("fixed"), read("moving"), read("moving_weight")
+    initial = None
+    if request["affine"] is not None:
+        matrix = np.array(request["affine"])
+        start = ants.create_ants_transform(
+            transform_type="AffineTransform", dimension=3, matrix=matrix[:3, :3], offset=matrix[:3, 3]
+        )
+        initial = str(folder / "initial.mat")
+        ants.write_transform(start, initial)
+
+    options = request["options"]
+    begin = time.perf_counter()
+    ants.registration(
+        fixed, moving,
+        type_of_transform=options["type_of_transform"],
+        initial_transform=initial,
+        outprefix=str(folder / "out_"),
+        moving_mask=weight,
+        syn_metric=options["syn_metric"],
+        syn_sampling=options["syn_sampling"],
+        reg_iterations=tuple(options["reg_iterations"]),
+    )  # fmt: skip
+    seconds = time.perf_counter() - begin
+
+    transform = ants.read_transform(str(folder / "out_0GenericAffine.mat"))
+    matrix = np.eye(4)
+    matrix[:3, :3] = transform.parameters[:9].reshape(3, 3)
+    centre = transform.fixed_parameters
+    matrix[:3, 3] = transform.parameters[9:] + centre - matrix[:3, :3] @ centre
+    warp, inverse_warp = folder / "out_1Warp.nii.gz", folder / "out_1InverseWarp.nii.gz"
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    result = {
+        "affine": matrix.tolist(),
+        "warp": str(warp) if warp.exists() else None,
+        "inverse_warp": str(inverse_warp) if inverse_warp.exists() else None,
+        "seconds": seconds,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,101 @@
+"""What every registration engine takes and returns; nothing downstream knows which engine ran.
+
+An engine is a module with ``PRESETS``, a dict of named frozen settings, and
+``run(pair, settings, runtime) -> Deformation``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from numpy.typing import NDArray
+
+from nio_pydra.spatial.transforms import DisplacementField
+
+__all__ = ["Deformation", "Pair", "Runtime"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how to compute; none of it should change a result by more than rounding.
+
+    Attributes
+    ----------
+    device : {"auto", "cpu", "cuda"}
+        "auto" takes a GPU where there is one.
+    threads : int
+        0 means all cores that the process may use.
+    seed : int
+        Of everything random.
+    precision : {"auto", "float32"}
+        "auto" lets the network's convolutions run in bfloat16 where that is faster.
+    progress : bool or None
+        None: a bar on a terminal, log lines otherwise.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    seed: int = 0
+    precision: Literal["auto", "float32"] = "auto"
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device is {self.device!r}: expected auto, cpu or cuda")
+        if self.precision not in ("auto", "float32"):
+            raise ValueError(f"precision is {self.precision!r}: expected auto or float32")
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}: expected 0 (all) or more")
+
+    @property
+    def thread_count(self) -> int:
+        """Number of threads to use."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images and how they are aligned so far.
+
+    Attributes
+    ----------
+    fixed, moving : Nifti1Image
+        float32 ``(X, Y, Z)``.
+    affine : ndarray
+        4x4, RAS mm, FIXED points to MOVING points.
+    fixed_mask, moving_mask : Nifti1Image or None
+        Brain masks on the grids of their images.
+    lesion_mask : Nifti1Image or None
+        Region of the moving image without a counterpart, on its grid; taken out of the similarity.
+    """
+
+    fixed: Nifti1Image
+    moving: Nifti1Image
+    affine: NDArray[np.float64]
+    fixed_mask: Nifti1Image | None = None
+    moving_mask: Nifti1Image | None = None
+    lesion_mask: Nifti1Image | None = None
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """What an engine found beyond the affine.
+
+    Attributes
+    ----------
+    forward : DisplacementField or None
+        On the fixed grid: a fixed point x goes to ``x + u(x)`` (then through the affine). None: the identity.
+    inverse : DisplacementField or None
+        On the fixed grid: a moving point, brought back through the affine's inverse, goes to ``y + v(y)``. None where
+        the engine gives no inverse; it is then computed from `forward`.
+    details : dict
+        ``seconds`` (registration alone), and whatever else belongs in the record (JSON values).
+    """
+
+    forward: DisplacementField | None
+    inverse: DisplacementField | None
+    details: dict[str, Any] = field(default_factory=dict)

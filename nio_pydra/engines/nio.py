@@ -1,0 +1,182 @@
+"""The engines ``nio_m``, ``nio``, ``io`` and ``lapirn``: one chain, four schedules.
+
+Conform both brains to the network's space, predict and optimise there, bring the field back to the fixed grid.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from nibabel.nifti1 import Nifti1Image
+from numpy.typing import NDArray
+
+from nio_pydra.engines.contract import Deformation, Pair, Runtime
+from nio_pydra.errors import InputError
+from nio_pydra.networks.checkpoints import default_weights, load_network, weights_digest
+from nio_pydra.networks.lapirn import SIZE_MULTIPLE
+from nio_pydra.optimize.io import IOSettings, optimize_field
+from nio_pydra.optimize.nio import NIOSettings, optimize_network
+from nio_pydra.optimize.problem import TensorPair
+from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities, to_displacement_field
+
+__all__ = ["PRESETS", "NetworkEngineSettings", "run"]
+
+log = logging.getLogger("nio_pydra")
+
+
+@dataclass(frozen=True)
+class NetworkEngineSettings:
+    """A network's schedule, optionally followed by refinement of the field.
+
+    Attributes
+    ----------
+    nio : NIOSettings
+        Optimisation of the network; without iterations it only predicts.
+    io : IOSettings or None
+        Refinement of the predicted field.
+    weights : Path or None
+        Checkpoint; None: the package's.
+    """
+
+    nio: NIOSettings
+    io: IOSettings | None = None
+    weights: Path | None = None
+
+
+#: Half the resolution and few steps: for trying things out.
+DRAFT = NIOSettings(iterations=(40, 20, 10), learning_rate=3e-4, voxel_size_mm=2.0)
+PREDICT = NIOSettings(iterations=(0, 0, 0))
+
+PRESETS: dict[str, dict[str, NetworkEngineSettings]] = {
+    "nio_m": {"paper": NetworkEngineSettings(NIOSettings()), "draft": NetworkEngineSettings(DRAFT)},
+    "nio": {
+        "paper": NetworkEngineSettings(NIOSettings(iterations=(0, 0, 50))),
+        "draft": NetworkEngineSettings(replace(DRAFT, iterations=(0, 0, 20))),
+    },
+    "io": {
+        "paper": NetworkEngineSettings(PREDICT, IOSettings()),
+        "draft": NetworkEngineSettings(
+            replace(PREDICT, voxel_size_mm=2.0), IOSettings(iterations=50, voxel_size_mm=2.0)
+        ),
+    },
+    "lapirn": {
+        "paper": NetworkEngineSettings(PREDICT),
+        "draft": NetworkEngineSettings(replace(PREDICT, voxel_size_mm=2.0)),
+    },
+}
+
+
+def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deformation:
+    """Register a pair with a network.
+
+    Parameters
+    ----------
+    pair : Pair
+        Images, affine and masks.
+    settings : NetworkEngineSettings
+        One of `PRESETS`, or your own.
+    runtime : Runtime
+        Device, threads, precision.
+
+    Returns
+    -------
+    Deformation
+        Forward field on the fixed grid; no inverse. Its details hold ``seconds`` and ``weights``.
+
+    Raises
+    ------
+    InputError
+        If the weights cannot be used, or CUDA is asked for and not there.
+    """
+    network, metadata = load_network(settings.weights)
+    device = choose_device(runtime)
+    torch.manual_seed(runtime.seed)
+    if device.type == "cpu":
+        limit_threads(runtime.thread_count)
+    start = time.perf_counter()
+    brain = _brain(pair.fixed, pair.fixed_mask)
+    grid = network_grid(
+        pair.fixed,
+        brain > 0,
+        orientation=metadata["orientation"],
+        voxel_size_mm=settings.nio.voxel_size_mm or metadata["voxel_size_mm"],
+        multiple=SIZE_MULTIPLE,
+    )
+    tensors = _tensors(pair, brain, grid, metadata["intensity_scaling"], device)
+    precision = _precision(runtime, device)
+    log.info("network grid %s, %s, %s", grid.shape, device, str(precision).removeprefix("torch."))
+    field = optimize_network(network, tensors, settings.nio, precision=precision, progress=runtime.progress)
+    if settings.io is not None:
+        field = optimize_field(field, tensors, settings.io, progress=runtime.progress)
+    forward = to_displacement_field(field, grid, pair.fixed)
+    path = settings.weights or default_weights()
+    details = {
+        "seconds": time.perf_counter() - start,
+        "device": str(device),
+        "precision": str(precision).removeprefix("torch."),
+        "network_grid": list(grid.shape),
+        "weights": {"name": path.name, "sha256": weights_digest(path)},
+    }
+    if device.type == "cuda":
+        details["peak_device_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return Deformation(forward, None, details)
+
+
+def choose_device(runtime: Runtime) -> torch.device:
+    """Turn "auto" into a device, and refuse CUDA where there is none."""
+    there = torch.cuda.is_available()
+    if runtime.device == "cuda" and not there:
+        raise InputError("--device cuda: this machine or this build of PyTorch has no CUDA GPU; use --device cpu.")
+    return torch.device("cuda" if there and runtime.device != "cpu" else "cpu")
+
+
+def limit_threads(threads: int) -> None:
+    """Make torch and the compiled kernels use this many threads."""
+    from nio_pydra.spatial.kernels import set_kernel_threads
+
+    torch.set_num_threads(threads)
+    set_kernel_threads(threads)
+
+
+def _precision(runtime: Runtime, device: torch.device) -> torch.dtype:
+    if runtime.precision == "float32":
+        return torch.float32
+    if device.type == "cpu":
+        # Without the instructions bfloat16 is emulated, and slower than float32.
+        supported = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if supported else torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _brain(image: Nifti1Image, mask: Nifti1Image | None) -> NDArray[np.float32]:
+    data = np.asanyarray(image.dataobj)
+    return data if mask is None else data * (np.asanyarray(mask.dataobj) > 0)
+
+
+def _tensors(
+    pair: Pair, fixed_brain: NDArray[np.float32], grid: NetworkGrid, scaling: str, device: torch.device
+) -> TensorPair:
+    moving_brain = _brain(pair.moving, pair.moving_mask)
+    fixed = grid.sample(Nifti1Image(fixed_brain, pair.fixed.affine))
+    moving = grid.sample(Nifti1Image(moving_brain, pair.moving.affine), pair.affine)
+    if not moving.any():
+        raise InputError(
+            "after the affine alignment no part of the moving brain lies on the fixed brain: "
+            "the alignment failed, check both images and masks."
+        )
+    weights = None
+    if pair.lesion_mask is not None:
+        outside = (np.asanyarray(pair.lesion_mask.dataobj) == 0).astype(np.float32)
+        # Sampled as a lesion and inverted afterwards, so that beyond the image there is no lesion.
+        lesion = grid.sample(Nifti1Image(1 - outside, pair.lesion_mask.affine), pair.affine)
+        weights = torch.from_numpy(1 - lesion)[None, None].to(device)
+    return TensorPair(
+        scale_intensities(fixed, scaling).to(device),
+        scale_intensities(moving, scaling).to(device),
+        moving_weights=weights,
+    )

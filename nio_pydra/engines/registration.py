@@ -1,0 +1,341 @@
+"""Registration of files by any engine, label propagation and scoring.
+
+:func:`register` is the one place where engines are called: it reads and checks the images, lets the engine find a
+deformation, inverts it where the engine did not, writes both directions as ITK transforms and measures the result.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import resource
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from nibabel.nifti1 import Nifti1Image
+
+from nio_pydra import __version__
+from nio_pydra.engines.contract import Deformation, Pair, Runtime
+from nio_pydra.errors import InputError
+from nio_pydra.losses import lncc
+from nio_pydra.metrics import dice, inverse_error, regularity
+from nio_pydra.optimize.memory import keep_freed_memory
+from nio_pydra.spatial.conform import invert, scale_intensities
+from nio_pydra.spatial.files import atomic_path
+from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
+from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
+from nio_pydra.spatial.transforms import Transform, resample
+
+__all__ = [
+    "ENGINES",
+    "Registration",
+    "default_preset",
+    "preset_names",
+    "propagate_labels",
+    "register",
+    "score",
+]
+
+#: Engine to the module that holds it.
+ENGINES = {
+    "nio_m": "nio",
+    "nio": "nio",
+    "io": "nio",
+    "lapirn": "nio",
+    "affine": "affine",
+    "syn": "syn",
+}
+RECORDED = ("torch", "numpy", "nibabel", "antspyx")
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Files of a finished registration.
+
+    Attributes
+    ----------
+    forward_xfm, inverse_xfm : Path
+        ITK composites: fixed points to moving points (resamples the moving image onto the fixed grid), and back.
+    warped : Path
+        Moving image on the fixed grid, float32.
+    record : Path
+        JSON: engine, times, memory, quality, versions.
+    """
+
+    forward_xfm: Path
+    inverse_xfm: Path
+    warped: Path
+    record: Path
+
+
+def preset_names(engine: str) -> list[str]:
+    """Names of an engine's presets, the default first."""
+    return list(_presets(engine))
+
+
+def default_preset(engine: str) -> str:
+    """Return the preset used where none is named."""
+    return preset_names(engine)[0]
+
+
+def register(
+    fixed: Path,
+    moving: Path,
+    affine: Path,
+    out_dir: Path,
+    *,
+    engine: str = "nio_m",
+    preset: str | None = None,
+    weights: Path | None = None,
+    fixed_mask: Path | None = None,
+    moving_mask: Path | None = None,
+    lesion_mask: Path | None = None,
+    affine_seconds: float | None = None,
+    runtime: Runtime | None = None,
+) -> Registration:
+    """Register a moving image to a fixed one, from a given affine on.
+
+    Parameters
+    ----------
+    fixed, moving : Path
+        3-D images.
+    affine : Path
+        ITK affine or composite with one affine, fixed points to moving points.
+    out_dir : Path
+        Takes ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz`` and ``record.json``.
+    engine, preset : str
+        See `ENGINES` and :func:`preset_names`.
+    weights : Path, optional
+        Network weights; default: those of the package.
+    fixed_mask, moving_mask : Path, optional
+        Brain masks; None where the image shows nothing but the brain.
+    lesion_mask : Path, optional
+        Region of the moving image that has no counterpart.
+    affine_seconds : float, optional
+        Time that the affine took, for the record.
+    runtime : Runtime, optional
+        Device, threads, seed.
+
+    Raises
+    ------
+    InputError
+        If an input cannot be used.
+    """
+    runtime = runtime or Runtime()
+    settings = _settings(engine, preset, weights)
+    keep_freed_memory()
+    started = time.perf_counter()
+    pair = _read_pair(Path(fixed), Path(moving), Path(affine), fixed_mask, moving_mask, lesion_mask)
+    engine_started, processor_started = time.perf_counter(), _processor_seconds()
+    found = _module(engine).run(pair, settings, runtime)
+    engine_seconds, processor_seconds = (
+        time.perf_counter() - engine_started,
+        _processor_seconds() - processor_started,
+    )
+    transforms = _transforms(pair, found)
+    warped = resample(pair.moving, pair.fixed, transforms[0])
+    out_dir = Path(out_dir)
+    files = Registration(
+        out_dir / "forward_xfm.h5",
+        out_dir / "inverse_xfm.h5",
+        out_dir / "warped.nii.gz",
+        out_dir / "record.json",
+    )
+    write_h5(transforms[0], files.forward_xfm)
+    write_h5(transforms[1], files.inverse_xfm)
+    save_image(warped.dataobj, pair.fixed.affine, files.warped)
+    seconds = found.details.pop("seconds", engine_seconds)
+    record = {
+        "engine": engine,
+        "preset": preset or default_preset(engine),
+        **_quality(pair, transforms, warped),
+        "peak_memory_mb": max(found.details.pop("peak_memory_mb", 0.0), _peak_memory_mb()),
+        "device": "cpu",
+        "threads": runtime.thread_count,
+        "seed": runtime.seed,
+        **found.details,
+        "versions": {"nio_pydra": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in RECORDED},
+    }
+    record["seconds"] = {
+        "affine": affine_seconds,
+        "registration": seconds,
+        "registration_processor": processor_seconds,
+        "io": time.perf_counter() - started - seconds,
+    }
+    _write_json(record, files.record)
+    return files
+
+
+def propagate_labels(labels: Path, reference: Path, transform: Path, out: Path) -> Path:
+    """Bring a label map onto another image's grid, in one nearest-label interpolation.
+
+    Parameters
+    ----------
+    labels : Path
+        Label map.
+    reference : Path
+        Image that gives the grid.
+    transform : Path
+        ITK composite that maps points of the reference to points of the labels.
+    out : Path
+        Written as int32, or the smallest integer type that holds the labels.
+    """
+    source = load_labels(Path(labels))
+    target = load_image(Path(reference), "reference")
+    moved = np.asanyarray(resample(source, target, read_h5(Path(transform)), "nearest").dataobj)
+    small = next(t for t in (np.uint8, np.int16, np.int32) if np.array_equal(moved, moved.astype(t)))
+    return save_image(moved, target.affine, out, small)
+
+
+def score(record: Path, fixed_labels: Path, propagated_labels: Path, out: Path) -> dict[str, Any]:
+    """Add the overlap of propagated labels with the fixed image's own to a record.
+
+    Parameters
+    ----------
+    record : Path
+        JSON of :func:`register`.
+    fixed_labels, propagated_labels : Path
+        Label maps on the fixed grid.
+    out : Path
+        Where the completed record goes; may be `record` itself.
+
+    Returns
+    -------
+    dict
+        The completed record; its ``dice`` holds ``mean`` and ``labels``.
+
+    Raises
+    ------
+    InputError
+        If the maps lie on different grids or share no label.
+    """
+    truth = load_labels(Path(fixed_labels))
+    found = load_labels(Path(propagated_labels), like=truth)
+    per_label = dice(np.asanyarray(truth.dataobj), np.asanyarray(found.dataobj))
+    if not per_label:
+        raise InputError(
+            f"{fixed_labels} and {propagated_labels} have no label in common: expected the same labelling protocol."
+        )
+    completed = json.loads(Path(record).read_text())
+    completed["dice"] = {
+        "mean": float(np.mean(list(per_label.values()))),
+        "labels": {str(k): v for k, v in per_label.items()},
+    }
+    _write_json(completed, Path(out))
+    return completed
+
+
+def _module(engine: str) -> ModuleType:
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r} is unknown: choose one of {', '.join(ENGINES)}.")
+    return importlib.import_module(f"nio_pydra.engines.{ENGINES[engine]}")
+
+
+def _presets(engine: str) -> dict[str, Any]:
+    presets = _module(engine).PRESETS
+    return presets[engine] if engine in presets else presets
+
+
+def _settings(engine: str, preset: str | None, weights: Path | None) -> Any:
+    presets = _presets(engine)
+    name = preset or default_preset(engine)
+    if name not in presets:
+        raise InputError(f"engine {engine} has no preset {name!r}: choose one of {', '.join(presets)}.")
+    settings = presets[name]
+    if weights is None:
+        return settings
+    if not hasattr(settings, "weights"):
+        raise InputError(f"engine {engine} uses no network: leave out --weights.")
+    return replace(settings, weights=Path(weights))
+
+
+def _read_pair(
+    fixed: Path,
+    moving: Path,
+    affine: Path,
+    fixed_mask: Path | None,
+    moving_mask: Path | None,
+    lesion: Path | None,
+) -> Pair:
+    fixed_image, moving_image = load_image(fixed, "fixed image"), load_image(moving, "moving image")
+
+    def mask(path: Path | None, like: Nifti1Image, role: str) -> Nifti1Image | None:
+        return None if path is None else load_mask(Path(path), like, role)
+
+    return Pair(
+        fixed_image,
+        moving_image,
+        read_affine(affine),
+        mask(fixed_mask, fixed_image, "mask of the fixed image"),
+        mask(moving_mask, moving_image, "mask of the moving image"),
+        mask(lesion, moving_image, "lesion mask"),
+    )
+
+
+def _transforms(pair: Pair, found: Deformation) -> tuple[Transform, Transform]:
+    back = np.linalg.inv(pair.affine)
+    if found.forward is None:
+        return Transform((pair.affine,)), Transform((back,))
+    inverse = found.inverse or invert(found.forward)
+    return Transform((found.forward, pair.affine)), Transform((back, inverse))
+
+
+def _quality(pair: Pair, transforms: tuple[Transform, Transform], warped: Nifti1Image) -> dict[str, Any]:
+    """Regularity, round trip, and similarity before and after, inside the fixed brain."""
+    brain = np.asanyarray(pair.fixed.dataobj if pair.fixed_mask is None else pair.fixed_mask.dataobj) > 0
+    aligned = resample(pair.moving, pair.fixed, Transform((pair.affine,)))
+    quality: dict[str, Any] = {
+        "similarity": {
+            "metric": "mean squared local cross-correlation, window 7, in the fixed brain",
+            "before": _similarity(pair.fixed, aligned, brain),
+            "after": _similarity(pair.fixed, warped, brain),
+        }
+    }
+    forward, inverse = transforms[0].steps[0], transforms[1].steps[-1]
+    if isinstance(forward, np.ndarray) or isinstance(inverse, np.ndarray):
+        return {
+            **quality,
+            "std_jacobian": 0.0,
+            "fold_percent": 0.0,
+            "inverse_error_mm": {"median": 0.0, "p99": 0.0},
+        }
+    smooth = regularity(forward, brain)
+    errors = inverse_error(forward, inverse, brain)
+    return {
+        **quality,
+        "std_jacobian": smooth.std_jacobian,
+        "fold_percent": smooth.fold_percent,
+        "inverse_error_mm": {"median": float(np.median(errors)), "p99": float(np.percentile(errors, 99))},
+    }
+
+
+def _similarity(fixed: Nifti1Image, warped: Nifti1Image, brain: np.ndarray) -> float:
+    volumes = [scale_intensities(np.asanyarray(image.dataobj) * brain, "percentile") for image in (fixed, warped)]
+    with torch.no_grad():
+        weights = torch.from_numpy(brain.astype(np.float32))[None, None]
+        return -float(lncc(volumes[0], volumes[1], 7, weights))
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process, its threads and its finished children: comparable on a busy machine too."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+def _peak_memory_mb() -> float:
+    """Largest resident size of this process so far (ru_maxrss is in kB on Linux, in bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if platform.system() == "Darwin" else 2**10)
+
+
+def _write_json(record: dict[str, Any], path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")

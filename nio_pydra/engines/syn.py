@@ -1,0 +1,117 @@
+"""Engine ``syn``: ANTs symmetric normalization (Avants et al. 2008), the classical baseline."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from nio_pydra.engines.ants_process import AntsOptions, brain_only, run_ants
+from nio_pydra.engines.contract import Deformation, Pair, Runtime
+from nio_pydra.spatial.transforms import DisplacementField
+
+__all__ = ["PRESETS", "SynSettings", "run"]
+
+LPS_SIGNS = np.array([-1, -1, 1], dtype=np.float32).reshape(3, 1, 1, 1)
+"""Turns vectors in LPS mm into RAS mm and back; shape (3, 1, 1, 1)."""
+
+
+@dataclass(frozen=True)
+class SynSettings:
+    """What the deformable stage of ANTs does.
+
+    Parameters
+    ----------
+    metric : str
+        ``"mattes"`` (mutual information) or ``"CC"`` (local cross-correlation).
+    sampling : int
+        Histogram bins of ``mattes``, window radius in voxels of ``CC``.
+    iterations : tuple of int
+        Per level, coarse to fine; the last level is full resolution.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown or not positive, or all iterations are zero.
+    """
+
+    metric: str = "mattes"
+    sampling: int = 32
+    iterations: tuple[int, ...] = (40, 20, 0)
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("mattes", "CC"):
+            raise ValueError(f"metric is {self.metric!r}: expected 'mattes' or 'CC'")
+        if self.sampling < 1:
+            raise ValueError(f"sampling is {self.sampling}: expected at least 1")
+        if min(self.iterations, default=0) < 0 or sum(self.iterations) == 0:
+            raise ValueError(f"iterations is {self.iterations}: expected counts, not all zero")
+
+
+PRESETS: dict[str, SynSettings] = {
+    "fast": SynSettings(),
+    # Not antspyx's "SyNCC", whose hard-coded schedule takes many hours.
+    "precise": SynSettings(metric="CC", sampling=4, iterations=(100, 70, 50, 20)),
+}
+
+
+def run(pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
+    """Register a pair by SyN, starting from and keeping the pair's affine.
+
+    antspyx's ``SyNOnly`` runs the very stage that its ``SyN`` runs after its own affine. Its forward field is
+    applied before the affine and its inverse field after the affine's inverse, so both live on the fixed
+    grid, in fixed world, as the contract asks.
+
+    Parameters
+    ----------
+    pair : Pair
+        Its brain masks blank everything outside; its lesion mask takes the lesion out of the similarity.
+    settings : SynSettings
+    runtime : Runtime
+        Threads and seed. ANTs promises the same bits run after run on one thread only.
+
+    Returns
+    -------
+    Deformation
+        `details` holds ``seconds`` (registration alone) and ``peak_memory_mb``.
+
+    Raises
+    ------
+    AntsError
+        If the ANTs process fails.
+    """
+    options = AntsOptions("SyNOnly", settings.metric, settings.sampling, settings.iterations)
+    fixed = brain_only(pair.fixed, pair.fixed_mask)
+    moving = brain_only(pair.moving, pair.moving_mask)
+    with tempfile.TemporaryDirectory(prefix="nio-pydra-syn-") as folder:
+        result = run_ants(
+            fixed, moving, options, Path(folder), runtime,
+            affine=pair.affine, moving_weight=_outside(pair.lesion_mask),
+        )  # fmt: skip
+        if result.warp is None or result.inverse_warp is None:
+            raise RuntimeError("antspyx wrote no deformation after SyNOnly: is its version supported?")
+        forward = _read_warp(result.warp, pair.fixed)
+        inverse = _read_warp(result.inverse_warp, pair.fixed)
+    details = {"seconds": result.seconds, "peak_memory_mb": result.peak_memory_mb}
+    return Deformation(forward, inverse, details)
+
+
+def _outside(mask: nib.Nifti1Image | None) -> nib.Nifti1Image | None:
+    """Complement of a mask."""
+    if mask is None:
+        return None
+    return nib.Nifti1Image((np.asanyarray(mask.dataobj) == 0).astype(np.float32), mask.affine)
+
+
+def _read_warp(path: Path, fixed: nib.Nifti1Image) -> DisplacementField:
+    """Turn an ITK displacement file (X, Y, Z, 1, 3), LPS mm, on the fixed grid, into a RAS field.
+
+    The fixed image's own affine is used: the one in the file went through ITK's quaternions.
+    """
+    vectors = np.asarray(nib.Nifti1Image.from_filename(path).dataobj, dtype=np.float32)[:, :, :, 0, :]
+    if vectors.shape[:3] != fixed.shape:
+        raise RuntimeError(f"antspyx wrote a field of shape {vectors.shape[:3]} for the grid {fixed.shape}")
+    return DisplacementField(np.ascontiguousarray(np.moveaxis(vectors, -1, 0)) * LPS_SIGNS, fixed.affine)

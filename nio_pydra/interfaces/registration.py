@@ -1,0 +1,92 @@
+"""Nipype interface: registration of one pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import BaseInterface, BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
+
+__all__ = ["NIORegistration"]
+
+
+class NIORegistrationInputSpec(BaseInterfaceInputSpec):
+    """What to register, and how."""
+
+    fixed = File(exists=True, mandatory=True, desc="image to align to (the atlas)")
+    moving = File(exists=True, mandatory=True, desc="image to be aligned")
+    fixed_labels = File(exists=True, desc="label image of the fixed image, for the Dice overlap")
+    moving_labels = File(exists=True, desc="label image of the moving image, carried onto the fixed one")
+    fixed_mask = File(exists=True, desc="brain mask (default: made)")
+    moving_mask = File(exists=True, desc="brain mask (default: made)")
+    lesion_mask = File(exists=True, desc="region of the moving image to leave out of the similarity")
+    skull_stripped = traits.Bool(False, usedefault=True, desc="both images show brains only")
+    engine = traits.Enum("nio_m", "nio", "io", "lapirn", "affine", "syn", usedefault=True, desc="registration engine")
+    preset = traits.Str(desc="settings of the engine (default: its own)")
+    weights = File(exists=True, desc="network weights (default: those of the package)")
+    device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the engine runs")
+    num_threads = traits.Int(0, usedefault=True, nohash=True, desc="processor threads, 0 for all cores")
+    random_seed = traits.Int(0, usedefault=True, desc="seed of everything random")
+
+
+class NIORegistrationOutputSpec(TraitedSpec):
+    """Files in the node's working folder."""
+
+    forward_xfm = File(exists=True, desc="ITK composite, fixed to moving points: resamples moving onto fixed")
+    inverse_xfm = File(exists=True, desc="its inverse")
+    warped = File(exists=True, desc="moving image on the fixed grid")
+    labels = File(desc="moving labels on the fixed grid, where there were any")
+    record = File(exists=True, desc="JSON: what was done, what it took, how good it is")
+
+
+class NIORegistration(BaseInterface):
+    """Register a moving image to a fixed one by any engine of nio_pydra.
+
+    Examples
+    --------
+    >>> from nio_pydra.interfaces import NIORegistration
+    >>> register = NIORegistration(engine="lapirn", skull_stripped=True)
+    >>> register.inputs.engine
+    'lapirn'
+    """
+
+    input_spec = NIORegistrationInputSpec
+    output_spec = NIORegistrationOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from nio_pydra.engines.contract import Runtime
+        from nio_pydra.engines.pair import register_pair
+
+        given = self.inputs
+        register_pair(
+            Path(given.fixed),
+            Path(given.moving),
+            Path(runtime.cwd),
+            engine=given.engine,
+            preset=given.preset if isdefined(given.preset) else None,
+            weights=_path(given.weights),
+            fixed_labels=_path(given.fixed_labels),
+            moving_labels=_path(given.moving_labels),
+            fixed_mask=_path(given.fixed_mask),
+            moving_mask=_path(given.moving_mask),
+            lesion_mask=_path(given.lesion_mask),
+            skull_stripped=given.skull_stripped,
+            runtime=Runtime(device=given.device, threads=given.num_threads, seed=given.random_seed),
+        )
+        return runtime
+
+    def _list_outputs(self) -> dict[str, str]:
+        folder = Path.cwd()  # nipype lists outputs from inside the node's folder
+        outputs = {
+            "forward_xfm": folder / "forward_xfm.h5",
+            "inverse_xfm": folder / "inverse_xfm.h5",
+            "warped": folder / "warped.nii.gz",
+            "record": folder / "record.json",
+        }
+        if isdefined(self.inputs.moving_labels):
+            outputs["labels"] = folder / "labels.nii.gz"
+        return {name: str(path) for name, path in outputs.items()}
+
+
+def _path(value: Any) -> Path | None:
+    return Path(value) if isdefined(value) else None

@@ -1,0 +1,6 @@
+"""Similarity and regularity: pure functions of tensors."""
+
+from nio_pydra.losses.diffusion import diffusion
+from nio_pydra.losses.lncc import FixedStatistics, lncc
+
+__all__ = ["FixedStatistics", "diffusion", "lncc"]

@@ -1,0 +1,42 @@
+"""Overlap of label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["dice", "mean_of_lowest"]
+
+
+def dice(a: NDArray[np.integer], b: NDArray[np.integer]) -> dict[int, float]:
+    """Dice similarity coefficient of every label that both maps hold.
+
+    Parameters
+    ----------
+    a, b : ndarray
+        Label maps of equal shape; 0 and negative values are background.
+
+    Returns
+    -------
+    dict
+        Label to DSC, in order of labels. A label absent from either map is skipped, as in the paper.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"label maps have shapes {a.shape} and {b.shape}: expected the same")
+    size_a, size_b, both = (
+        dict(zip(*np.unique(x[x > 0], return_counts=True), strict=True)) for x in (a, b, np.where(a == b, a, 0))
+    )
+    return {int(k): float(2 * both.get(k, 0) / (size_a[k] + size_b[k])) for k in sorted(size_a) if k in size_b}
+
+
+def mean_of_lowest(values: Iterable[float], share: float = 0.3) -> float:
+    """Mean of the lowest `share` of values (the paper's DSC30, over cases); at least one value counts."""
+    ordered = np.sort(np.fromiter(values, float))
+    return float(ordered[: max(1, round(share * len(ordered)))].mean())

@@ -1,0 +1,267 @@
+"""LapIRN, the Laplacian pyramid registration network, and its conditional form.
+
+Three levels work at 1/4, 1/2 and full resolution; each adds a residual to the upsampled field of the level below.
+One :class:`Level` class serves all of them. Source: Mok & Chung, "Large Deformation Diffeomorphic Image Registration
+with Laplacian Pyramid Networks" (MICCAI 2020) and "Conditional Deformable Image Registration with Convolutional
+Neural Network" (MICCAI 2021).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nio_pydra.spatial.unit_grid import integrate, upsample, warp
+
+__all__ = ["LapIRN", "LapIRNConfig", "Level", "LevelOutput", "SIZE_MULTIPLE"]
+
+SLOPE = 0.2  # of every LeakyReLU
+RANGE = 0.4  # largest residual of a level, in units of half the image
+BLOCKS = 5  # residual blocks of a level
+LATENT = 64  # width of the condition's embedding
+LEVELS = 3
+SIZE_MULTIPLE = 8  # two poolings and one strided convolution must divide every axis
+
+
+@dataclass(frozen=True)
+class LapIRNConfig:
+    """Shape of a network.
+
+    Attributes
+    ----------
+    variant : {"disp", "diff"}
+        Whether the levels predict displacements or stationary velocities (integrated by scaling and squaring).
+    encoder_channels, channels : int
+        Width of the input encoder and of the residual body.
+    head_channels : tuple of int
+        Width handed on by each level's transposed convolution.
+    conditional : bool
+        Whether the residual blocks are modulated by the regularisation weight.
+    """
+
+    variant: Literal["disp", "diff"] = "disp"
+    encoder_channels: int = 28
+    channels: int = 28
+    head_channels: tuple[int, int, int] = (28, 28, 28)
+    conditional: bool = False
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("disp", "diff"):
+            raise ValueError(f"variant is {self.variant!r}: expected 'disp' or 'diff'")
+        if min(self.encoder_channels, self.channels, *self.head_channels) < 1:
+            raise ValueError("channel numbers must be positive")
+        if len(self.head_channels) != LEVELS:
+            raise ValueError(f"head_channels needs {LEVELS} numbers")
+
+    @classmethod
+    def standard(cls, start_channel: int = 7, **overrides: object) -> LapIRNConfig:
+        """Return the authors' plain network: every width is four times `start_channel`."""
+        width = 4 * start_channel
+        return cls(
+            encoder_channels=width,
+            channels=width,
+            head_channels=(width,) * LEVELS,  # type: ignore[arg-type]
+            **overrides,  # type: ignore[arg-type]
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values, as stored in a checkpoint's metadata."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LevelOutput:
+    """What one level predicts, at that level's resolution.
+
+    Attributes
+    ----------
+    field : Tensor
+        Unit displacement field ``(N, 3, d, h, w)``.
+    parameters : Tensor
+        What the level adds up: the velocity for the "diff" variant, the displacement itself for "disp".
+    embedding : Tensor
+        Features ``(N, C, d, h, w)`` handed to the level above.
+    """
+
+    field: Tensor
+    parameters: Tensor
+    embedding: Tensor
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv3d:
+    return nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+
+
+class ConditionalNorm(nn.Module):
+    """Instance normalisation whose scale and shift come from the embedded regularisation weight."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.style = nn.Linear(LATENT, 2 * channels)
+
+    def forward(self, x: Tensor, latent: Tensor) -> Tensor:
+        gamma, beta = self.style(latent)[:, :, None, None, None].chunk(2, dim=1)
+        return (1 + gamma) * functional.instance_norm(x) + beta
+
+
+class ResidualBlock(nn.Module):
+    """Two pre-activated convolutions around an identity, optionally modulated by a condition."""
+
+    def __init__(self, channels: int, conditional: bool) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels, channels)
+        self.conv2 = _conv(channels, channels)
+        self.norm1 = ConditionalNorm(channels) if conditional else None
+        self.norm2 = ConditionalNorm(channels) if conditional else None
+        self.mapping: nn.Sequential | None = None
+        if conditional:
+            layers: list[nn.Module] = []
+            for width in (1, LATENT, LATENT, LATENT):
+                layers += [nn.Linear(width, LATENT), nn.LeakyReLU(SLOPE)]
+            self.mapping = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        latent = self.mapping(condition) if self.mapping is not None else None
+        y = x if self.norm1 is None else self.norm1(x, latent)
+        y = self.conv1(functional.leaky_relu(y, SLOPE))
+        y = y if self.norm2 is None else self.norm2(y, latent)
+        return self.conv2(functional.leaky_relu(y, SLOPE)) + x
+
+
+class Level(nn.Module):
+    """The body shared by all three levels.
+
+    Parameters
+    ----------
+    inputs : int
+        Input channels: moving and fixed (2), above the first level also the upsampled field from below (5).
+    head_channels : int
+        Output width of the transposed convolution.
+    config : LapIRNConfig
+        Shape of the network.
+    """
+
+    def __init__(self, inputs: int, head_channels: int, config: LapIRNConfig) -> None:
+        super().__init__()
+        width, encoder = config.channels, config.encoder_channels
+        joined = head_channels + encoder
+        self.encoder = nn.Sequential(_conv(inputs, encoder), nn.LeakyReLU(SLOPE, inplace=True), _conv(encoder, encoder))
+        self.down = _conv(encoder, width, stride=2)
+        self.blocks = nn.ModuleList(ResidualBlock(width, config.conditional) for _ in range(BLOCKS))
+        self.up = nn.ConvTranspose3d(width, head_channels, 2, stride=2, bias=False)
+        self.head = nn.Sequential(_conv(joined, joined // 2), nn.LeakyReLU(SLOPE, inplace=True), _conv(joined // 2, 3))
+
+    def forward(self, x: Tensor, below: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Predict a residual unit field (float32) and the embedding for the level above.
+
+        Parameters
+        ----------
+        x : Tensor
+            ``(N, inputs, d, h, w)``.
+        below : Tensor, optional
+            Embedding of the level below, ``(N, C, d/2, h/2, w/2)``.
+        condition : Tensor, optional
+            Regularisation weight ``(N, 1)`` of a conditional network.
+        """
+        skip = self.encoder(x)
+        y = self.down(skip)
+        if below is not None:
+            y = y + below
+        for block in self.blocks:
+            y = functional.leaky_relu(block(y, condition), SLOPE)
+        embedding = self.up(y)
+        residual = self.head(torch.cat([embedding, skip], dim=1)).float()
+        return RANGE * functional.softsign(residual), embedding
+
+
+class LapIRN(nn.Module):
+    """Laplacian pyramid image registration network.
+
+    Parameters
+    ----------
+    config : LapIRNConfig
+        Shape of the network; 923,748 parameters for ``LapIRNConfig.standard(7)``.
+    """
+
+    def __init__(self, config: LapIRNConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or LapIRNConfig()
+        self.levels = nn.ModuleList(
+            Level(2 if i == 0 else 5, self.config.head_channels[i], self.config) for i in range(LEVELS)
+        )
+
+    def forward(
+        self, moving: Tensor, fixed: Tensor, *, levels: int = LEVELS, condition: float | Tensor | None = None
+    ) -> list[LevelOutput]:
+        """Predict the fields of the first `levels` levels, coarse to fine.
+
+        Parameters
+        ----------
+        moving, fixed : Tensor
+            ``(N, 1, D, H, W)`` at full resolution, float32, axes in the network's orientation, every axis a multiple
+            of 8, intensities scaled as the checkpoint's metadata says.
+        levels : int
+            How many levels to run (1 to 3).
+        condition : float or Tensor, optional
+            Regularisation weight in [0, 1] of a conditional network, a tensor being ``(N, 1)``.
+
+        Returns
+        -------
+        list of LevelOutput
+            Level ``i`` is at resolution ``1 / 2**(2 - i)``.
+        """
+        return self.on_pyramid(image_pyramid(moving), image_pyramid(fixed), levels=levels, condition=condition)
+
+    def on_pyramid(
+        self,
+        moving: list[Tensor],
+        fixed: list[Tensor],
+        *,
+        levels: int = LEVELS,
+        condition: float | Tensor | None = None,
+    ) -> list[LevelOutput]:
+        """As :meth:`forward`, on pyramids made once by :func:`image_pyramid` (coarse to fine)."""
+        code = self._condition(condition, moving[0])
+        outputs: list[LevelOutput] = []
+        for level, m, f in zip(self.levels[:levels], moving, fixed, strict=False):
+            if not outputs:
+                parameters, embedding = level(torch.cat([m, f], dim=1), None, code)
+            else:
+                below = outputs[-1]
+                carried = upsample(below.parameters)
+                # The authors upsample the integrated field for warping and hand on the velocity itself.
+                moved = warp(m, carried if self.config.variant == "disp" else upsample(below.field))
+                residual, embedding = level(torch.cat([moved, f, carried], dim=1), below.embedding, code)
+                parameters = carried + residual
+            field = parameters if self.config.variant == "disp" else integrate(parameters)
+            outputs.append(LevelOutput(field, parameters, embedding))
+        return outputs
+
+    def _condition(self, value: float | Tensor | None, like: Tensor) -> Tensor | None:
+        if not self.config.conditional:
+            return None
+        if value is None:
+            raise ValueError("a conditional network needs the regularisation weight (condition=...)")
+        if not isinstance(value, Tensor):
+            value = torch.full((like.shape[0], 1), float(value))
+        return value.to(like.device, torch.float32)
+
+
+def image_pyramid(image: Tensor, levels: int = LEVELS) -> list[Tensor]:
+    """Average-pooled copies of an image, coarse to fine, the last one being the image itself.
+
+    Raises
+    ------
+    ValueError
+        If an axis is not a multiple of 8.
+    """
+    if any(n % SIZE_MULTIPLE for n in image.shape[2:]):
+        raise ValueError(f"image size {tuple(image.shape[2:])}: every axis must be a multiple of {SIZE_MULTIPLE}")
+    pyramid = [image]
+    for _ in range(levels - 1):
+        pyramid.append(functional.avg_pool3d(pyramid[-1], 3, stride=2, padding=1, count_include_pad=False))
+    return pyramid[::-1]

@@ -1,0 +1,77 @@
+"""One pair to register, and the objective that all optimisers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nio_pydra.losses import FixedStatistics, diffusion, lncc
+from nio_pydra.spatial.unit_grid import warp
+
+__all__ = ["Objective", "TensorPair"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of Mok et al. 2023, Eq. 3: ``(1 - weight) * LNCC + weight * diffusion``.
+
+    Attributes
+    ----------
+    weight : float
+        The paper's lambda, in [0, 1].
+    window : int
+        Edge of the LNCC windows in voxels.
+    """
+
+    weight: float = 0.4
+    window: int = 7
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight is {self.weight}: expected a number in [0, 1]")
+        if self.window < 3 or self.window % 2 == 0:
+            raise ValueError(f"window is {self.window}: expected an odd number of at least 3")
+
+
+@dataclass(frozen=True)
+class TensorPair:
+    """A pair in network space.
+
+    Attributes
+    ----------
+    fixed, moving : Tensor
+        ``(1, 1, D, H, W)`` float32, scaled as the network expects.
+    fixed_weights, moving_weights : Tensor or None
+        Weight of every voxel in the similarity, same shape; the moving ones are carried along by the field, without a
+        gradient. A lesion is a region of moving weight 0.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    fixed_weights: Tensor | None = None
+    moving_weights: Tensor | None = None
+
+    @cached_property
+    def _statistics(self) -> dict[int, FixedStatistics]:
+        return {}
+
+    def loss(self, field: Tensor, objective: Objective) -> Tensor:
+        """Evaluate the objective for a unit field ``(1, 3, D, H, W)`` at full resolution."""
+        similarity = self.similarity(field, objective.window)
+        return (1 - objective.weight) * similarity + objective.weight * diffusion(field)
+
+    def similarity(self, field: Tensor, window: int = 7) -> Tensor:
+        """Negative mean LNCC between the fixed and the warped moving image."""
+        warped = warp(self.moving, field)
+        if self.moving_weights is not None:
+            with torch.no_grad():
+                weights = warp(self.moving_weights, field.detach())
+                if self.fixed_weights is not None:
+                    weights = weights * self.fixed_weights
+            return lncc(self.fixed, warped, window, weights)
+        if window not in self._statistics:
+            self._statistics[window] = FixedStatistics.of(self.fixed, window, self.fixed_weights)
+        return lncc(self._statistics[window], warped)

@@ -1,0 +1,190 @@
+"""Into the network's space and back.
+
+A network sees images of one orientation and voxel size, cropped to the brain and of a size that its pyramid can
+halve. Its grid lies along the fixed image's own axes (so an oblique atlas stays unrotated), and the moving image is
+sampled onto it through the affine, in one interpolation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel.nifti1 import Nifti1Image
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nio_pydra.spatial.transforms import (
+    DisplacementField,
+    Transform,
+    apply_affine,
+    interpolate,
+    resample,
+    voxel_centres,
+)
+from nio_pydra.spatial.unit_grid import unit_to_voxel
+
+__all__ = ["NetworkGrid", "invert", "network_grid", "scale_intensities", "to_displacement_field"]
+
+MARGIN_VOXELS = 6  # room around the brain: half a similarity window and a little for the network's borders
+FADE_MM = 20.0  # beyond the network's grid the field fades to zero over this distance
+INVERSE_STEPS = 60  # most evaluations per voxel; a handful is usual
+INVERSE_TOLERANCE_VOXELS = 0.01
+
+
+@dataclass(frozen=True)
+class NetworkGrid:
+    """A grid in the network's orientation.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (D, H, W).
+    affine : ndarray
+        4x4, voxel to the fixed image's world, RAS mm.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def sample(self, image: Nifti1Image, to_image: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        """Bring an image onto the grid, trilinearly.
+
+        Parameters
+        ----------
+        image : Nifti1Image
+            ``(X, Y, Z)``.
+        to_image : ndarray, optional
+            4x4, RAS mm, from the grid's world to the image's; default: the same world.
+        """
+        reference = nib.nifti1.Nifti1Image(np.broadcast_to(np.uint8(0), self.shape), self.affine)
+        steps = () if to_image is None else (to_image,)
+        return np.asanyarray(resample(image, reference, Transform(steps)).dataobj)
+
+
+def network_grid(
+    fixed: Nifti1Image,
+    mask: NDArray[np.bool_],
+    *,
+    orientation: str = "LIA",
+    voxel_size_mm: float = 1.0,
+    multiple: int = 8,
+    margin: int = MARGIN_VOXELS,
+) -> NetworkGrid:
+    """Grid around a brain, in a network's orientation and voxel size.
+
+    Parameters
+    ----------
+    fixed : Nifti1Image
+        ``(X, Y, Z)``.
+    mask : ndarray of bool
+        Its brain, same shape.
+    orientation : str
+        Axis codes, for example "LIA": the first axis runs to the left.
+    voxel_size_mm : float
+        Of the grid, isotropic.
+    multiple : int
+        Every axis is a multiple of this.
+    margin : int
+        Voxels of the grid left around the brain.
+    """
+    reorient = ornt_transform(io_orientation(fixed.affine), axcodes2ornt(tuple(orientation)))
+    affine = fixed.affine @ inv_ornt_aff(reorient, fixed.shape)
+    turned = nib.orientations.apply_orientation(mask, reorient)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    first, last = np.empty(3), np.empty(3)
+    for axis in range(3):
+        used = np.flatnonzero(turned.any(axis=tuple(a for a in range(3) if a != axis)))
+        first[axis], last[axis] = used[0], used[-1]
+    extent = (last - first) * spacing / voxel_size_mm + 1 + 2 * margin
+    shape = tuple(int(multiple * np.ceil(round(n, 3) / multiple)) for n in extent)
+    # Start on a voxel of the fixed image, so that equal voxel sizes need no interpolation at all.
+    centre = (first + last) / 2
+    start = np.round(centre - (np.array(shape) - 1) / 2 * voxel_size_mm / spacing)
+    scale = voxel_size_mm / spacing
+    # Equal to a hundredth of a percent is equal: header rounding must not cost an interpolation.
+    scale[np.abs(scale - 1) < 1e-4] = 1.0
+    local = np.diag([*scale, 1.0])
+    local[:3, 3] = start
+    return NetworkGrid(shape, affine @ local)  # type: ignore[arg-type]
+
+
+def scale_intensities(volume: NDArray[np.float32], scaling: str) -> Tensor:
+    """Scale a brain's intensities to [0, 1] as a network was trained on them.
+
+    Parameters
+    ----------
+    volume : ndarray
+        ``(D, H, W)``, background 0.
+    scaling : {"minmax", "percentile"}
+        "minmax": smallest to largest voxel. "percentile": 0 to the 99.9th percentile of the voxels above 0, clipped.
+
+    Returns
+    -------
+    Tensor
+        ``(1, 1, D, H, W)`` float32.
+    """
+    if scaling == "minmax":
+        low, high = float(volume.min()), float(volume.max())
+    elif scaling == "percentile":
+        positive = volume[volume > 0]
+        low, high = 0.0, float(np.percentile(positive, 99.9)) if positive.size else 1.0
+    else:
+        raise ValueError(f"intensity scaling {scaling!r}: expected minmax or percentile")
+    scaled = np.clip((volume - low) / max(high - low, 1e-12), 0, 1)
+    return torch.from_numpy(scaled.astype(np.float32))[None, None]
+
+
+def to_displacement_field(field: Tensor, grid: NetworkGrid, target: Nifti1Image) -> DisplacementField:
+    """Express a unit field on the network's grid as millimetres on another grid of the same world.
+
+    Parameters
+    ----------
+    field : Tensor
+        Unit field ``(1, 3, D, H, W)``.
+    grid : NetworkGrid
+        Where it lives.
+    target : Nifti1Image
+        Gives shape and affine. Beyond the network's grid the border's displacement fades to zero.
+    """
+    voxels = unit_to_voxel(field.detach().to("cpu", torch.float32))[0].numpy()
+    linear = grid.affine[:3, :3].astype(np.float32)
+    world = np.tensordot(linear, voxels, axes=1)
+    shape = target.shape[:3]
+    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    limit = np.array(grid.shape) - 1
+    to_grid = np.linalg.inv(grid.affine)
+    out = np.empty((3, int(np.prod(shape))), np.float32)
+    slab = int(np.prod(shape[1:]))
+    for x in range(shape[0]):
+        positions = apply_affine(to_grid, voxel_centres(shape, target.affine, x * slab, (x + 1) * slab))
+        nearest = np.clip(positions, 0, limit)
+        outside = np.linalg.norm((positions - nearest) * spacing, axis=1)
+        values = interpolate(world, nearest)
+        out[:, x * slab : (x + 1) * slab] = values * np.clip(1 - outside / FADE_MM, 0, 1)
+    return DisplacementField(out.reshape(3, *shape), np.asarray(target.affine, dtype=np.float64))
+
+
+def invert(field: DisplacementField) -> DisplacementField:
+    """Invert ``x -> x + u(x)`` on the field's own grid, voxel by voxel.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        RAS mm.
+
+    Returns
+    -------
+    DisplacementField
+        On the same grid. Where the field folds there is no inverse; the closest point found is kept.
+    """
+    from nio_pydra.spatial.kernels import invert_displacement
+
+    linear = field.affine[:3, :3].astype(np.float32)
+    voxels = np.ascontiguousarray(np.tensordot(np.linalg.inv(linear), field.vectors, axes=1))
+    inverse = np.empty_like(voxels)
+    invert_displacement(voxels, inverse, INVERSE_STEPS, INVERSE_TOLERANCE_VOXELS)
+    return DisplacementField(np.ascontiguousarray(np.tensordot(linear, inverse, axes=1)), field.affine)

@@ -1,0 +1,173 @@
+"""Images in and out, refused with a clear sentence where they cannot be used."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Image
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from nio_pydra.errors import InputError
+from nio_pydra.spatial.files import atomic_path
+
+__all__ = ["load_image", "load_labels", "load_mask", "same_grid", "save_image"]
+
+#: Largest disagreement of two voxel-to-world matrices that still counts as one grid, in mm.
+GRID_TOLERANCE_MM = 1e-2
+
+
+def load_image(path: str | os.PathLike[str], role: str = "image") -> Nifti1Image:
+    """Read a 3-D scan, whole and usable.
+
+    Parameters
+    ----------
+    path : path-like
+        NIfTI (or any format nibabel reads), compressed or not.
+    role : str
+        What the file is for the user ("T1w", "atlas", ...), named in errors.
+
+    Returns
+    -------
+    Nifti1Image
+        float32 voxels ``(X, Y, Z)``, voxel-to-world affine in RAS mm.
+
+    Raises
+    ------
+    InputError
+        Missing, empty, truncated, not 3-D, without a usable affine, with NaN or infinite voxels, or all zero.
+    """
+    path = Path(path)
+    image = _read(path, role)
+    data = _voxels(image, path, role).astype(np.float32)
+    bad = int(data.size - np.isfinite(data).sum())
+    if bad:
+        raise InputError(
+            f"{path} ({role}) has {bad} NaN or infinite voxels: expected finite intensities. "
+            "Repair the image first, for example by setting them to 0."
+        )
+    if not data.any():
+        raise InputError(f"{path} ({role}) is zero everywhere: expected a brain scan. Is it the right file?")
+    return Nifti1Image(data, image.affine)
+
+
+def load_labels(path: str | os.PathLike[str], like: Nifti1Image | None = None, role: str = "labels") -> Nifti1Image:
+    """Read a label map as int32, checked to lie on the grid of `like`.
+
+    Raises
+    ------
+    InputError
+        As :func:`load_image`; also if values are not whole numbers or the grid is another one.
+    """
+    path = Path(path)
+    image = _read(path, role)
+    data = _voxels(image, path, role)
+    whole = np.rint(data)
+    if not np.isfinite(data).all() or np.abs(data - whole).max(initial=0) > 1e-3:
+        raise InputError(f"{path} ({role}) has values that are not whole numbers: expected a label map.")
+    labels = Nifti1Image(whole.astype(np.int32), image.affine)
+    if like is not None and not same_grid(labels, like):
+        raise InputError(
+            f"{path} ({role}) has shape {labels.shape} and another position or voxel size than its image of shape "
+            f"{like.shape}: expected the same grid. Resample the labels onto their image (nearest neighbour)."
+        )
+    return labels
+
+
+def load_mask(path: str | os.PathLike[str], like: Nifti1Image | None = None, role: str = "mask") -> Nifti1Image:
+    """Read a mask as uint8 (0 or 1; anything above 0.5 counts as inside).
+
+    Raises
+    ------
+    InputError
+        As :func:`load_labels`, and if the mask is empty.
+    """
+    path = Path(path)
+    image = _read(path, role)
+    mask = Nifti1Image((_voxels(image, path, role) > 0.5).astype(np.uint8), image.affine)
+    if not np.asanyarray(mask.dataobj).any():
+        raise InputError(f"{path} ({role}) is empty: expected at least one voxel above 0.5.")
+    if like is not None and not same_grid(mask, like):
+        raise InputError(
+            f"{path} ({role}) has shape {mask.shape} and another position or voxel size than its image of shape "
+            f"{like.shape}: expected the same grid."
+        )
+    return mask
+
+
+def same_grid(a: Nifti1Image, b: Nifti1Image) -> bool:
+    """Whether two images have the same shape and, to a hundredth of a millimetre, the same voxel positions."""
+    if a.shape != b.shape:
+        return False
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.shape], [1])).reshape(4, -1)
+    return bool(np.abs((a.affine - b.affine) @ corners).max() < GRID_TOLERANCE_MM)
+
+
+def save_image(
+    array: ArrayLike, affine: NDArray[np.float64], path: str | os.PathLike[str], dtype: DTypeLike = np.float32
+) -> Path:
+    """Write a NIfTI file under a temporary name, then rename it; both its codes say scanner space.
+
+    Parameters
+    ----------
+    array : array-like
+        Voxels ``(X, Y, Z)``.
+    affine : ndarray
+        Voxel to world, RAS mm.
+    dtype : dtype-like
+        On disk.
+    """
+    image = Nifti1Image(np.asarray(array).astype(dtype), affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+    return Path(path)
+
+
+def _read(path: Path, role: str) -> Nifti1Image:
+    if not path.is_file():
+        raise InputError(f"{path} ({role}): no such file.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} ({role}) is empty (0 bytes): expected an image. Fetch its content again.")
+    try:
+        image = nib.load(path)
+    except (
+        ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+    ) as error:
+        raise InputError(f"{path} ({role}) cannot be read as an image: {error}") from None
+    if not hasattr(image, "affine") or not hasattr(image, "dataobj"):
+        raise InputError(f"{path} ({role}) is not a volume: expected a 3-D image.")
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 2:
+        hint = "Is it a time series? Give one volume." if len(image.shape) > 3 else "Is it a localizer?"
+        raise InputError(f"{path} ({role}) has shape {image.shape}: expected a 3-D image. {hint}")
+    affine = image.affine
+    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise InputError(
+            f"{path} ({role}) has a voxel-to-world matrix that cannot be inverted: expected voxel sizes and "
+            "directions in its header. Repair its sform/qform."
+        )
+    return image
+
+
+def _voxels(image: Nifti1Image, path: Path, role: str) -> NDArray[np.generic]:
+    try:
+        data = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path} ({role}) is truncated or damaged: {error}. Fetch the file again.") from None
+    if data.dtype.names or np.iscomplexobj(data):
+        raise InputError(f"{path} ({role}) holds {data.dtype} voxels: expected numbers.")
+    return data.reshape(data.shape[:3])

@@ -1,0 +1,144 @@
+"""ITK transform files: composite ``.h5`` in and out, affine ``.mat`` in.
+
+On disk everything is LPS mm and a composite lists its transforms in reverse order of application; in memory
+everything is RAS mm, first step first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from nio_pydra.errors import InputError
+from nio_pydra.spatial.files import atomic_path
+from nio_pydra.spatial.transforms import DisplacementField, Transform
+
+__all__ = ["read_affine", "read_h5", "write_h5"]
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
+AFFINE = "AffineTransform_double_3_3"
+FIELD = "DisplacementFieldTransform_double_3_3"
+
+
+def write_h5(transform: Transform, path: str | Path) -> Path:
+    """Write a transform as an ITK composite ``.h5``, readable by ANTs and nitransforms.
+
+    Parameters
+    ----------
+    transform : Transform
+        Affines and displacement fields, RAS mm.
+    path : path-like
+        Written under a temporary name, then renamed.
+    """
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        # nitransforms and ITK both look for these two, whatever their values.
+        _strings(file, "ITKVersion", "5.4.0")
+        _strings(file, "HDFVersion", h5py.version.hdf5_version)
+        group = file.create_group("TransformGroup")
+        _strings(group.create_group("0"), "TransformType", "CompositeTransform_double_3_3")
+        for number, step in enumerate(reversed(transform.steps), start=1):
+            entry = group.create_group(str(number))
+            if isinstance(step, DisplacementField):
+                _strings(entry, "TransformType", FIELD)
+                entry["TransformFixedParameters"] = _field_geometry(step)
+                # Vectors are interleaved, x fastest. Doubles that were floats shrink well once their bytes are shuffled.
+                flat = (step.vectors * np.array([-1, -1, 1], np.float32)[:, None, None, None]).transpose(3, 2, 1, 0)
+                entry.create_dataset(
+                    "TransformParameters",
+                    data=flat.astype(np.float64).ravel(),
+                    compression="gzip",
+                    compression_opts=1,
+                    shuffle=True,
+                )
+            else:
+                _strings(entry, "TransformType", AFFINE)
+                matrix = LPS @ step @ LPS
+                entry["TransformFixedParameters"] = np.zeros(3)
+                entry["TransformParameters"] = np.concatenate([matrix[:3, :3].ravel(), matrix[:3, 3]])
+    return Path(path)
+
+
+def read_h5(path: str | Path) -> Transform:
+    """Read an ITK composite ``.h5`` made of affines and displacement fields.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is no ITK composite, or holds another type of transform.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such transform file.")
+    steps: list[NDArray[np.float64] | DisplacementField] = []
+    try:
+        with h5py.File(path, "r") as file:
+            group = file["TransformGroup"]
+            for number in sorted(group, key=int, reverse=True):
+                entry = group[number]
+                kind = entry["TransformType"][0].decode()
+                if kind.startswith("CompositeTransform"):
+                    continue
+                fixed = np.asarray(entry["TransformFixedParameters"], dtype=np.float64)
+                values = np.asarray(entry["TransformParameters"])
+                if kind.startswith("DisplacementFieldTransform"):
+                    steps.append(_field(fixed, values))
+                elif kind.startswith(("AffineTransform", "MatrixOffsetTransformBase")):
+                    steps.append(_matrix(fixed, values.astype(np.float64)))
+                else:
+                    raise InputError(f"{path} holds a {kind}: expected affines and displacement fields only.")
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not an ITK composite transform (.h5): {error}") from None
+    return Transform(tuple(steps))
+
+
+def read_affine(path: str | Path) -> NDArray[np.float64]:
+    """Read one affine (4x4, RAS mm) from an ITK ``.mat`` as ANTs writes it, or from a composite ``.h5``."""
+    path = Path(path)
+    if path.suffix == ".h5":
+        steps = read_h5(path).steps
+        if len(steps) != 1 or isinstance(steps[0], DisplacementField):
+            raise InputError(f"{path} holds {len(steps)} transforms: expected one affine.")
+        return steps[0]
+    if not path.is_file():
+        raise InputError(f"{path}: no such transform file.")
+    from scipy.io import loadmat
+
+    content = loadmat(path)
+    names = [name for name in content if "Transform" in name]
+    if len(names) != 1 or "fixed" not in content:
+        raise InputError(f"{path} is not an ITK affine: expected a .mat file as ANTs writes it.")
+    return _matrix(content["fixed"].ravel().astype(np.float64), content[names[0]].ravel().astype(np.float64))
+
+
+def _strings(group: h5py.Group, name: str, value: str) -> None:
+    group.create_dataset(name, data=np.array([value.encode()]), dtype=h5py.string_dtype("ascii", len(value) + 1))
+
+
+def _matrix(centre: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    linear, translation = values[:9].reshape(3, 3), values[9:12]
+    matrix = np.eye(4)
+    matrix[:3, :3] = linear
+    matrix[:3, 3] = translation + centre - linear @ centre
+    return LPS @ matrix @ LPS
+
+
+def _field_geometry(field: DisplacementField) -> NDArray[np.float64]:
+    affine = LPS @ field.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    direction = affine[:3, :3] / spacing
+    return np.concatenate([field.vectors.shape[1:], affine[:3, 3], spacing, direction.ravel()]).astype(np.float64)
+
+
+def _field(fixed: NDArray[np.float64], values: NDArray[np.generic]) -> DisplacementField:
+    size = fixed[:3].astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = fixed[9:18].reshape(3, 3) * fixed[6:9]
+    affine[:3, 3] = fixed[3:6]
+    vectors = values.reshape(*size[::-1], 3).transpose(3, 2, 1, 0).astype(np.float32)
+    vectors *= np.array([-1, -1, 1], np.float32)[:, None, None, None]
+    return DisplacementField(np.ascontiguousarray(vectors), LPS @ affine)

@@ -1,0 +1,130 @@
+"""Fields on the normalised grid of torch: warping, integration and the way to voxels.
+
+A *unit field* is ``(N, 3, D, H, W)``: displacements in the normalised coordinates of
+:func:`torch.nn.functional.grid_sample` with ``align_corners=True``, so that -1 and 1 are the centres of the first and
+last voxel; channel 0 moves along the LAST tensor axis. A *voxel field* has the same shape, but channel ``i`` moves
+along tensor axis ``i`` (D, H, W), in voxels. Both map points of the fixed grid to points of the moving image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["identity_grid", "integrate", "unit_to_voxel", "upsample", "voxel_scale", "voxel_to_unit", "warp"]
+
+
+def identity_grid(shape: tuple[int, int, int], *, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Sampling positions of the voxel centres themselves.
+
+    Returns
+    -------
+    Tensor
+        ``(1, D, H, W, 3)``, the last axis ordered W, H, D as grid_sample wants it.
+    """
+    axes = [torch.linspace(-1, 1, n, device=device, dtype=dtype) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
+
+
+def voxel_scale(shape: tuple[int, int, int], *, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Voxels per unit along W, H, D: ``(dim - 1) / 2``, shaped ``(1, 3, 1, 1, 1)`` to multiply a unit field."""
+    scale = torch.tensor([(n - 1) / 2 for n in shape[::-1]], device=device, dtype=dtype)
+    return scale.view(1, 3, 1, 1, 1)
+
+
+def unit_to_voxel(field: Tensor) -> Tensor:
+    """Turn a unit field into a voxel field (channels reordered to D, H, W)."""
+    shape = (field.shape[2], field.shape[3], field.shape[4])
+    return (field * voxel_scale(shape, device=field.device, dtype=field.dtype)).flip(1)
+
+
+def voxel_to_unit(field: Tensor) -> Tensor:
+    """Turn a voxel field into a unit field: the inverse of :func:`unit_to_voxel`."""
+    shape = (field.shape[2], field.shape[3], field.shape[4])
+    return field.flip(1) / voxel_scale(shape, device=field.device, dtype=field.dtype)
+
+
+def warp(image: Tensor, field: Tensor, *, mode: str = "bilinear", grid: Tensor | None = None) -> Tensor:
+    """Resample an image through a unit field.
+
+    Parameters
+    ----------
+    image : Tensor
+        ``(N, C, d, h, w)``; it may have another size than the field, since units are normalised.
+    field : Tensor
+        Unit field ``(N, 3, D, H, W)``.
+    mode : {"bilinear", "nearest"}
+        "bilinear" is trilinear for volumes.
+    grid : Tensor, optional
+        :func:`identity_grid` of the field's shape, where the caller keeps one.
+
+    Returns
+    -------
+    Tensor
+        ``(N, C, D, H, W)``; beyond the border the nearest voxel counts.
+    """
+    if mode == "bilinear" and _kernel_serves(image, field):
+        return _CompiledWarp.apply(image, field)
+    if grid is None:
+        shape = (field.shape[2], field.shape[3], field.shape[4])
+        grid = identity_grid(shape, device=field.device, dtype=field.dtype)
+    positions = grid + field.permute(0, 2, 3, 4, 1)
+    return functional.grid_sample(image, positions, mode=mode, padding_mode="border", align_corners=True)
+
+
+def _kernel_serves(image: Tensor, field: Tensor) -> bool:
+    return (
+        image.device.type == "cpu"
+        and image.dtype == field.dtype == torch.float32
+        and image.shape[:2] == (1, 1)
+        and image.shape[2:] == field.shape[2:]
+        and min(image.shape[2:]) > 1
+        and not image.requires_grad
+    )
+
+
+class _CompiledWarp(torch.autograd.Function):
+    """Warp of one volume on the CPU; the derivative by the field is found on the way forward."""
+
+    @staticmethod
+    def forward(ctx, image: Tensor, field: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        from nio_pydra.spatial.kernels import warp_with_slope
+
+        volume = image.detach()[0, 0].contiguous()
+        warped = torch.empty_like(volume)
+        size = volume.shape if ctx.needs_input_grad[1] else (0, 0, 0)
+        slope = torch.empty((3, *size), dtype=torch.float32)
+        warp_with_slope(volume.numpy(), field.detach()[0].contiguous().numpy(), warped.numpy(), slope.numpy())
+        ctx.save_for_backward(slope)
+        return warped[None, None]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[no-untyped-def]
+        (slope,) = ctx.saved_tensors
+        return None, slope[None] * gradient
+
+
+def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
+    """Displacement of a stationary velocity field at time 1, by scaling and squaring.
+
+    Parameters
+    ----------
+    velocity : Tensor
+        Unit field ``(N, 3, D, H, W)``.
+    steps : int
+        Number of squarings; LapIRN uses 7.
+    """
+    shape = (velocity.shape[2], velocity.shape[3], velocity.shape[4])
+    grid = identity_grid(shape, device=velocity.device, dtype=velocity.dtype)
+    field = velocity / 2**steps
+    for _ in range(steps):
+        field = field + warp(field, field, grid=grid)
+    return field
+
+
+def upsample(field: Tensor, factor: int = 2) -> Tensor:
+    """Trilinear upsampling between pyramid levels (``align_corners=False``); unit fields keep their magnitude."""
+    if factor == 1:
+        return field
+    return functional.interpolate(field, scale_factor=float(factor), mode="trilinear", align_corners=False)

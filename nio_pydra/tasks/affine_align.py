@@ -1,0 +1,52 @@
+"""Task: affine alignment of two images."""
+
+import json
+from pathlib import Path
+
+from fileformats.generic import File
+from pydra.compose import python
+
+
+@python.define(outputs=["affine", "record"])
+def AffineAlign(
+    fixed: File, moving: File, fixed_mask: File, moving_mask: File, version: str, seed: int = 0
+) -> tuple[File, File]:
+    """Align a moving image to a fixed one.
+
+    Parameters
+    ----------
+    fixed : File
+        The atlas.
+    moving : File
+        The subject's T1w image.
+    fixed_mask : File
+        Brain mask on the fixed grid.
+    moving_mask : File
+        Brain mask on the moving grid.
+    version : str
+        Of the code that this task calls.
+    seed : int
+        Of the optimizer's random sampling.
+
+    Returns
+    -------
+    affine : File
+        ITK composite .h5, fixed to moving.
+    record : File
+        JSON, what the alignment took.
+    """
+    from nio_pydra.engines.affine import align
+    from nio_pydra.tasks.runtime import task_runtime
+
+    affine = Path("affine.h5").absolute()
+    record = align(
+        Path(fixed),
+        Path(moving),
+        affine,
+        fixed_mask=Path(fixed_mask),
+        moving_mask=Path(moving_mask),
+        runtime=task_runtime(seed=seed),
+    )
+    record_path = Path("affine_record.json").absolute()
+    record_path.write_text(json.dumps(record))
+    return affine, record_path

@@ -1,0 +1,55 @@
+"""Task: the brain mask of an image, and first of all whether what belongs to the image can be used."""
+
+from pathlib import Path
+
+from fileformats.generic import File
+from pydra.compose import python
+
+
+@python.define(outputs=["mask"])
+def BrainMask(
+    image: File,
+    skull_stripped: bool,
+    version: str,
+    given: File | None = None,
+    labels: File | None = None,
+    device: str = "auto",
+) -> File:
+    """Check an image, its labels and its mask, and make the mask where there is none.
+
+    The labels are checked here so that a wrong file is found before the registration, not after it.
+
+    Parameters
+    ----------
+    image : File
+        T1w image.
+    skull_stripped : bool
+        The image shows a brain only; its non-zero voxels are the mask.
+    version : str
+        Of the code that this task calls.
+    given : File | None
+        A brain mask to be used as it is.
+    labels : File | None
+        Label image that must lie on the image's grid.
+    device : str
+        One of auto, cpu and cuda.
+
+    Returns
+    -------
+    mask : File
+        On the image's grid, 0 and 1.
+    """
+    import numpy as np
+
+    from nio_pydra.engines.brain_mask import make_brain_mask
+    from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
+    from nio_pydra.tasks.runtime import task_runtime
+
+    scan = load_image(Path(image), role="T1w")
+    if labels is not None:
+        load_labels(Path(labels), like=scan)
+    out = Path("mask.nii.gz").absolute()
+    if given is not None:
+        mask = load_mask(Path(given), like=scan, role="brain mask")
+        return save_image(np.asanyarray(mask.dataobj), mask.affine, out, dtype=np.uint8)
+    return make_brain_mask(Path(image), out, skull_stripped=skull_stripped, runtime=task_runtime(device))

@@ -1,0 +1,33 @@
+"""Task: overlap of propagated labels with the atlas's own."""
+
+from pathlib import Path
+
+from fileformats.generic import File
+from pydra.compose import python
+
+
+@python.define(outputs=["record"])
+def Score(record: File, fixed_labels: File, propagated_labels: File, version: str) -> File:
+    """Add the Dice overlap to a registration's record.
+
+    Parameters
+    ----------
+    record : File
+        JSON of the registration.
+    fixed_labels : File
+        The atlas's labels.
+    propagated_labels : File
+        The subject's labels in the atlas's space.
+    version : str
+        Of the code that this task calls.
+
+    Returns
+    -------
+    record : File
+        JSON with `dice`.
+    """
+    from nio_pydra.engines.registration import score
+
+    out = Path("record.json").absolute()
+    score(Path(record), Path(fixed_labels), Path(propagated_labels), out)
+    return out

@@ -1,0 +1,1 @@
+"""Training networks on images generated from label maps."""

@@ -1,0 +1,166 @@
+"""Label maps of whole brains, brought to one space once, from which training images are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from nio_pydra.errors import InputError
+from nio_pydra.spatial.files import atomic_path
+from nio_pydra.spatial.images import load_labels
+
+__all__ = [
+    "GRID",
+    "ORIENTATION",
+    "TISSUES",
+    "VENTRICLES",
+    "Tissue",
+    "brain",
+    "prepare_label_maps",
+    "tissue_index",
+]
+
+GRID = (144, 160, 192)  # voxels of 1 mm, the brain in the middle
+ORIENTATION = "LIA"  # LapIRN's
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Structures of one intensity.
+
+    Attributes
+    ----------
+    name : str
+        For people.
+    labels : tuple of int
+        FreeSurfer labels, left and right together.
+    t1, t1_sd : float
+        Mean and spread over subjects of its mean intensity in T1-weighted images (white matter about 160), after
+        SynthSeg's priors.
+    """
+
+    name: str
+    labels: tuple[int, ...]
+    t1: float
+    t1_sd: float
+
+
+TISSUES = (
+    Tissue("cerebrospinal fluid", (24,), 44, 10),
+    Tissue("ventricles", (4, 5, 14, 15, 43, 44, 72, 136, 137, 163, 164), 42, 10),
+    Tissue("white matter", (2, 41, 85), 160, 10),
+    Tissue("cerebral cortex", (3, 42), 96, 9),
+    Tissue("cerebellar white matter", (7, 46), 140, 11),
+    Tissue("cerebellar cortex", (8, 47), 90, 9),
+    Tissue("thalamus", (10, 49), 128, 12),
+    Tissue("caudate", (11, 50), 104, 10),
+    Tissue("putamen", (12, 51), 118, 12),
+    Tissue("pallidum", (13, 52), 146, 12),
+    Tissue("brainstem", (16,), 137, 11),
+    Tissue("hippocampus", (17, 53), 98, 9),
+    Tissue("amygdala", (18, 54), 97, 9),
+    Tissue("accumbens", (26, 58), 103, 10),
+    Tissue("ventral diencephalon", (28, 60), 138, 12),
+    Tissue("vessels", (30, 62), 87, 15),
+    Tissue("lesions", (25, 57), 116, 15),
+)
+VENTRICLES = (4, 43)
+OUTSIDE_BRAIN = (24,)  # not kept by a brain mask of its own right
+
+
+def tissue_index() -> NDArray[np.uint8]:
+    """Table from label (0 to 999) to position in `TISSUES`; labels outside the brain count as fluid."""
+    table = np.zeros(1000, np.uint8)
+    for position, tissue in enumerate(TISSUES):
+        table[list(tissue.labels)] = position
+    return table
+
+
+def prepare_label_maps(folder: Path, cache: Path) -> list[Path]:
+    """Align all label maps of a folder to the first one by an affine, on `GRID`; done once, kept in `cache`.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``*.nii.gz`` label maps with FreeSurfer's numbers (as SynthSeg's training maps), about 1 mm.
+    cache : Path
+        Takes one ``.npz`` for each map: ``labels`` (144, 160, 192) int16 in LIA, zero outside the head's labels.
+
+    Raises
+    ------
+    InputError
+        If the folder holds fewer than two maps, or a map shows no white matter.
+    """
+    sources = sorted(folder.glob("*.nii.gz")) if folder.is_dir() else []
+    if len(sources) < 2:
+        raise InputError(f"{folder} holds {len(sources)} label maps (*.nii.gz): expected at least two to pair.")
+    targets = [cache / source.name.replace(".nii.gz", ".npz") for source in sources]
+    reference = None
+    for source, target in zip(sources, targets, strict=True):
+        if target.is_file():
+            continue
+        if reference is None:
+            reference = _centred(_oriented(sources[0]))
+        labels = reference if source == sources[0] else _aligned(_oriented(source), reference)
+        with atomic_path(target) as temporary:
+            np.savez_compressed(temporary, labels=labels)
+    return targets
+
+
+def brain(labels: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """Where a label map shows brain (FreeSurfer's own structures, ventricles included)."""
+    return (labels > 0) & (labels < 500) & ~np.isin(labels, OUTSIDE_BRAIN)
+
+
+def _oriented(path: Path) -> NDArray[np.int16]:
+    image = load_labels(path)
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(tuple(ORIENTATION))
+    )
+    spacing = np.asarray(image.header.get_zooms()[:3])
+    if np.abs(spacing - 1).max() > 0.1:
+        raise InputError(f"{path} has voxels of {spacing} mm: expected label maps of 1 mm.")
+    labels = nib.orientations.apply_orientation(np.asarray(image.dataobj), turn).astype(np.int16)
+    if not np.isin(labels, (2, 41)).any():
+        raise InputError(f"{path} has no white matter (labels 2 and 41): expected FreeSurfer's numbers.")
+    return labels
+
+
+def _centred(labels: NDArray[np.int16]) -> NDArray[np.int16]:
+    inside = np.argwhere(brain(labels))
+    middle = (inside.min(0) + inside.max(0)) // 2
+    half = np.array(GRID) // 2
+    padded = np.pad(labels, [(h, h) for h in half])
+    return padded[tuple(slice(m, m + n) for m, n in zip(middle, GRID, strict=True))].copy()
+
+
+def _aligned(labels: NDArray[np.int16], reference: NDArray[np.int16]) -> NDArray[np.int16]:
+    import ants
+
+    moving, fixed = _contrast(labels), _contrast(reference)
+    found = ants.registration(
+        ants.from_numpy(fixed[::2, ::2, ::2].copy(), spacing=(2.0, 2.0, 2.0)),
+        ants.from_numpy(moving[::2, ::2, ::2].copy(), spacing=(2.0, 2.0, 2.0)),
+        type_of_transform="Affine",
+        aff_metric="mattes",
+        aff_iterations=(500, 200),
+        aff_shrink_factors=(3, 2),
+        aff_smoothing_sigmas=(2, 1),
+        random_seed=1,
+    )
+    moved = ants.apply_transforms(
+        ants.from_numpy(reference.astype(np.float32)),
+        ants.from_numpy(labels.astype(np.float32)),
+        found["fwdtransforms"],
+        interpolator="nearestNeighbor",
+    )
+    return np.round(moved.numpy()).astype(np.int16)
+
+
+def _contrast(labels: NDArray[np.int16]) -> NDArray[np.float32]:
+    means = np.array([tissue.t1 for tissue in TISSUES], np.float32)
+    return np.where(brain(labels), means[tissue_index()[labels]], 0).astype(np.float32)

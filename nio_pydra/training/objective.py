@@ -1,0 +1,78 @@
+"""The loss of one pair at one level, on the whole image or on a crop of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nio_pydra.losses import diffusion, lncc
+from nio_pydra.networks import LapIRN
+from nio_pydra.networks.lapirn import image_pyramid
+from nio_pydra.spatial.unit_grid import identity_grid, upsample, warp
+from nio_pydra.training.settings import Stage
+
+__all__ = ["objective"]
+
+
+def objective(
+    network: LapIRN, pair: tuple[Tensor, Tensor], stage: Stage, smoothness: float, rng: np.random.Generator
+) -> Tensor:
+    """The loss of one pair: LNCC in a pyramid of windows (3, 5/3 or 7/5/3), and the diffusion term.
+
+    Parameters
+    ----------
+    network : LapIRN
+        Of which `stage.level` levels are run.
+    pair : tuple of Tensor
+        Moving and fixed ``(1, 1, D, H, W)``: at 2 mm for levels 1 and 2, at 1 mm for level 3.
+    stage : Stage
+        Says which level, and whether a crop of it is enough.
+    smoothness : float
+        lambda.
+    rng : numpy.random.Generator
+        Chooses the crop.
+    """
+    moving, fixed = (image_pyramid(image, max(2, stage.level)) for image in pair)
+    top = stage.level - 1
+    target, source = fixed[top], moving[top]
+    if not stage.crop:
+        unit = network.on_pyramid(moving, fixed, levels=stage.level)[-1].field
+        warped, similarity_target = warp(source, unit), target
+    else:
+        with torch.no_grad():
+            below = network.on_pyramid(moving, fixed, levels=top)[-1]
+            carried = upsample(below.parameters)
+            moved = warp(source, carried)
+        box, half = _draw_crop(target, stage.crop, rng)
+        network_input = torch.cat([moved, target, carried], dim=1)[box]
+        residual, _ = network.levels[top](network_input, below.embedding[half], None)
+        unit = carried[box] + residual
+        shape = (target.shape[2], target.shape[3], target.shape[4])
+        positions = identity_grid(shape, device=unit.device)[:, box[2], box[3], box[4]] + unit.permute(0, 2, 3, 4, 1)
+        warped = functional.grid_sample(source, positions, padding_mode="border", align_corners=True)
+        similarity_target = target[box]
+        # The units of the whole volume, in those of the crop, so that strain stays strain.
+        whole, part = (torch.tensor(s.shape[:1:-1], dtype=torch.float32) - 1 for s in (target, similarity_target))
+        unit = unit * (whole / part).view(1, 3, 1, 1, 1)
+    similarity = unit.new_zeros(())
+    for i in range(stage.level):
+        if i:
+            warped, similarity_target = (
+                functional.avg_pool3d(x, 3, 2, 1, count_include_pad=False) for x in (warped, similarity_target)
+            )
+        similarity = similarity + lncc(similarity_target, warped, window=2 * (stage.level - i) + 1) / 2**i
+    return (1 - smoothness) * similarity + smoothness * diffusion(unit)
+
+
+def _draw_crop(volume: Tensor, edge: int, rng: np.random.Generator) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """A random box that holds some of the brain, and the same box at half resolution."""
+    brain = volume[0, 0] > 0
+    while True:
+        starts = [2 * int(rng.integers(0, max(0, n - edge) // 2 + 1)) for n in brain.shape]
+        box = tuple(slice(s, min(s + edge, n)) for s, n in zip(starts, brain.shape, strict=True))
+        if brain[box].float().mean() > 0.2 or not brain.any():
+            break
+    every = (slice(None), slice(None))
+    return (*every, *box), (*every, *(slice(b.start // 2, b.stop // 2) for b in box))

@@ -1,0 +1,1 @@
+"""Pydra workflows: one scan, and all scans of a dataset."""

@@ -1,0 +1,149 @@
+"""Workflow: one T1w scan from its file to derivatives."""
+
+from fileformats.generic import File
+from pydra.compose import workflow
+
+from nio_pydra.tasks import AffineAlign, BrainMask, PropagateLabels, Register, Score, Sink
+
+
+@workflow.define(outputs=["forward_xfm", "inverse_xfm", "warped", "record", "mask", "labels", "atlas_labels", "files"])
+def Subject(
+    t1w: File,
+    skull_stripped: bool,
+    atlas: File,
+    atlas_mask: File,
+    engine: str,
+    preset: str,
+    destination: dict,
+    version: str,
+    network_version: str,
+    brain_mask: File | None = None,
+    own_labels: File | None = None,
+    labels_of_atlas: File | None = None,
+    weights: File | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> tuple[File, File, File, File, File, File | None, File | None, list[str]]:
+    """Align one scan to the atlas: mask, affine, registration, labels both ways, score, sink.
+
+    Parameters
+    ----------
+    t1w : File
+        The scan.
+    skull_stripped : bool
+        The scan shows a brain only.
+    atlas : File
+        Atlas image.
+    atlas_mask : File
+        Its brain mask.
+    engine : str
+        Registration engine.
+    preset : str
+        Of the engine.
+    destination : dict
+        Fields of nio_pydra.bids.outputs.Destination.
+    version : str
+        Of the package.
+    network_version : str
+        Of the package and the weights.
+    brain_mask : File | None
+        The scan's brain mask; made where it is missing.
+    own_labels : File | None
+        Label image of the scan.
+    labels_of_atlas : File | None
+        Label image of the atlas.
+    weights : File | None
+        Network weights; default: those of the package.
+    device : str
+        One of auto, cpu and cuda.
+    seed : int
+        Of everything random.
+
+    Returns
+    -------
+    forward_xfm : File
+        ITK composite, atlas to T1w points.
+    inverse_xfm : File
+        Its inverse.
+    warped : File
+        T1w image in the atlas's space.
+    record : File
+        JSON.
+    mask : File
+        Brain mask on the T1w grid.
+    labels : File | None
+        The scan's labels in the atlas's space.
+    atlas_labels : File | None
+        The atlas's labels in the scan's space.
+    files : list[str]
+        What the sink wrote.
+    """
+    masked = workflow.add(
+        BrainMask(
+            image=t1w,
+            skull_stripped=skull_stripped,
+            given=brain_mask,
+            labels=own_labels,
+            device=device,
+            version=version,
+        )
+    )
+    aligned = workflow.add(
+        AffineAlign(fixed=atlas, moving=t1w, fixed_mask=atlas_mask, moving_mask=masked.mask, seed=seed, version=version)
+    )
+    registered = workflow.add(
+        Register(
+            fixed=atlas,
+            moving=t1w,
+            affine=aligned.affine,
+            affine_record=aligned.record,
+            engine=engine,
+            preset=preset,
+            weights=weights,
+            fixed_mask=atlas_mask,
+            moving_mask=masked.mask,
+            device=device,
+            seed=seed,
+            version=network_version,
+        )
+    )
+    record, labels, atlas_labels = registered.record, None, None
+    if own_labels is not None:
+        to_atlas = workflow.add(
+            PropagateLabels(labels=own_labels, reference=atlas, transform=registered.forward_xfm, version=version),
+            name="LabelsToAtlas",
+        )
+        labels = to_atlas.propagated
+        if labels_of_atlas is not None:
+            scored = workflow.add(
+                Score(record=record, fixed_labels=labels_of_atlas, propagated_labels=labels, version=version)
+            )
+            record = scored.record
+    if labels_of_atlas is not None:
+        to_subject = workflow.add(
+            PropagateLabels(labels=labels_of_atlas, reference=t1w, transform=registered.inverse_xfm, version=version),
+            name="LabelsToSubject",
+        )
+        atlas_labels = to_subject.propagated
+    sunk = workflow.add(
+        Sink(
+            forward_xfm=registered.forward_xfm,
+            inverse_xfm=registered.inverse_xfm,
+            warped=registered.warped,
+            record=record,
+            mask=masked.mask,
+            labels=labels,
+            atlas_labels=atlas_labels,
+            destination=destination,
+        )
+    )
+    return (
+        registered.forward_xfm,
+        registered.inverse_xfm,
+        registered.warped,
+        record,
+        masked.mask,
+        labels,
+        atlas_labels,
+        sunk.files,
+    )

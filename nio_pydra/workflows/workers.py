@@ -1,0 +1,139 @@
+"""Pydra workers: ones that let the other subjects finish, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as cf
+import multiprocessing as mp
+import os
+import signal
+import threading
+from multiprocessing.connection import wait
+from typing import Any
+
+import cloudpickle
+import pydra.engine.submitter  # noqa: F401  must come first: pydra.workers.base imports in a circle
+from pydra.engine.job import Job
+from pydra.workers import base, slurm
+
+from nio_pydra.workflows.cache import stored_error
+
+__all__ = ["ForkserverWorker", "SerialWorker", "SlurmWorker"]
+
+
+class SerialWorker(base.Worker):
+    """Runs one task after another in this process, one subject after another.
+
+    pydra's own `debug` worker stops everything at the first task that fails; this one is asynchronous in form, so
+    that pydra treats it like the parallel workers and goes on with the other subjects.
+
+    Parameters
+    ----------
+    n_procs : int
+        So many subjects are begun at a time. Without a limit pydra runs the first task of every subject before the
+        second of any, and a run that is killed half-way has finished none.
+    """
+
+    _plugin_name = "debug"
+
+    def __init__(self, n_procs: int = 1) -> None:
+        super().__init__()
+        self.n_procs = n_procs
+        self._subjects = asyncio.Semaphore(n_procs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process."""
+        return {"n_procs": self.n_procs}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make that anew."""
+        self.__init__(**state)  # type: ignore[misc]
+
+    async def submit(self, job: Job[Any], rerun: bool = False) -> Any:
+        """Run a job; an element of a split waits for its turn."""
+        if job.is_async and job.state_index is not None:
+            async with self._subjects:
+                return await super().submit(job, rerun)
+        return await super().submit(job, rerun)
+
+    async def run(self, job: Job[Any], rerun: bool = False) -> Any:
+        """Run a task here and now."""
+        return job.run(rerun=rerun)
+
+
+class ForkserverWorker(SerialWorker):
+    """Runs tasks in `n_procs` processes started by a fork server.
+
+    pydra's `cf` worker forks this process, and a forked torch hangs for ever once the parent has used it. A process
+    that dies (mostly: for lack of memory) takes the whole pool with it; its tasks are then run once more, one at a
+    time in a process of their own, so that only the one that cannot be run fails.
+    """
+
+    _plugin_name = "cf"
+
+    def __init__(self, n_procs: int = 1) -> None:
+        super().__init__(n_procs)
+        self._pool = _new_pool(n_procs)  # starts no process before its first task
+        self._alone = asyncio.Lock()
+
+    async def run(self, job: Job[Any], rerun: bool = False) -> Any:
+        """Run a task in the pool."""
+        pool = self._pool
+        try:
+            return await _run_in(pool, job, rerun)
+        except cf.BrokenExecutor:
+            if self._pool is pool:
+                self._pool = _new_pool(self.n_procs)
+        async with self._alone:
+            with _new_pool(1) as own:
+                try:
+                    return await _run_in(own, job, rerun)
+                except cf.BrokenExecutor:
+                    raise RuntimeError(
+                        f"the process of the task {job.name} was killed, probably for lack of memory"
+                    ) from None
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class SlurmWorker(slurm.SlurmWorker):
+    """Runs each task as a SLURM job, as pydra does, but says why one failed."""
+
+    _plugin_name = "slurm"
+
+    async def run(self, job: Job[Any], rerun: bool = False) -> Any:
+        """Submit a task and wait for it."""
+        try:
+            return await super().run(job, rerun)
+        except Exception as error:
+            raise RuntimeError(stored_error(job.cache_dir) or str(error)) from None
+
+
+async def _run_in(pool: cf.ProcessPoolExecutor, job: Job[Any], rerun: bool) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(pool, _run_pickled, cloudpickle.dumps(job), rerun)
+
+
+def _run_pickled(job: bytes, rerun: bool) -> Any:
+    return cloudpickle.loads(job).run(rerun=rerun)
+
+
+def _new_pool(n_procs: int) -> cf.ProcessPoolExecutor:
+    return cf.ProcessPoolExecutor(n_procs, mp_context=mp.get_context("forkserver"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """In a new worker process: leave interrupts to the parent, and end at once when it ends.
+
+    Without this the processes of a killed run would work on, or wait for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = mp.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,300 @@
+"""Bad input to the BIDS App: one clear sentence, exit status 1, nothing half-written, the other subjects done."""
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from nio_pydra.cli import bids_app
+
+BAD = {
+    "empty": r"empty \(0 bytes\)",
+    "truncated": r"truncated or damaged",
+    "fourd": r"shape \(24, 28, 24, 5\): expected a 3-D image",
+    "twod": r"expected a 3-D image",
+    "nan": r"7 NaN or infinite voxels",
+    "zero": r"zero everywhere",
+    "singular": r"cannot be inverted",
+    "labelgrid": r"labels.* expected the same grid",
+    "emptymask": r"mask.* is empty",
+    "maskgrid": r"mask.* expected the same grid",
+}
+
+
+def spoil(dataset, kind, write_image):
+    """Add subject `kind` to the dataset and spoil one of its files."""
+    path = dataset.add(f"sub-{kind}")
+    image = nib.load(path)
+    data, affine = image.get_fdata(dtype=np.float32), image.affine
+    derived = dataset.derivatives / f"sub-{kind}/anat"
+    mask = derived / f"sub-{kind}_desc-brain_mask.nii.gz"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "fourd":
+        write_image(np.stack([data] * 5, axis=-1), path, affine)
+    elif kind == "twod":
+        write_image(data[12], path, affine)
+    elif kind == "nan":
+        data[3, 4, :7] = np.nan
+        write_image(data, path, affine)
+    elif kind == "zero":
+        write_image(0 * data, path, affine)
+    elif kind == "singular":
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[280:328] = bytes(48)  # the three rows of the sform
+        path.write_bytes(gzip.compress(content))
+    elif kind == "labelgrid":
+        write_image(np.ones((24, 28, 20), np.int16), derived / f"sub-{kind}_desc-malf_dseg.nii.gz", affine)
+    elif kind == "emptymask":
+        write_image(np.zeros(data.shape, np.uint8), mask, affine)
+    elif kind == "maskgrid":
+        shifted = affine.copy()
+        shifted[0, 3] += 6
+        write_image(np.ones(data.shape, np.uint8), mask, shifted)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, make_dataset, write_image):
+    """Run a dataset of one good subject among all kinds of bad ones; return status, output and folder."""
+    folder = tmp_path_factory.mktemp("mixed")
+    dataset = make_dataset(folder, ["sub-good", "sub-hale"])
+    for kind in BAD:
+        spoil(dataset, kind, write_image)
+    out = folder / "out"
+    ended = run(dataset.command(out, "--nprocs", "2"))
+    return ended, out
+
+
+def run(arguments, **options):
+    """Run the app in a process of its own."""
+    code = "import sys; from nio_pydra.cli.bids_app import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300, **options
+    )
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_subject_gets_one_clear_sentence_and_no_files(mixed, kind):
+    ended, out = mixed
+    reasons = [line for line in ended.stdout.splitlines() if re.search(rf"  sub-{kind}: ", line)]
+    assert len(reasons) == 1
+    assert re.search(BAD[kind], reasons[0])
+    assert f"sub-{kind}" in reasons[0].split(": ", 1)[1]  # the sentence names the file
+    assert not (out / f"sub-{kind}").exists()
+
+
+def test_bad_subjects_leave_the_others_done(mixed):
+    ended, out = mixed
+    assert ended.returncode == 1
+    assert f"2 of {len(BAD) + 2} scans done" in ended.stdout
+    for name in ("good", "hale"):
+        assert len(list((out / f"sub-{name}/anat").iterdir())) == 11
+    assert not list(out.rglob(".tmp*"))
+
+
+def test_bad_subjects_show_no_traceback_but_leave_one_in_the_logs(mixed):
+    ended, out = mixed
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert "Traceback" in (out / "logs/sub-empty_error.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_repaired_subject_is_done_by_the_next_run(dataset, write_image, capsys):
+    out = dataset.root.parent / "out"
+    path = spoil(dataset, "nan", write_image)
+    assert bids_app.main(dataset.command(out, "--participant-label", "nan", "01")) == 1
+    write_image(np.nan_to_num(nib.load(path).get_fdata(dtype=np.float32)), path)
+    capsys.readouterr()
+    assert bids_app.main(dataset.command(out, "--participant-label", "nan", "01")) == 0
+    said = capsys.readouterr().out
+    assert "sub-nan: done" in said
+    assert "sub-01: started" not in said
+
+
+@pytest.mark.slow
+def test_published_dataset_of_empty_scans_fails_with_a_sentence_each(dataset, real_data, tmp_path, capsys):
+    arguments = dataset.command(tmp_path / "empty_out", "--participant-label", "01", "16")
+    arguments[0] = str(real_data / "bids_ds005/ds005")
+    assert bids_app.main(arguments) == 1
+    said = capsys.readouterr().out
+    for label in ("01", "16"):
+        assert re.search(rf"  sub-{label}: .*sub-{label}_T1w.nii.gz .*empty \(0 bytes\)", said)
+
+
+def refused(capsys, arguments, pattern):
+    """Run the app; check that it says one line, and wrote no results."""
+    out = Path(arguments[1])
+    assert bids_app.main(arguments) == 1
+    said = capsys.readouterr().err
+    lines = said.splitlines()
+    assert len(lines) == 1, said
+    assert lines[0].startswith("nio-pydra: error: ")
+    assert re.search(pattern, lines[0])
+    assert not list(out.glob("sub-*")) if out.is_dir() else True
+
+
+@pytest.mark.parametrize(
+    ("more", "pattern"),
+    [
+        (["--participant-label", "01", "sub-99"], r"no participant 99: it has 01, 02"),
+        (["--session-label", "x"], r"no session x: it has none"),
+        (["--preset", "nonsense"], r"affine has no preset nonsense: it has default"),
+        (["--weights", "w.safetensors"], r"affine uses no network: leave out --weights"),
+        (["--engine", "lapirn", "--weights", "absent.safetensors"], r"absent.safetensors: no such weights file"),
+        (["--atlas", "absent.nii.gz"], r"absent.nii.gz \(atlas\): no such file"),
+        (["--atlas-name", "my_atlas"], r"'my_atlas' cannot be part of a BIDS file name"),
+        (["-d", "other=/nonexistent"], r"/nonexistent is not a folder"),
+        (["--bids-filter-file", "absent.json"], r"absent.json cannot be read as a JSON filter file"),
+        (["--worker", "slurm"], r"needs the command sbatch"),
+    ],
+)
+def test_an_option_that_cannot_be_met_is_refused_before_any_work(dataset, capsys, monkeypatch, more, pattern):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    refused(capsys, dataset.command(dataset.root.parent / "out", *more), pattern)
+
+
+@pytest.mark.slow
+def test_an_unknown_template_is_refused_with_the_list_of_those_there_are(dataset, capsys, tmp_path):
+    arguments = [str(dataset.root), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "w")]
+    refused(capsys, [*arguments, "--template", "NoSuchTemplate"], r"no template NoSuchTemplate: it has .*MNI")
+
+
+@pytest.mark.slow
+def test_a_template_that_cannot_be_downloaded_is_refused(dataset, tmp_path):
+    arguments = [str(dataset.root), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "w")]
+    # TemplateFlow reads its folder once per process; a proxy that refuses stands for a machine that is offline.
+    offline = {"TEMPLATEFLOW_HOME": str(tmp_path / "tf"), "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+    ended = run([*arguments, "--template", "MNI152NLin2009cAsym"], env=os.environ | offline)
+    assert ended.returncode == 1
+    errors = [line for line in ended.stderr.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert re.search(r"MNI152NLin2009cAsym is not in .*/tf and cannot be downloaded", errors[0])
+    assert "Traceback" not in ended.stderr
+
+
+def test_no_atlas_at_all_is_refused(dataset, capsys, tmp_path):
+    refused(capsys, [str(dataset.root), str(tmp_path / "out"), "participant"], r"No atlas was chosen: give --template")
+
+
+def test_a_dataset_without_t1w_is_refused(dataset, capsys):
+    for path in dataset.root.rglob("*_T1w.nii.gz"):
+        path.rename(path.with_name(path.name.replace("T1w", "T2w")))
+    refused(capsys, dataset.command(dataset.root.parent / "out"), r"has no T1w image: expected files named")
+
+
+def test_a_filter_that_leaves_nothing_is_refused_and_named(dataset, capsys, tmp_path):
+    (tmp_path / "filter.json").write_text('{"t1w": {"acquisition": "fast"}}')
+    more = ["--bids-filter-file", str(tmp_path / "filter.json")]
+    refused(capsys, dataset.command(dataset.root.parent / "out", *more), r"no T1w image with acquisition=fast")
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [(None, r"has no dataset_description.json"), ("{", r"dataset_description.json cannot be read as JSON")],
+)
+def test_a_folder_that_is_no_bids_dataset_is_refused(dataset, capsys, content, pattern):
+    description = dataset.root / "dataset_description.json"
+    description.unlink()
+    if content is not None:
+        description.write_text(content)
+    refused(capsys, dataset.command(dataset.root.parent / "out"), pattern)
+
+
+def test_a_dataset_that_does_not_exist_is_refused(dataset, capsys):
+    arguments = dataset.command(dataset.root.parent / "out")
+    arguments[0] = "/nonexistent"
+    refused(capsys, arguments, r"/nonexistent is not a folder")
+
+
+@pytest.mark.parametrize("option", ["output folder", "work folder"])
+def test_a_folder_that_cannot_be_written_is_refused(dataset, capsys, option):
+    blocked = dataset.atlas / "below_a_file"
+    arguments = dataset.command(dataset.root.parent / "out")
+    arguments[1 if option == "output folder" else arguments.index("-w") + 1] = str(blocked)
+    refused(capsys, arguments, rf"The {option} .*below_a_file cannot be written")
+
+
+def test_writing_into_the_dataset_itself_is_refused(dataset, capsys):
+    assert bids_app.main(dataset.command(dataset.root)) == 1
+    assert "is the dataset itself" in capsys.readouterr().err
+
+
+def test_atlas_labels_on_another_grid_are_refused(dataset, capsys, write_image):
+    write_image(np.ones((10, 10, 10), np.int16), dataset.atlas_labels)
+    refused(capsys, dataset.command(dataset.root.parent / "out"), r"atlas_dseg.nii.gz .*expected the same grid")
+
+
+def test_an_empty_atlas_mask_is_refused(dataset, capsys, write_image):
+    mask = write_image(np.zeros((24, 28, 24), np.uint8), dataset.root.parent / "mask.nii.gz")
+    refused(capsys, dataset.command(dataset.root.parent / "out", "--atlas-mask", str(mask)), r"mask.nii.gz .*is empty")
+
+
+def test_weights_of_another_network_are_refused(dataset, capsys, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    torch.save({"conv.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
+    save_file({"conv.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    out = dataset.root.parent / "out"
+    for name, pattern in (("other.pth", "another network"), ("other.safetensors", "no nio_pydra metadata")):
+        more = ["--engine", "lapirn", "--weights", str(tmp_path / name)]
+        refused(capsys, dataset.command(out, *more), rf"{name} holds .*{pattern}")
+
+
+def test_results_of_two_engines_are_not_mixed_in_one_folder(dataset, capsys):
+    out = dataset.root.parent / "out"
+    assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("sub-*/**/*.*")}
+    capsys.readouterr()
+    assert bids_app.main(dataset.command(out, "--engine", "syn")) == 1
+    assert "holds results of the engine affine for Tiny" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("sub-*/**/*.*")} == before
+
+
+def test_group_level_without_records_is_refused(dataset, capsys, tmp_path):
+    (tmp_path / "out").mkdir()
+    refused(capsys, [str(dataset.root), str(tmp_path / "out"), "group"], r"no registration records: run the")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_run_ended_half_way_goes_on_where_it_was(tmp_path, make_dataset, processes, number):
+    dataset = make_dataset(tmp_path, ["sub-01", "sub-02", "sub-03", "sub-04"])
+    out = tmp_path / "out"
+    arguments = dataset.command(out, "--nprocs", processes, "--omp-nthreads", "1")
+    code = "import sys; from nio_pydra.cli.bids_app import main; sys.exit(main(sys.argv[1:]))"
+    first = subprocess.Popen(
+        [sys.executable, "-u", "-c", code, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    done = []
+    for line in first.stdout:
+        done += re.findall(r"(sub-\d+): done", line)
+        if done:
+            break
+    os.killpg(first.pid, number) if number == signal.SIGINT else first.kill()
+    assert first.wait(timeout=60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    first.stdout.close()
+
+    second = run(arguments)
+    assert second.returncode == 0
+    started = re.findall(r"(sub-\d+): started", second.stdout)
+    assert done[0] not in started
+    assert started, "the first run was not ended half-way"
+    assert "4 of 4 scans done" in second.stdout
+    for label in ("01", "02", "03", "04"):
+        files = list((out / f"sub-{label}/anat").iterdir())
+        assert len(files) == 11
+        assert all(nib.load(path).get_fdata() is not None for path in files if path.name.endswith(".nii.gz"))
+        assert all(json.loads(path.read_text()) for path in files if path.suffix == ".json")

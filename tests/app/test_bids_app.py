@@ -1,0 +1,177 @@
+"""The BIDS App from a dataset to derivatives."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from nio_pydra.cli import bids_app
+from nio_pydra.spatial.images import load_image
+from nio_pydra.spatial.itk import read_h5
+from nio_pydra.spatial.transforms import resample
+
+NAMES = {
+    "from-T1w_to-Tiny_mode-image_xfm.h5",
+    "from-Tiny_to-T1w_mode-image_xfm.h5",
+    "space-Tiny_desc-affine_T1w.nii.gz",
+    "space-Tiny_desc-affine_T1w.json",
+    "space-Tiny_desc-affine_record.json",
+    "desc-brain_mask.nii.gz",
+    "desc-brain_mask.json",
+    "space-Tiny_desc-malf_dseg.nii.gz",
+    "space-Tiny_desc-malf_dseg.json",
+    "space-T1w_atlas-Tiny_dseg.nii.gz",
+    "space-T1w_atlas-Tiny_dseg.json",
+}
+SCANS = ("sub-01", "sub-02", "sub-03_ses-a_run-1")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, make_dataset):
+    """A dataset and the output of its run; sub-02's scan and labels are those of sub-01 byte for byte."""
+    folder = tmp_path_factory.mktemp("app")
+    dataset = make_dataset(folder, SCANS)
+    for root, name in ((dataset.root, "T1w.nii.gz"), (dataset.derivatives, "desc-malf_dseg.nii.gz")):
+        shutil.copy(root / "sub-01/anat" / f"sub-01_{name}", root / "sub-02/anat" / f"sub-02_{name}")
+    out = folder / "out"
+    assert bids_app.main(dataset.command(out)) == 0
+    return dataset, out
+
+
+def files_of(out: Path, scan: str) -> dict[str, Path]:
+    folder = out.joinpath(*[part for part in scan.split("_") if part[:4] in ("sub-", "ses-")]) / "anat"
+    return {path.name.removeprefix(f"{scan}_"): path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_every_scan_has_exactly_the_promised_files(finished, scan):
+    assert set(files_of(finished[1], scan)) == NAMES
+
+
+def test_output_passes_the_bids_validator(finished):
+    validator = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which(
+        "bids-validator-deno"
+    )
+    assert validator, "bids-validator-deno is one of this package's test requirements"
+    ended = subprocess.run([validator, finished[1], "--format", "json"], capture_output=True, text=True, timeout=120)
+    found = json.loads(ended.stdout)
+    errors = [issue for issue in found["issues"]["issues"] if issue["severity"] == "error"]
+    assert not errors
+    assert sorted(found["summary"]["subjects"]) == ["01", "02", "03"]
+
+
+def test_forward_transform_resamples_the_scan_into_the_atlas(finished):
+    dataset, out = finished
+    files = files_of(out, "sub-01")
+    scan = load_image(dataset.root / "sub-01/anat/sub-01_T1w.nii.gz")
+    again = resample(scan, load_image(dataset.atlas), read_h5(files["from-T1w_to-Tiny_mode-image_xfm.h5"]))
+    written = nib.load(files["space-Tiny_desc-affine_T1w.nii.gz"])
+    np.testing.assert_allclose(written.get_fdata(), np.asarray(again.dataobj), atol=1e-3)
+    np.testing.assert_allclose(written.affine, nib.load(dataset.atlas).affine)
+
+
+def test_labels_go_both_ways_onto_the_right_grids(finished):
+    dataset, out = finished
+    files = files_of(out, "sub-03_ses-a_run-1")
+    pairs = (
+        ("space-Tiny_desc-malf_dseg.nii.gz", dataset.atlas_labels),
+        (
+            "space-T1w_atlas-Tiny_dseg.nii.gz",
+            dataset.derivatives / "sub-03/ses-a/anat/sub-03_ses-a_run-1_desc-malf_dseg.nii.gz",
+        ),
+    )
+    for name, truth in pairs:
+        moved, own = nib.load(files[name]), nib.load(truth)
+        np.testing.assert_allclose(moved.affine, own.affine)
+        assert np.mean(moved.get_fdata()[own.get_fdata() > 0] == own.get_fdata()[own.get_fdata() > 0]) > 0.9
+
+
+def test_record_says_what_a_methods_section_needs(finished):
+    record = json.loads(files_of(finished[1], "sub-01")["space-Tiny_desc-affine_record.json"].read_text())
+    for key in ("engine", "preset", "peak_memory_mb", "std_jacobian", "fold_percent", "versions", "threads", "device"):
+        assert key in record
+    assert set(record["seconds"]) >= {"affine", "registration", "io"}
+    assert record["seconds"]["affine"] > 0
+    assert record["dice"]["mean"] > 0.9
+    assert set(record["dice"]["labels"]) == {"1", "2", "3"}
+    assert set(record["inverse_error_mm"]) == {"median", "p99"}
+
+
+def test_sidecars_name_their_sources(finished):
+    dataset, out = finished
+    sidecar = json.loads(files_of(out, "sub-01")["space-Tiny_desc-affine_T1w.json"].read_text())
+    assert sidecar["SkullStripped"] is True
+    assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz", dataset.atlas.as_uri()]
+    links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
+    assert links == {"raw": dataset.root.as_uri(), "manual": dataset.derivatives.as_uri()}
+
+
+def test_second_run_computes_nothing_and_restores_deleted_derivatives(finished, capsys):
+    dataset, out = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("sub-*/**/*.*")}
+    shutil.rmtree(out / "sub-02")
+    assert bids_app.main(dataset.command(out)) == 0
+    assert "started" not in capsys.readouterr().out
+    assert set(files_of(out, "sub-02")) == NAMES
+    assert {path for path in before if "sub-02" not in path.name and path.stat().st_mtime_ns != before[path]} == set()
+
+
+def test_parallel_processes_give_the_same_as_one_after_another(finished, tmp_path):
+    dataset, out = finished
+    more = ["--nprocs", "2", "--omp-nthreads", "1", "--participant-label", "01", "03"]
+    assert bids_app.main(dataset.command(tmp_path / "out", *more)) == 0
+    for scan in ("sub-01", "sub-03_ses-a_run-1"):
+        name = "space-Tiny_desc-affine_T1w.nii.gz"
+        here, there = (nib.load(files_of(folder, scan)[name]).get_fdata() for folder in (tmp_path / "out", out))
+        np.testing.assert_array_equal(here, there)
+
+
+def test_group_level_gathers_one_row_per_scan(finished, capsys):
+    dataset, out = finished
+    assert bids_app.main([str(dataset.root), str(out), "group"]) == 0
+    table, columns = (Path(line) for line in capsys.readouterr().out.split())
+    assert table.name == "group_desc-affine_registration.tsv"
+    with table.open() as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    assert [(row["participant_id"], row["session_id"], row["scan"]) for row in rows] == [
+        ("sub-01", "n/a", "n/a"),
+        ("sub-02", "n/a", "n/a"),
+        ("sub-03", "ses-a", "run-1"),
+    ]
+    record = json.loads(files_of(out, "sub-03_ses-a_run-1")["space-Tiny_desc-affine_record.json"].read_text())
+    assert float(rows[2]["dice_mean"]) == pytest.approx(record["dice"]["mean"], abs=1e-3)
+    assert set(json.loads(columns.read_text())) == set(rows[0])
+
+
+def test_pybids_finds_the_derivatives(finished, tmp_path):
+    from bids import BIDSLayout
+
+    layout = BIDSLayout(finished[1], validate=False, is_derivative=True, config=["bids", "derivatives"])
+    found = layout.get(subject="01", suffix="xfm", extension=".h5", **{"from": "T1w", "to": "Tiny"})
+    assert [file.filename for file in found] == ["sub-01_from-T1w_to-Tiny_mode-image_xfm.h5"]
+
+
+def test_scans_without_labels_are_registered_without_a_score(dataset):
+    out = dataset.root.parent / "out"
+    command = [str(dataset.root), str(out), "participant", "-w", str(out.parent / "work"), "--participant-label", "01"]
+    command += ["--atlas", str(dataset.atlas), "--atlas-name", "Tiny", "--engine", "affine"]
+    assert bids_app.main(command) == 0
+    files = files_of(out, "sub-01")
+    assert set(files) == {name for name in NAMES if "dseg" not in name}
+    assert "dice" not in json.loads(files["space-Tiny_desc-affine_record.json"].read_text())
+
+
+def test_a_mask_from_derivatives_is_used_as_it_is(dataset, write_image):
+    labels = dataset.derivatives / "sub-01/anat/sub-01_desc-malf_dseg.nii.gz"
+    mask = (nib.load(labels).get_fdata() > 0).astype(np.uint8)
+    mask[:8] = 0
+    write_image(mask, labels.with_name("sub-01_desc-brain_mask.nii.gz"))
+    out = dataset.root.parent / "out"
+    assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 0
+    np.testing.assert_array_equal(nib.load(files_of(out, "sub-01")["desc-brain_mask.nii.gz"]).get_fdata(), mask)

@@ -1,0 +1,133 @@
+"""`nio` and what both commands share."""
+
+import json
+import re
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from nio_pydra.cli import nio
+from nio_pydra.cli.options import ENGINES, NETWORK_ENGINES
+
+
+def test_engines_offered_are_those_there_are():
+    from nio_pydra.engines import registration
+
+    assert set(ENGINES) == set(registration.ENGINES)
+    assert {name for name, module in registration.ENGINES.items() if module == "nio"} == set(NETWORK_ENGINES)
+
+
+def test_nipype_offers_the_same_engines():
+    from nio_pydra.interfaces import NIORegistration
+
+    assert set(NIORegistration().inputs.trait("engine").handler.values) == set(ENGINES)
+
+
+@pytest.mark.parametrize("command", ["nio", "bids_app"])
+def test_help_imports_nothing_heavy(command):
+    code = (
+        f"import sys; from nio_pydra.cli.{command} import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'ants', 'bids', 'pydra', 'nilearn', 'numpy'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[0].startswith("usage: nio")
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_register_writes_transforms_image_labels_and_record(dataset, tmp_path, capsys):
+    labels = dataset.derivatives / "sub-01/anat/sub-01_desc-malf_dseg.nii.gz"
+    scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    arguments = ["register", "--fixed", str(dataset.atlas), "--moving", str(scan)]
+    arguments += ["--fixed-labels", str(dataset.atlas_labels), "--moving-labels", str(labels)]
+    arguments += ["--out", str(tmp_path / "pair"), "--skull-stripped", "--engine", "affine"]
+    assert nio.main(arguments) == 0
+    assert {path.name for path in (tmp_path / "pair").iterdir()} == {
+        "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz", "record.json",
+    }  # fmt: skip
+    record = json.loads((tmp_path / "pair/record.json").read_text())
+    assert f"mean Dice {record['dice']['mean']:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ({"--fixed": "absent.nii.gz"}, r"absent.nii.gz .*no such file"),
+        ({"--out": "{atlas}/below"}, r"below cannot be written"),
+        ({"--preset": "nonsense"}, r"affine has no preset nonsense"),
+        ({"--moving-labels": "{small}"}, r"small.nii.gz .*expected the same grid"),
+        ({"--fixed-mask": "{zero}"}, r"zero.nii.gz .*is empty"),
+    ],
+)
+def test_register_refuses_bad_input_in_one_line(dataset, tmp_path, capsys, write_image, change, pattern):
+    files = {
+        "atlas": dataset.atlas,
+        "small": write_image(np.ones((9, 9, 9), np.int16), tmp_path / "small.nii.gz"),
+        "zero": write_image(np.zeros((24, 28, 24), np.uint8), tmp_path / "zero.nii.gz"),
+    }
+    options = {"--fixed": str(dataset.atlas), "--moving": str(dataset.root / "sub-01/anat/sub-01_T1w.nii.gz")}
+    options |= {"--out": str(tmp_path / "pair"), "--engine": "affine"}
+    options |= {key: value.format(**files) for key, value in change.items()}
+    assert nio.main(["register", "--skull-stripped", *[word for pair in options.items() for word in pair]]) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert said.startswith("nio register: error: ")
+    assert re.search(pattern, said)
+    assert not list((tmp_path / "pair").glob("*"))
+
+
+def test_weights_are_converted_and_shown(real_data, tmp_path, capsys):
+    target = tmp_path / "disp.safetensors"
+    assert nio.main(["weights", "convert", str(real_data / "weights/LapIRN_disp_fea7.pth"), str(target)]) == 0
+    capsys.readouterr()
+    assert nio.main(["weights", "info", str(target)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["network"]["variant"] == "disp"
+    assert shown["orientation"] == "LIA"
+
+
+def test_weights_refuse_a_file_that_is_none(tmp_path, capsys):
+    (tmp_path / "text.pth").write_text("no weights")
+    assert nio.main(["weights", "convert", str(tmp_path / "text.pth"), str(tmp_path / "out.safetensors")]) == 1
+    assert nio.main(["weights", "info", str(tmp_path / "absent.safetensors")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "text.pth cannot be read" in said[0]
+    assert "absent.safetensors: no such weights file" in said[1]
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_nipype_registers_and_propagates(dataset, tmp_path):
+    from nipype.pipeline.engine import Node, Workflow
+
+    from nio_pydra.interfaces import NIOPropagateLabels, NIORegistration
+
+    scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    register = Node(NIORegistration(engine="affine", skull_stripped=True), name="register")
+    register.inputs.fixed = dataset.atlas
+    register.inputs.moving = scan
+    back = Node(NIOPropagateLabels(labels=dataset.atlas_labels, reference=scan), name="back")
+    flow = Workflow(name="flow", base_dir=tmp_path)
+    flow.config["execution"] = {"remove_unnecessary_outputs": "false"}
+    flow.connect(register, "inverse_xfm", back, "transform")
+    flow.run()
+    found = nib.load(tmp_path / "flow/back/labels.nii.gz")
+    truth = nib.load(dataset.derivatives / "sub-01/anat/sub-01_desc-malf_dseg.nii.gz").get_fdata()
+    np.testing.assert_allclose(found.affine, nib.load(scan).affine)
+    assert np.mean(found.get_fdata()[truth > 0] == truth[truth > 0]) > 0.9
+    assert json.loads((tmp_path / "flow/register/record.json").read_text())["engine"] == "affine"
+
+
+def test_nipype_shows_the_sentence_of_a_bad_input(dataset, tmp_path, monkeypatch):
+    from nio_pydra.errors import InputError
+    from nio_pydra.interfaces import NIORegistration
+
+    monkeypatch.chdir(tmp_path)
+    scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    scan.write_bytes(b"")
+    with pytest.raises(InputError, match="empty"):
+        NIORegistration(fixed=dataset.atlas, moving=scan, engine="affine", skull_stripped=True).run()

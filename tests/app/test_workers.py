@@ -1,0 +1,102 @@
+"""Workers and the care of pydra's cache."""
+
+import os
+import threading
+
+import cloudpickle
+import pytest
+
+os.environ.setdefault("NO_ET", "1")  # before pydra is imported: no question to its telemetry server
+
+import pydra.engine.submitter  # noqa: F401
+from pydra.compose import python
+from pydra.engine.result import load_result
+from pydra.engine.submitter import Submitter
+
+from nio_pydra.workflows.cache import discard_unfinished, failure_reason
+from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
+
+
+def squares(worker, cache, tasks, **arguments):
+    with Submitter(worker=worker, cache_root=cache, **arguments) as submit:
+        submit(type(tasks[0])().split(x=[task.x for task in tasks]), raise_errors=False)
+    found = [load_result(task._checksum, [cache]) for task in tasks]
+    return [None if result is None or result.errored else result.outputs.out for result in found]
+
+
+@pytest.fixture
+def failing():
+    @python.define
+    def Square(x: int) -> int:
+        if x == 1:
+            raise ValueError("one is bad")
+        return x * x
+
+    return Square
+
+
+@pytest.mark.parametrize(("worker", "arguments"), [(SerialWorker, {}), (ForkserverWorker, {"n_procs": 2})])
+def test_a_failing_task_leaves_the_others_done(tmp_path, failing, worker, arguments):
+    assert squares(worker, tmp_path, [failing(x=x) for x in range(4)], **arguments) == [0, None, 4, 9]
+    assert failure_reason(tmp_path, failing(x=1)._checksum)[0] == "ValueError: one is bad"
+
+
+@pytest.mark.slow
+def test_a_killed_process_fails_its_own_task_only(tmp_path):
+    @python.define
+    def Square(x: int) -> int:
+        import os
+        import signal
+
+        if x == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x * x
+
+    assert squares(ForkserverWorker, tmp_path, [Square(x=x) for x in range(5)], n_procs=2) == [0, None, 4, 9, 16]
+
+
+def test_worker_processes_may_use_torch_after_their_parent_did(tmp_path):
+    """With pydra's own worker, which forks, this hangs."""
+    import torch
+
+    torch.rand(200, 200) @ torch.rand(200, 200)
+    assert threading.active_count() >= 1
+
+    @python.define
+    def Sum(x: int) -> float:
+        import torch
+
+        return float((torch.ones(200, 200) @ torch.ones(200, 200)).sum()) + x
+
+    assert squares(ForkserverWorker, tmp_path, [Sum(x=0), Sum(x=1)], n_procs=2) == [8e6, 8e6 + 1]
+
+
+def test_results_of_failed_and_interrupted_jobs_are_discarded_and_good_ones_kept(tmp_path, failing):
+    tasks = [failing(x=x) for x in range(3)]
+    squares(SerialWorker, tmp_path, tasks)
+    # What pydra leaves after an interrupt: no error, and no outputs either.
+    stored = tmp_path / tasks[2]._checksum / "_result.pklz"
+    result = cloudpickle.loads(stored.read_bytes())
+    result.outputs = None
+    stored.write_bytes(cloudpickle.dumps(result))
+    damaged = tmp_path / "python-damaged"
+    damaged.mkdir()
+    (damaged / "_result.pklz").write_bytes(b"half")
+
+    discard_unfinished(tmp_path)
+    assert (tmp_path / tasks[0]._checksum).exists()
+    assert not any((tmp_path / name).exists() for name in (tasks[1]._checksum, tasks[2]._checksum, damaged.name))
+
+
+def test_task_cache_follows_content_and_version_and_not_names(tmp_path):
+    from nio_pydra.tasks import BrainMask
+
+    for name, content in (("a.nii", "x"), ("b.nii", "x"), ("c.nii", "y")):
+        (tmp_path / name).write_text(content)
+
+    def key(name, version="1"):
+        return BrainMask(image=tmp_path / name, skull_stripped=True, version=version)._checksum
+
+    assert key("a.nii") == key("b.nii")
+    assert key("a.nii") != key("c.nii")
+    assert key("a.nii") != key("a.nii", "2")

@@ -1,0 +1,208 @@
+"""The engines that stand on ANTs: `affine` and `syn`."""
+
+import signal
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from nio_pydra.engines import affine, ants_process, syn
+from nio_pydra.engines.contract import Pair, Runtime
+from nio_pydra.errors import InputError
+from nio_pydra.spatial.itk import read_affine
+from nio_pydra.spatial.transforms import Transform, apply_affine, resample, voxel_centres
+
+RUNTIME = Runtime(device="cpu", threads=1, seed=0)
+HEAD = np.array([5.0, -10.0, 20.0])
+"""Centre of the synthetic head in fixed world, mm."""
+
+
+def _head(points: np.ndarray) -> np.ndarray:
+    """Intensities (N,) of an ellipsoid full of folds, at points (N, 3) in fixed world, mm."""
+    q = points - HEAD
+    folds = np.sin(q[:, 0] / 9 + q[:, 1] / 30) + np.sin(q[:, 1] / 11 - 1) * np.cos(q[:, 2] / 8 + q[:, 0] / 25)
+    edge = np.linalg.norm(q / [62, 80, 50], axis=1)
+    return (100 + 25 * folds + 0.3 * q[:, 1]) / (1 + np.exp((edge - 1) * 25))
+
+
+def _image(shape, matrix, to_fixed=lambda points: points) -> nib.Nifti1Image:
+    values = _head(to_fixed(voxel_centres(shape, matrix, 0, int(np.prod(shape)))))
+    return nib.Nifti1Image(values.reshape(shape).astype(np.float32), matrix)
+
+
+def _turn(axes: str, degrees) -> np.ndarray:
+    return Rotation.from_euler(axes, degrees, degrees=True).as_matrix()
+
+
+def _grid(shape, centre, spacing, axes, turn) -> np.ndarray:
+    """Voxel-to-world matrix: `axes` (3x3 signed permutation) turned by `turn` degrees, around `centre`."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = (
+        Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ np.array(axes) @ np.diag(spacing)
+    )
+    matrix[:3, 3] = np.array(centre) - matrix[:3, :3] @ (np.array(shape) - 1) / 2
+    return matrix
+
+
+@pytest.fixture(scope="module")
+def truth() -> np.ndarray:
+    """Fixed world to moving world: turned by 15 degrees, a tenth larger, a quarter of a metre away."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("zx", [15, -8], degrees=True).as_matrix() @ np.diag(
+        [1.1, 0.95, 1.05]
+    )
+    matrix[:3, 3] = [250, -120, 40] - matrix[:3, :3] @ HEAD
+    return matrix
+
+
+@pytest.fixture(scope="module")
+def fixed() -> nib.Nifti1Image:
+    """Oblique, anisotropic, LPI-like."""
+    shape = (50, 56, 38)
+    return _image(shape, _grid(shape, HEAD, (3, 3.5, 3.5), np.diag([-1, 1, 1]), (5, 10, -5)))
+
+
+def _moving(truth, bend=lambda points: points, lesion=False) -> nib.Nifti1Image:
+    """On a grid of another orientation (P-I-R like), the head carried by `truth` after `bend`."""
+    shape = (60, 42, 54)
+    centre = apply_affine(truth, HEAD[None])[0]
+    grid = _grid(shape, centre, (3.5, 3, 3), [[0, 0, 1], [-1, 0, 0], [0, -1, 0]], (0, -7, 12))
+    image = _image(shape, grid, lambda points: bend(apply_affine(np.linalg.inv(truth), points)))
+    if lesion:
+        inside = _lesion(image)
+        image = nib.Nifti1Image(np.where(inside, np.float32(250), image.get_fdata(dtype=np.float32)), grid)
+    return image
+
+
+def _lesion(image) -> np.ndarray:
+    index = np.moveaxis(np.indices(image.shape), 0, -1)
+    return np.linalg.norm(index - np.array(image.shape) / 2 - [6, 2, 3], axis=-1) < 5
+
+
+def _bend(points: np.ndarray) -> np.ndarray:
+    """Moved head back to the fixed head: a smooth displacement of up to 6 mm an axis."""
+    q = (points - HEAD) / 30
+    return points + 6 * np.stack([np.sin(q[:, 1]), np.sin(q[:, 2] + 1) - 0.5, np.sin(q[:, 0])], axis=1)
+
+
+def _inside(image, threshold=40) -> np.ndarray:
+    """World points (N, 3) of the head's voxels."""
+    return apply_affine(image.affine, np.argwhere(image.get_fdata() > threshold))
+
+
+def _save(folder: Path, fixed, moving) -> tuple[Path, Path]:
+    paths = folder / "fixed.nii.gz", folder / "moving.nii.gz"
+    for path, image in zip(paths, (fixed, moving), strict=True):
+        nib.save(image, path)
+    return paths
+
+
+def test_affine_finds_a_known_affine_repeatably_across_orientations(tmp_path, fixed, truth, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    paths = _save(tmp_path, fixed, _moving(truth))
+    found = []
+    for name, threads in (("a.h5", 1), ("b.h5", 2)):
+        runtime = Runtime(device="cpu", threads=threads, seed=0)
+        record = affine.align(*paths, tmp_path / name, fixed_mask=None, moving_mask=None, runtime=runtime)
+        found.append(read_affine(tmp_path / name))
+    points = _inside(fixed)
+    error = np.linalg.norm(apply_affine(found[0], points) - apply_affine(truth, points), axis=1)
+    assert error.max() < 1.0  # a fifth of a voxel; the start is 15 degrees off
+    np.testing.assert_array_equal(found[0], found[1])
+    assert record["seconds"] > 0 and record["peak_memory_mb"] > 50
+    assert not list(scratch.iterdir())
+
+
+def test_affine_masks_take_a_bright_blob_out_of_the_alignment(tmp_path, fixed, truth):
+    moving = _moving(truth)
+    blob = np.zeros(moving.shape, dtype=bool)
+    blob[:8, :8, :8] = True
+    spoiled = nib.Nifti1Image(
+        np.where(blob, np.float32(3000), moving.get_fdata(dtype=np.float32)), moving.affine
+    )
+    paths = _save(tmp_path, fixed, spoiled)
+    mask = tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti1Image((~blob).astype(np.uint8), moving.affine), mask)
+    affine.align(*paths, tmp_path / "out.h5", fixed_mask=None, moving_mask=mask, runtime=RUNTIME)
+    points = _inside(fixed)
+    found = read_affine(tmp_path / "out.h5")
+    assert np.linalg.norm(apply_affine(found, points) - apply_affine(truth, points), axis=1).max() < 1.0
+
+
+@pytest.mark.parametrize(
+    "linear", [np.diag([-1, 1, 1]), np.diag([2.5, 1, 1]), np.diag([1, 1, 0.4]), np.zeros((3, 3))]
+)
+def test_an_impossible_affine_is_refused_with_the_name_of_the_moving_file(linear):
+    matrix = np.eye(4)
+    matrix[:3, :3] = linear
+    with pytest.raises(InputError, match=r"sub-7_T1w\.nii\.gz could not be aligned"):
+        affine.check_affine(matrix, Path("sub-7_T1w.nii.gz"), Path("atlas.nii.gz"))
+    affine.check_affine(np.diag([1.3, 0.8, 1, 1]), Path("m"), Path("f"))
+
+
+def test_syn_improves_the_match_and_its_two_fields_undo_each_other(fixed, truth):
+    moving = _moving(truth, _bend)
+    result = syn.run(Pair(fixed, moving, truth), syn.PRESETS["fast"], RUNTIME)
+    target = fixed.get_fdata()
+
+    def error(*steps):
+        return np.abs(resample(moving, fixed, Transform(steps)).get_fdata() - target)[target > 1].mean()
+
+    assert error(result.forward, truth) < 0.5 * error(truth)
+
+    points = _inside(fixed)
+    there = Transform((result.forward, truth)).map_points(points)
+    assert np.linalg.norm(there - apply_affine(truth, points), axis=1).max() > 3  # it moved
+    back = Transform((np.linalg.inv(truth), result.inverse)).map_points(there)
+    distance = np.linalg.norm(back - points, axis=1)
+    assert np.median(distance) < 0.1 and np.percentile(distance, 99) < 1
+    assert result.details["seconds"] > 0 and result.details["peak_memory_mb"] > 50
+
+
+def test_syn_keeps_the_affine_it_is_given(tmp_path, fixed, truth):
+    options = ants_process.AntsOptions("SyNOnly", reg_iterations=(1, 0, 0))
+    result = ants_process.run_ants(fixed, _moving(truth, _bend), options, tmp_path, RUNTIME, affine=truth)
+    np.testing.assert_allclose(result.affine, truth, atol=1e-4)
+
+
+def test_syn_leaves_a_lesion_out_of_the_similarity(fixed, truth):
+    settings = syn.SynSettings(iterations=(40, 0))
+    moving = _moving(truth, _bend, lesion=True)
+    mask = nib.Nifti1Image(_lesion(moving).astype(np.uint8), moving.affine)
+    clean = syn.run(Pair(fixed, _moving(truth, _bend), truth), settings, RUNTIME)
+    spoiled = syn.run(Pair(fixed, moving, truth), settings, RUNTIME)
+    spared = syn.run(Pair(fixed, moving, truth, lesion_mask=mask), settings, RUNTIME)
+
+    def distance(result):
+        return np.abs(result.forward.vectors - clean.forward.vectors).mean()
+
+    assert distance(spared) < 0.7 * distance(spoiled)
+
+
+def test_syn_settings_refuse_nonsense():
+    for bad in ({"metric": "MeanSquares"}, {"sampling": 0}, {"iterations": (0, 0)}, {"iterations": ()}):
+        with pytest.raises(ValueError, match="expected"):
+            syn.SynSettings(**bad)
+
+
+def test_a_failing_child_shows_the_end_of_its_output(tmp_path, fixed):
+    with pytest.raises(
+        ants_process.AntsError, match=r"(?s)ended with status 1.*NoSuchTransform does not exist"
+    ):
+        ants_process.run_ants(fixed, fixed, ants_process.AntsOptions("NoSuchTransform"), tmp_path, RUNTIME)
+
+
+def test_a_killed_child_is_named_as_such(tmp_path, fixed, monkeypatch):
+    killer = tmp_path / "python"
+    killer.write_text(f"#!/bin/sh\necho last words\nkill -{signal.SIGKILL.value} $$\n")
+    killer.chmod(0o755)
+    monkeypatch.setattr(ants_process.sys, "executable", str(killer))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(ants_process.AntsError, match=r"(?s)killed by signal 9.*out of memory.*last words"):
+        ants_process.run_ants(fixed, fixed, ants_process.AntsOptions("Affine"), folder, RUNTIME)
