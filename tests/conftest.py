@@ -36,8 +36,6 @@ def bids_errors() -> Callable[[Path], list[str]]:
     def validate(dataset: Path) -> list[str]:
         done = subprocess.run([program, "--json", dataset], capture_output=True, text=True, check=False)
         issues = json.loads(done.stdout)["issues"]["issues"]
-        return [
-            f"{issue['code']} {issue.get('location')}" for issue in issues if issue["severity"] == "error"
-        ]
+        return [f"{issue['code']} {issue.get('location')}" for issue in issues if issue["severity"] == "error"]
 
     return validate

@@ -40,9 +40,7 @@ def _turn(axes: str, degrees) -> np.ndarray:
 def _grid(shape, centre, spacing, axes, turn) -> np.ndarray:
     """Voxel-to-world matrix: `axes` (3x3 signed permutation) turned by `turn` degrees, around `centre`."""
     matrix = np.eye(4)
-    matrix[:3, :3] = (
-        Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ np.array(axes) @ np.diag(spacing)
-    )
+    matrix[:3, :3] = Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ np.array(axes) @ np.diag(spacing)
     matrix[:3, 3] = np.array(centre) - matrix[:3, :3] @ (np.array(shape) - 1) / 2
     return matrix
 
@@ -51,9 +49,7 @@ def _grid(shape, centre, spacing, axes, turn) -> np.ndarray:
 def truth() -> np.ndarray:
     """Fixed world to moving world: turned by 15 degrees, a tenth larger, a quarter of a metre away."""
     matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_euler("zx", [15, -8], degrees=True).as_matrix() @ np.diag(
-        [1.1, 0.95, 1.05]
-    )
+    matrix[:3, :3] = Rotation.from_euler("zx", [15, -8], degrees=True).as_matrix() @ np.diag([1.1, 0.95, 1.05])
     matrix[:3, 3] = [250, -120, 40] - matrix[:3, :3] @ HEAD
     return matrix
 
@@ -122,9 +118,7 @@ def test_affine_masks_take_a_bright_blob_out_of_the_alignment(tmp_path, fixed, t
     moving = _moving(truth)
     blob = np.zeros(moving.shape, dtype=bool)
     blob[:8, :8, :8] = True
-    spoiled = nib.Nifti1Image(
-        np.where(blob, np.float32(3000), moving.get_fdata(dtype=np.float32)), moving.affine
-    )
+    spoiled = nib.Nifti1Image(np.where(blob, np.float32(3000), moving.get_fdata(dtype=np.float32)), moving.affine)
     paths = _save(tmp_path, fixed, spoiled)
     mask = tmp_path / "mask.nii.gz"
     nib.save(nib.Nifti1Image((~blob).astype(np.uint8), moving.affine), mask)
@@ -134,9 +128,7 @@ def test_affine_masks_take_a_bright_blob_out_of_the_alignment(tmp_path, fixed, t
     assert np.linalg.norm(apply_affine(found, points) - apply_affine(truth, points), axis=1).max() < 1.0
 
 
-@pytest.mark.parametrize(
-    "linear", [np.diag([-1, 1, 1]), np.diag([2.5, 1, 1]), np.diag([1, 1, 0.4]), np.zeros((3, 3))]
-)
+@pytest.mark.parametrize("linear", [np.diag([-1, 1, 1]), np.diag([2.5, 1, 1]), np.diag([1, 1, 0.4]), np.zeros((3, 3))])
 def test_an_impossible_affine_is_refused_with_the_name_of_the_moving_file(linear):
     matrix = np.eye(4)
     matrix[:3, :3] = linear
@@ -191,9 +183,7 @@ def test_syn_settings_refuse_nonsense():
 
 
 def test_a_failing_child_shows_the_end_of_its_output(tmp_path, fixed):
-    with pytest.raises(
-        ants_process.AntsError, match=r"(?s)ended with status 1.*NoSuchTransform does not exist"
-    ):
+    with pytest.raises(ants_process.AntsError, match=r"(?s)ended with status 1.*NoSuchTransform does not exist"):
         ants_process.run_ants(fixed, fixed, ants_process.AntsOptions("NoSuchTransform"), tmp_path, RUNTIME)
 
 

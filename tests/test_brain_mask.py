@@ -56,9 +56,7 @@ def test_deepbet_finds_the_brain_of_a_whole_head_whatever_its_orientation(tmp_pa
     if not path.exists():
         pytest.skip(f"no whole head at {path}")
     head = nib.load(path)
-    turn = nib.orientations.ornt_transform(
-        nib.io_orientation(head.affine), nib.orientations.axcodes2ornt("PIL")
-    )
+    turn = nib.orientations.ornt_transform(nib.io_orientation(head.affine), nib.orientations.axcodes2ornt("PIL"))
     turned = head.as_reoriented(turn)
     nib.save(turned, tmp_path / "turned.nii.gz")
     masks = []

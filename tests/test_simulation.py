@@ -53,8 +53,7 @@ def test_deformation_is_several_mm_beyond_any_affine(truth, brain_points):
 def test_deformation_never_folds(truth, brain_points):
     step = 0.5
     columns = [
-        (truth.map_points(brain_points + step * axis) - truth.map_points(brain_points - step * axis))
-        / (2 * step)
+        (truth.map_points(brain_points + step * axis) - truth.map_points(brain_points - step * axis)) / (2 * step)
         for axis in np.eye(3)
     ]
     assert np.linalg.det(np.stack(columns, axis=-1)).min() > 0.1
@@ -62,18 +61,14 @@ def test_deformation_never_folds(truth, brain_points):
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "PIR"])
 def test_scan_seen_through_the_true_map_is_the_template(template, truth, brain_points, orientation):
-    image, labels = scan(
-        template, truth, Appearance(orientation=orientation, spacing=3), np.random.default_rng(0)
-    )
+    image, labels = scan(template, truth, Appearance(orientation=orientation, spacing=3), np.random.default_rng(0))
     assert nib.aff2axcodes(image.affine) == tuple(orientation)
     inside = np.asarray(template.labels.dataobj) > 0
     expected = np.asarray(template.labels.dataobj)[inside]
 
     def overlap(points: np.ndarray) -> float:
         voxels = nib.affines.apply_affine(np.linalg.inv(labels.affine), points).T
-        return float(
-            np.mean([*dice(expected, map_coordinates(labels.get_fdata(), voxels, order=0)).values()])
-        )
+        return float(np.mean([*dice(expected, map_coordinates(labels.get_fdata(), voxels, order=0)).values()]))
 
     # Nearest neighbour twice on 3 mm voxels: even the truth does not reach 1.
     assert overlap(truth.map_points(brain_points)) > 0.88

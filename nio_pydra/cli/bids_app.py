@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--labels-desc", metavar="DESC", help="the scans' label images are desc-DESC_dseg of the derivatives"
     )
     scans.add_argument(
-        "--skull-stripped", action="store_true", help="scans and atlas show brains only, whatever sidecars say"
+        "--skull-stripped", action="store_true", help="scans and --atlas show brains only, whatever sidecars say"
     )
 
     atlas = parser.add_argument_group("atlas")

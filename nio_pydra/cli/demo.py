@@ -55,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("nio_demo"), metavar="DIR", help="default: nio_demo")
     parser.add_argument("--subjects", type=positive, default=3, metavar="N", help="how many (default: 3)")
     parser.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: nio_m)")
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="another seed simulates other subjects"
-    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed simulates other subjects")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -89,9 +87,7 @@ def _report(dataset: SimulatedDataset, derivatives: Path, out: Path, engine: str
     from nio_pydra.spatial.files import atomic_path
     from nio_pydra.spatial.images import load_labels
 
-    evaluated = [
-        _evaluate(dataset, derivatives, subject, truth, engine) for subject, truth in dataset.truth.items()
-    ]
+    evaluated = [_evaluate(dataset, derivatives, subject, truth, engine) for subject, truth in dataset.truth.items()]
     results = [result for result, _ in evaluated]
     picture = draw_comparisons(
         [comparison for _, comparison in evaluated],
@@ -123,9 +119,7 @@ def _evaluate(
     from nio_pydra.spatial.transforms import Transform, apply_affine, resample
 
     stem = f"sub-{subject}/anat/sub-{subject}"
-    record = json.loads(
-        (derivatives / f"{stem}_space-{ATLAS}_desc-{engine_desc(engine)}_record.json").read_text()
-    )
+    record = json.loads((derivatives / f"{stem}_space-{ATLAS}_desc-{engine_desc(engine)}_record.json").read_text())
     whole = read_h5(derivatives / f"{stem}_from-T1w_to-{ATLAS}_mode-image_xfm.h5")
     # The file ends with the linear alignment that the deformation started from.
     affine = Transform((whole.steps[-1],))
@@ -196,9 +190,6 @@ def table(results: list[Result], engine: str) -> str:
         for r in results
     ]
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        for row in [heads, *rows]
-    ]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
     title = f"{len(results)} SIMULATED subject(s): affine alone -> {engine}"
     return "\n".join([title, "", lines[0], "-" * len(lines[0]), *lines[1:]])

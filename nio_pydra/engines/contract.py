@@ -75,7 +75,7 @@ class Pair:
 
     fixed: Nifti1Image
     moving: Nifti1Image
-    affine: NDArray[np.float64]
+    affine: NDArray[np.floating]
     fixed_mask: Nifti1Image | None = None
     moving_mask: Nifti1Image | None = None
     lesion_mask: Nifti1Image | None = None

@@ -240,8 +240,9 @@ def _module(engine: str) -> ModuleType:
 
 
 def _presets(engine: str) -> dict[str, Any]:
-    presets = _module(engine).PRESETS
-    return presets[engine] if engine in presets else presets
+    presets: dict[str, Any] = _module(engine).PRESETS
+    # A module that serves several engines keeps presets by engine.
+    return presets.get(engine, presets)
 
 
 def _settings(engine: str, preset: str | None, weights: Path | None) -> Any:

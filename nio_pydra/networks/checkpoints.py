@@ -177,7 +177,7 @@ def _load_published(path: Path) -> tuple[LapIRN, dict[str, Any]]:
             variant="diff" if "diff" in path.name.lower() else "disp",
             encoder_channels=state["levels.0.encoder.0.weight"].shape[0],
             channels=state["levels.0.down.weight"].shape[0],
-            head_channels=tuple(state[f"levels.{i}.up.weight"].shape[1] for i in range(3)),  # type: ignore[arg-type]
+            head_channels=tuple(state[f"levels.{i}.up.weight"].shape[1] for i in range(3)),
             conditional="levels.0.blocks.0.norm1.style.weight" in state,
         )
     except KeyError as error:

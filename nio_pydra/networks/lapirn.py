@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from nio_pydra.spatial.unit_grid import integrate, upsample, warp
 
-__all__ = ["LapIRN", "LapIRNConfig", "Level", "LevelOutput", "SIZE_MULTIPLE"]
+__all__ = ["SIZE_MULTIPLE", "LapIRN", "LapIRNConfig", "Level", "LevelOutput"]
 
 SLOPE = 0.2  # of every LeakyReLU
 RANGE = 0.4  # largest residual of a level, in units of half the image

@@ -7,7 +7,7 @@ pooling. Source: Siebert et al., "Fast 3D registration with accurate optimisatio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class IOSettings:
     learning_rate: float = 0.1
     spacing: int = 2
     smoothings: int = 2
-    objective: Objective = Objective()
+    objective: Objective = field(default_factory=Objective)
     voxel_size_mm: float | None = None
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class NIOSettings:
 
     iterations: tuple[int, int, int] = (100, 60, 30)
     learning_rate: float = 1e-4
-    objective: Objective = Objective()
+    objective: Objective = field(default_factory=Objective)
     voxel_size_mm: float | None = None
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ def optimize_network(
     """
     device = pair.fixed.device
     layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
-    network = copy.deepcopy(network).to(device).to(memory_format=layout).train()
+    network = copy.deepcopy(network).to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
     moving, fixed = image_pyramid(pair.moving), image_pyramid(pair.fixed)
     condition = settings.objective.weight
 

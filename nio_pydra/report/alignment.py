@@ -66,9 +66,7 @@ def draw_comparisons(
     outlines = np.rot90(atlas[..., level][window])
     height, width = outlines.shape
     # Drawn without pyplot: that keeps figures, and picks a backend, for the whole process.
-    figure = Figure(
-        figsize=(10.5, 0.8 + len(rows) * 2.25 * height / width), facecolor="black", layout="constrained"
-    )
+    figure = Figure(figsize=(10.5, 0.8 + len(rows) * 2.25 * height / width), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     axes = np.atleast_2d(figure.subplots(len(rows), 4))
     largest = max(np.nanpercentile(cut(row.error_before), 98) for row in rows)
@@ -83,9 +81,7 @@ def draw_comparisons(
             mean = np.nanmean(image.get_fdata())
             axis.set_title(f"brain mean {mean:.2f} mm", color="white", fontsize=9, y=-0.07)
         line[0].set_ylabel(row.name, color="white", fontsize=11)
-    for axis, heading in zip(
-        axes[0], ("affine", engine, "true error, affine", f"true error, {engine}"), strict=True
-    ):
+    for axis, heading in zip(axes[0], ("affine", engine, "true error, affine", f"true error, {engine}"), strict=True):
         axis.text(0.5, 1.04, heading, color="white", fontsize=11, ha="center", transform=axis.transAxes)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], facecolor="black")

@@ -50,7 +50,7 @@ class NetworkGrid:
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
 
-    def sample(self, image: Nifti1Image, to_image: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+    def sample(self, image: Nifti1Image, to_image: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
         """Bring an image onto the grid, trilinearly.
 
         Parameters

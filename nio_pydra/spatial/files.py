@@ -35,7 +35,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
+        temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nio_pydra.errors import InputError
@@ -130,7 +132,7 @@ def save_image(
     return Path(path)
 
 
-def _read(path: Path, role: str) -> Nifti1Image:
+def _read(path: Path, role: str) -> SpatialImage:
     if not path.is_file():
         raise InputError(f"{path} ({role}): no such file.")
     if path.stat().st_size == 0:
@@ -139,14 +141,14 @@ def _read(path: Path, role: str) -> Nifti1Image:
         image = nib.load(path)
     except (
         ImageFileError,
-        nib.spatialimages.HeaderDataError,
+        HeaderDataError,
         OSError,
         EOFError,
         ValueError,
         zlib.error,
     ) as error:
         raise InputError(f"{path} ({role}) cannot be read as an image: {error}") from None
-    if not hasattr(image, "affine") or not hasattr(image, "dataobj"):
+    if not isinstance(image, SpatialImage):
         raise InputError(f"{path} ({role}) is not a volume: expected a 3-D image.")
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
@@ -163,7 +165,7 @@ def _read(path: Path, role: str) -> Nifti1Image:
     return image
 
 
-def _voxels(image: Nifti1Image, path: Path, role: str) -> NDArray[np.generic]:
+def _voxels(image: SpatialImage, path: Path, role: str) -> NDArray[Any]:
     try:
         data = np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error) as error:

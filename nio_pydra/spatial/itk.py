@@ -44,7 +44,7 @@ def write_h5(transform: Transform, path: str | Path) -> Path:
             if isinstance(step, DisplacementField):
                 _strings(entry, "TransformType", FIELD)
                 entry["TransformFixedParameters"] = _field_geometry(step)
-                # Vectors are interleaved, x fastest. Doubles that were floats shrink well once their bytes are shuffled.
+                # Vectors are interleaved, x fastest. Doubles that were floats shrink well with their bytes shuffled.
                 flat = (step.vectors * np.array([-1, -1, 1], np.float32)[:, None, None, None]).transpose(3, 2, 1, 0)
                 entry.create_dataset(
                     "TransformParameters",
@@ -96,7 +96,7 @@ def read_h5(path: str | Path) -> Transform:
     return Transform(tuple(steps))
 
 
-def read_affine(path: str | Path) -> NDArray[np.float64]:
+def read_affine(path: str | Path) -> NDArray[np.floating]:
     """Read one affine (4x4, RAS mm) from an ITK ``.mat`` as ANTs writes it, or from a composite ``.h5``."""
     path = Path(path)
     if path.suffix == ".h5":
@@ -116,7 +116,7 @@ def read_affine(path: str | Path) -> NDArray[np.float64]:
 
 
 def _strings(group: h5py.Group, name: str, value: str) -> None:
-    group.create_dataset(name, data=np.array([value.encode()]), dtype=h5py.string_dtype("ascii", len(value) + 1))
+    group.create_dataset(name, data=[value.encode()], dtype=h5py.string_dtype("ascii"))
 
 
 def _matrix(centre: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:

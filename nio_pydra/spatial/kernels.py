@@ -1,8 +1,8 @@
 """Compiled CPU loops behind the torch functions of this package.
 
 numba compiles each on its first call and keeps it in its cache on disk; importing this module costs the import of
-numba, so callers import it late. Arrays are C-contiguous, float32 unless said otherwise. Each output voxel is written by one thread and
-summed in a fixed order, so results do not depend on the number of threads.
+numba, so callers import it late. Arrays are C-contiguous, float32 unless said otherwise. Each output voxel is
+written by one thread and summed in a fixed order, so results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
 
 def set_kernel_threads(threads: int) -> None:
     """Limit the threads of all kernels (never more than numba started with)."""
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 @numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz", "arcp"})
@@ -293,7 +293,7 @@ def membrane(field, weights, energy, gradient):
         along_d = weights[c, 0]
         along_h = weights[c, 1]
         along_w = weights[c, 2]
-        total = 0.0
+        total = np.float64(0)
         for h in range(height):
             row = np.float32(0)
             for w in range(width):

@@ -50,7 +50,7 @@ class Transform:
         An array is a 4x4 matrix in RAS mm.
     """
 
-    steps: tuple[NDArray[np.float64] | DisplacementField, ...]
+    steps: tuple[NDArray[np.floating] | DisplacementField, ...]
 
     def map_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map points ``(N, 3)``, RAS mm."""
@@ -59,7 +59,7 @@ class Transform:
         return points
 
 
-def apply_affine(matrix: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+def apply_affine(matrix: NDArray[np.floating], points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Apply a 4x4 matrix to points ``(N, 3)``."""
     from nio_pydra.spatial.kernels import affine_points
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from fileformats.generic import File
 from pydra.compose import python
 
+from nio_pydra import __version__
+
 
 @python.define(outputs=["affine", "record"])
 def AffineAlign(
-    fixed: File, moving: File, fixed_mask: File, moving_mask: File, version: str, seed: int = 0
+    fixed: File, moving: File, fixed_mask: File, moving_mask: File, version: str = __version__, seed: int = 0
 ) -> tuple[File, File]:
     """Align a moving image to a fixed one.
 

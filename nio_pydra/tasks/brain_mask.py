@@ -5,12 +5,14 @@ from pathlib import Path
 from fileformats.generic import File
 from pydra.compose import python
 
+from nio_pydra import __version__
+
 
 @python.define(outputs=["mask"])
 def BrainMask(
     image: File,
     skull_stripped: bool,
-    version: str,
+    version: str = __version__,
     given: File | None = None,
     labels: File | None = None,
     device: str = "auto",

@@ -5,9 +5,11 @@ from pathlib import Path
 from fileformats.generic import File
 from pydra.compose import python
 
+from nio_pydra import __version__
+
 
 @python.define(outputs=["propagated"])
-def PropagateLabels(labels: File, reference: File, transform: File, version: str) -> File:
+def PropagateLabels(labels: File, reference: File, transform: File, version: str = __version__) -> File:
     """Resample a label image, nearest neighbour.
 
     Parameters

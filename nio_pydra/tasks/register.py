@@ -6,6 +6,8 @@ from pathlib import Path
 from fileformats.generic import File
 from pydra.compose import python
 
+from nio_pydra import __version__
+
 
 @python.define(outputs=["forward_xfm", "inverse_xfm", "warped", "record"])
 def Register(
@@ -15,7 +17,7 @@ def Register(
     affine_record: File,
     engine: str,
     preset: str,
-    version: str,
+    version: str = __version__,
     weights: File | None = None,
     fixed_mask: File | None = None,
     moving_mask: File | None = None,

@@ -5,9 +5,11 @@ from pathlib import Path
 from fileformats.generic import File
 from pydra.compose import python
 
+from nio_pydra import __version__
+
 
 @python.define(outputs=["record"])
-def Score(record: File, fixed_labels: File, propagated_labels: File, version: str) -> File:
+def Score(record: File, fixed_labels: File, propagated_labels: File, version: str = __version__) -> File:
     """Add the Dice overlap to a registration's record.
 
     Parameters

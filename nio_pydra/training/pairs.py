@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import count, permutations
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from nio_pydra.training.synthesis import Anatomy, SynthesisSettings, draw_contra
 
 __all__ = ["SyntheticPairs", "pair_loader", "validation_pairs"]
 
-GROUP = 3  # images of one contrast and pose, paired in a ring: three pairs for three images
+GROUP = 3  # images of one contrast and pose
+ORDERED = tuple(permutations(range(GROUP), 2))  # all are paired: making images costs as much as learning from them
 
 Pair = tuple[Tensor, Tensor]
 
@@ -47,11 +48,12 @@ class SyntheticPairs(IterableDataset):
 
     def __iter__(self) -> Iterator[Pair]:
         anatomies = [load_anatomy(path) for path in self.maps]
-        for group in range(self.start // GROUP, 2**31):
-            images = self._group(anatomies, np.random.default_rng([self.seed, group]))
-            first = self.start % GROUP if group == self.start // GROUP else 0
-            for k in range(first, GROUP):
-                yield images[k], images[(k + 1) % GROUP]
+        for k in count(self.start):
+            group, number = divmod(k, len(ORDERED))
+            if number == 0 or k == self.start:
+                images = self._group(anatomies, np.random.default_rng([self.seed, group]))
+            moving, fixed = ORDERED[number]
+            yield images[moving], images[fixed]
 
     def _group(self, anatomies: list[Anatomy], rng: np.random.Generator) -> list[Tensor]:
         settings = self.settings

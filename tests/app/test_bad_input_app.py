@@ -268,8 +268,7 @@ def test_group_level_without_records_is_refused(dataset, capsys, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", ["1", "2"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGINT, "1"), (signal.SIGKILL, "2")])
 def test_a_run_ended_half_way_goes_on_where_it_was(tmp_path, make_dataset, processes, number):
     dataset = make_dataset(tmp_path, ["sub-01", "sub-02", "sub-03", "sub-04"])
     out = tmp_path / "out"

@@ -1,0 +1,138 @@
+"""Register a few real scans to one of them by every method, and write the table `docs/results/first.md`.
+
+    python benchmarks/first_results.py DATASET --labels DATASET/derivatives/manual --out RUNS \
+        --authors LapIRN_disp_fea7.pth
+
+Each method is one call of `nio-pydra` with the same masks, affine (cached, so computed once) and threads. Runs that
+are there already are kept: a killed benchmark goes on, and `--methods` may name a part. Methods that never ran are
+listed as such in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nio_pydra.metrics import mean_of_lowest
+
+#: Method to engine, preset and which weights it takes.
+METHODS = {
+    "affine": ("affine", None, None),
+    "LapIRN, our first weights": ("lapirn", "paper", "own"),
+    "NIO_m, our first weights": ("nio_m", "paper", "own"),
+    "LapIRN, authors' weights": ("lapirn", "paper", "authors"),
+    "NIO_m, authors' weights": ("nio_m", "paper", "authors"),
+    "SyN fast": ("syn", "fast", None),
+    "SyN precise": ("syn", "precise", None),
+}
+COLUMNS = ("Dice", "Dice, lowest 30 % of labels", "std of Jacobian", "folds %", "inverse p99 mm", "seconds",
+           "processor seconds", "peak MB")  # fmt: skip
+
+
+def main() -> int:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--labels", type=Path, required=True, help="derivatives with desc-malf_dseg label maps")
+    parser.add_argument("--authors", type=Path, required=True, help="the authors' LapIRN_disp_fea7.pth")
+    parser.add_argument("--out", type=Path, required=True, help="takes the runs")
+    parser.add_argument("--atlas", default="1000", help="participant that serves as the atlas")
+    parser.add_argument("--participants", nargs="+", default=["1003", "1107", "1125"])
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/first.md")
+    options = parser.parse_args()
+    for method in options.methods:
+        if len(_records(options, method)) < len(options.participants):
+            _run(options, method)
+    _write(options)
+    return 0
+
+
+def _slug(method: str) -> str:
+    return "_".join(method.lower().replace(",", "").replace("'", "").split())
+
+
+def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, Any]]:
+    """Record of every participant that this method finished: of the first session, where there are several."""
+    found: dict[str, dict[str, Any]] = {}
+    for participant in options.participants:
+        paths = sorted((options.out / _slug(method) / f"sub-{participant}").rglob("*_record.json"))
+        if paths:
+            found[participant] = json.loads(paths[0].read_text())
+    return found
+
+
+def _run(options: argparse.Namespace, method: str) -> None:
+    engine, preset, weights = METHODS[method]
+    atlas = f"sub-{options.atlas}"
+    command = [Path(sys.executable).with_name("nio-pydra"), options.dataset, options.out / _slug(method), "participant"]
+    command += ["--participant-label", *options.participants, "--engine", engine, "-w", options.out / "work"]
+    command += ["--atlas", options.dataset / atlas / "anat" / f"{atlas}_T1w.nii.gz", "--atlas-name", atlas[4:]]
+    command += ["--atlas-labels", options.labels / atlas / "anat" / f"{atlas}_desc-malf_dseg.nii.gz"]
+    command += ["-d", f"manual={options.labels}", "--labels-desc", "malf", "--omp-nthreads", options.threads]
+    command += ["--preset", preset] if preset else []
+    command += ["--weights", options.authors] if weights == "authors" else []
+    print(f"== {method}", flush=True)
+    subprocess.run([str(part) for part in command], check=True)
+
+
+def _row(record: dict[str, Any]) -> list[float]:
+    labels = list(record["dice"]["labels"].values())
+    return [
+        record["dice"]["mean"],
+        mean_of_lowest(labels),
+        record["std_jacobian"],
+        record["fold_percent"],
+        record["inverse_error_mm"]["p99"],
+        record["seconds"]["registration"],
+        record["seconds"]["registration_processor"],
+        record["peak_memory_mb"],
+    ]
+
+
+def _write(options: argparse.Namespace) -> None:
+    lines = [
+        "# First results on real scans",
+        "",
+        f"Written by `benchmarks/first_results.py`. Atlas: sub-{options.atlas}; registered to it: "
+        f"{', '.join('sub-' + p for p in options.participants)}. Dice is the mean over the manual labels that both "
+        "scans have; one affine for all methods. Seconds are of the registration alone, without affine, reading and "
+        "writing. The machine was doing other work at the same time, so wall seconds are upper bounds; processor "
+        "seconds add up all threads.",
+        "",
+        f"Machine: {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads per run.",
+        "",
+        "| method | scan | " + " | ".join(COLUMNS) + " |",
+        "|---" * (2 + len(COLUMNS)) + "|",
+    ]
+    data: dict[str, Any] = {}
+    for method in METHODS:
+        records = _records(options, method)
+        data[method] = {p: dict(zip(COLUMNS, _row(r), strict=True)) for p, r in records.items()}
+        rows = {f"sub-{p}": _row(r) for p, r in records.items()}
+        if len(rows) > 1:
+            rows["mean"] = list(np.mean(list(rows.values()), axis=0))
+        for scan, row in rows.items():
+            shown = [f"{v:.3f}" for v in row[:5]] + [f"{v:.0f}" for v in row[5:]]
+            lines.append(f"| {method} | {scan} | " + " | ".join(shown) + " |")
+        if missing := [p for p in options.participants if p not in records]:
+            lines.append(f"| {method} | {', '.join('sub-' + p for p in missing)} | " + "not run | " * len(COLUMNS))
+    versions = next((r["versions"] for m in METHODS for r in _records(options, m).values()), {})
+    lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."]
+    options.table.parent.mkdir(parents=True, exist_ok=True)
+    options.table.write_text("\n".join(lines) + "\n")
+    options.table.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    print(f"written: {options.table}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

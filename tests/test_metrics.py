@@ -1,0 +1,60 @@
+"""Overlap and regularity against values known beforehand."""
+
+import numpy as np
+import pytest
+
+from nio_pydra.metrics import dice, inverse_error, jacobian_determinant, mean_of_lowest, regularity
+from nio_pydra.spatial.conform import invert
+from nio_pydra.spatial.transforms import DisplacementField
+
+SHAPE = (12, 14, 13)
+OBLIQUE = np.array([[1.9, 0.3, 0, -5], [-0.3, 2.1, 0.4, 8], [0.1, -0.2, 3.0, -20], [0, 0, 0, 1.0]])
+
+
+def linear_field(matrix: np.ndarray, affine: np.ndarray = OBLIQUE) -> DisplacementField:
+    """Field of the world map ``x -> matrix @ x``."""
+    voxels = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij")).reshape(3, -1)
+    world = affine[:3, :3] @ voxels + affine[:3, 3:]
+    return DisplacementField(((matrix - np.eye(3)) @ world).reshape(3, *SHAPE).astype(np.float32), affine)
+
+
+def test_dice_equals_monai_and_skips_absent_labels():
+    monai = pytest.importorskip("monai.metrics")
+    import torch
+
+    a, b = np.random.default_rng(0).integers(0, 5, (2, 10, 11, 12))
+    a[a == 4] = 7  # 4 is absent from a, 7 from b
+    found = dice(a, b)
+    assert list(found) == [1, 2, 3]
+    one_hot = [torch.from_numpy(np.stack([x == k for k in (1, 2, 3)]))[None].float() for x in (a, b)]
+    assert list(found.values()) == pytest.approx(monai.compute_dice(*one_hot)[0].tolist())
+
+
+def test_mean_of_the_lowest_third():
+    assert mean_of_lowest([5, 1, 2, 9, 9, 9, 9, 9, 9, 3]) == 2
+
+
+def test_jacobian_of_a_linear_map_is_its_determinant_whatever_the_grid():
+    matrix = np.array([[1.2, 0.1, 0], [0, 0.9, 0.05], [0.1, 0, 1.1]])
+    assert np.allclose(jacobian_determinant(linear_field(matrix)), np.linalg.det(matrix), atol=1e-4)
+
+
+def test_a_mirrored_region_counts_as_folded():
+    field = linear_field(np.diag([1.0, 1.0, -0.5]), np.eye(4))
+    found = regularity(field, np.ones(SHAPE, bool))
+    assert found.fold_percent == 100 and found.std_jacobian == pytest.approx(0, abs=1e-4)
+
+
+def test_inverse_undoes_a_smooth_steep_field():
+    voxels = np.stack(np.meshgrid(*map(np.arange, (40, 42, 38)), indexing="ij")).astype(np.float32)
+    phase = 2 * np.pi * voxels / 20
+    vectors = 2.2 * np.stack([np.sin(phase[1]) * np.cos(phase[2]), np.sin(phase[2]), np.sin(phase[0])])
+    edge = np.minimum(voxels, np.array([39, 41, 37]).reshape(3, 1, 1, 1) - voxels).min(axis=0)
+    field = DisplacementField(
+        (vectors * np.clip(edge / 8, 0, 1)).astype(np.float32), OBLIQUE @ np.diag([0.5, 0.5, 0.3, 1])
+    )
+    inside = edge > 6
+    identity = DisplacementField(np.zeros_like(field.vectors), field.affine)
+    assert np.median(inverse_error(field, identity, inside)) > 1
+    errors = inverse_error(field, invert(field), inside)
+    assert np.median(errors) < 0.1 and np.percentile(errors, 99) < 0.5

@@ -1,0 +1,128 @@
+"""Instance optimisation of a network and of a field."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nio_pydra.networks import LapIRN, LapIRNConfig
+from nio_pydra.optimize.io import IOSettings, optimize_field
+from nio_pydra.optimize.nio import NIOSettings, optimize_network
+from nio_pydra.optimize.problem import Objective, TensorPair
+from nio_pydra.spatial.unit_grid import unit_to_voxel, upsample, warp
+
+SHAPE = (32, 40, 32)
+ZERO = torch.zeros(1, 3, *SHAPE)
+
+
+@pytest.fixture
+def pair():
+    """A textured ball, and the same ball pulled out of shape."""
+    generator = torch.Generator().manual_seed(0)
+    texture = upsample(torch.rand(1, 1, 8, 10, 8, generator=generator), 4)
+    axes = [torch.linspace(-1, 1, n) for n in SHAPE]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
+    fixed = texture * torch.sigmoid((0.8 - radius) * 20)
+    push = upsample(torch.randn(1, 3, 4, 5, 4, generator=generator), 8) * 0.06
+    return TensorPair(fixed.contiguous(), warp(fixed, push))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(1)
+    return LapIRN(LapIRNConfig(encoder_channels=4, channels=4, head_channels=(4, 4, 4)))
+
+
+FAST = NIOSettings(iterations=(10, 8, 4), learning_rate=3e-3)
+
+
+def test_nio_m_improves_the_similarity_more_than_the_prediction_alone(pair, network):
+    predicted = optimize_network(network, pair, NIOSettings(iterations=(0, 0, 0)))
+    optimised = optimize_network(network, pair, FAST)
+    values = [pair.similarity(f).item() for f in (ZERO, predicted, optimised)]
+    assert values[2] < values[0] - 0.02 and values[2] < values[1] - 0.02
+
+
+def test_each_level_starts_from_what_the_levels_below_learned(pair, network):
+    losses = [
+        pair.loss(optimize_network(network, pair, replace(FAST, iterations=n)), FAST.objective).item()
+        for n in ((10, 0, 0), (10, 10, 0), (10, 10, 15))
+    ]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_the_given_network_is_left_unchanged(pair, network):
+    before = copy.deepcopy(network.state_dict())
+    optimize_network(network, pair, FAST)
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+def test_the_same_run_gives_the_same_bits(pair, network):
+    fields = [optimize_network(network, pair, FAST) for _ in range(2)]
+    assert torch.equal(*fields)
+
+
+def test_bfloat16_convolutions_end_close_to_float32(pair, network):
+    exact = optimize_network(network, pair, FAST)
+    rough = optimize_network(network, pair, FAST, precision=torch.bfloat16)
+    assert rough.dtype == torch.float32
+    assert pair.similarity(rough).item() == pytest.approx(pair.similarity(exact).item(), rel=0.03)
+
+
+def test_more_regularisation_gives_a_smoother_field(pair, network):
+    from nio_pydra.losses import diffusion
+
+    rough, smooth = (
+        optimize_network(network, pair, replace(FAST, objective=Objective(weight=w))) for w in (0.05, 0.95)
+    )
+    assert diffusion(smooth) < 0.7 * diffusion(rough)
+
+
+def test_diff_network_gives_a_field_without_folds(pair):
+    torch.manual_seed(1)
+    network = LapIRN(LapIRNConfig(variant="diff", encoder_channels=4, channels=4, head_channels=(4, 4, 4)))
+    field = unit_to_voxel(optimize_network(network, pair, FAST))[0].numpy()
+    import numpy as np
+
+    from nio_pydra.metrics import jacobian_determinant
+    from nio_pydra.spatial.transforms import DisplacementField
+
+    assert np.abs(field).max() > 0.3
+    assert (jacobian_determinant(DisplacementField(field, np.eye(4)))[2:-2, 2:-2, 2:-2] > 0).all()
+
+
+def test_io_refines_a_field(pair):
+    refined = optimize_field(ZERO, pair, IOSettings(iterations=15, learning_rate=0.3))
+    assert pair.similarity(refined) < pair.similarity(ZERO) - 0.02
+
+
+def test_a_lesion_does_not_pull(pair, network):
+    moving = pair.moving.clone()
+    moving[..., 10:20, 14:24, 10:20] = 1.5
+    weights = torch.ones_like(moving)
+    weights[..., 9:21, 13:25, 9:21] = 0
+    spoiled = TensorPair(pair.fixed, moving)
+    masked = TensorPair(pair.fixed, moving, moving_weights=weights)
+    clean = optimize_network(network, pair, FAST)
+    distances = [
+        unit_to_voxel(optimize_network(network, p, FAST) - clean).norm(dim=1).mean().item() for p in (masked, spoiled)
+    ]
+    # What the lesion's grey values are is all the same once it is masked.
+    other = TensorPair(pair.fixed, torch.where(weights > 0, moving, 0.2 * moving), moving_weights=weights)
+    assert pair.loss(clean, FAST.objective) != masked.loss(clean, FAST.objective)
+    assert masked.similarity(ZERO).item() == pytest.approx(other.similarity(ZERO).item(), abs=1e-6)
+    assert distances[0] < distances[1]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"iterations": (1, 2)}, {"iterations": (1, -2, 3)}, {"learning_rate": 0.0}, {"voxel_size_mm": -1.0}]
+)
+def test_impossible_settings_are_refused_before_any_work(wrong):
+    with pytest.raises(ValueError, match="expected"):
+        NIOSettings(**wrong)
+
+
+def test_regularisation_weight_is_a_share():
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        Objective(weight=1.4)

@@ -1,0 +1,130 @@
+"""The engines behind their one contract, from files to files."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.pair import register_pair
+from nio_pydra.engines.registration import ENGINES, default_preset, preset_names, register
+from nio_pydra.errors import InputError
+from nio_pydra.networks import LapIRN, LapIRNConfig, save_network
+from nio_pydra.spatial.itk import read_h5, write_h5
+from nio_pydra.spatial.transforms import Transform
+
+RUNTIME = Runtime(device="cpu", threads=2, progress=False)
+SHAPE = (56, 60, 52)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    """Two skull-stripped brains of 2 mm, oblique and in different orientations, labels, and an affine."""
+    folder = tmp_path_factory.mktemp("scans")
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"))
+    texture = gaussian_filter(rng.random(SHAPE), 2)
+    texture = 0.5 + 2 * (texture - texture.mean()) / texture.std() / 10
+    fixed_affine = np.diag([2.0, 2, 2, 1])
+    fixed_affine[:3, 3] = (-56, -60, -52)
+    turn = nib.eulerangles.euler2mat(0.1, 0.05, -0.08)
+    moving_affine = fixed_affine.copy()
+    moving_affine[:3, :3] = turn @ fixed_affine[:3, :3]
+    push = np.stack([gaussian_filter(rng.normal(size=SHAPE), 7) for _ in range(3)])
+    push *= 0.12 / np.abs(push).max()
+    for name, position, affine in (("fixed", grid, fixed_affine), ("moving", grid + push, moving_affine)):
+        radius = np.sqrt(((position / 0.8) ** 2).sum(axis=0))
+        from scipy.ndimage import map_coordinates
+
+        index = (position + 1) / 2 * (np.array(SHAPE) - 1).reshape(3, 1, 1, 1)
+        image = map_coordinates(texture, index, order=1, mode="nearest") * (radius < 1)
+        labels = np.where(radius < 1, 1 + (radius < 0.75) + (radius < 0.5), 0)
+        for suffix, data in (("", image.astype(np.float32)), ("_labels", labels.astype(np.int16))):
+            out = nib.Nifti1Image(data, affine)
+            if name == "moving":
+                out = out.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
+            nib.save(out, folder / f"{name}{suffix}.nii.gz")
+    world = moving_affine @ np.linalg.inv(fixed_affine)
+    write_h5(Transform((world,)), folder / "affine.h5")
+    save_network(
+        LapIRN(LapIRNConfig(encoder_channels=4, channels=4, head_channels=(4, 4, 4))),
+        folder / "tiny.safetensors",
+        {"orientation": "LIA", "voxel_size_mm": 2.0, "intensity_scaling": "percentile", "lambda": 0.4},
+    )
+    return folder
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(scans, tmp_path, engine):
+    preset = {"syn": "fast", "affine": None}.get(engine, "draft")
+    # A network that learned nothing is enough to predict or to start from, not to be optimised in a few steps.
+    network = {"weights": scans / "tiny.safetensors"} if engine in ("lapirn", "io") else {}
+    files = register(
+        scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path,
+        engine=engine, preset=preset, affine_seconds=1.5, runtime=RUNTIME, **network,
+    )  # fmt: skip
+    record = json.loads(files.record.read_text())
+    assert record["engine"] == engine and record["preset"] == (preset or default_preset(engine))
+    assert record["seconds"]["affine"] == 1.5
+    assert record["seconds"]["registration"] >= 0 and record["seconds"]["io"] > 0
+    assert record["peak_memory_mb"] > 100 and record["threads"] == 2 and record["device"] == "cpu"
+    assert {"nio_pydra", "torch", "antspyx"} <= record["versions"].keys()
+    assert record["inverse_error_mm"]["median"] < 0.1 and record["inverse_error_mm"]["p99"] < 1
+    fixed, warped = nib.load(scans / "fixed.nii.gz"), nib.load(files.warped)
+    assert warped.shape == fixed.shape and np.allclose(warped.affine, fixed.affine)
+    forward, inverse = read_h5(files.forward_xfm), read_h5(files.inverse_xfm)
+    points = np.random.default_rng(0).uniform(-35, 35, (200, 3))
+    assert np.median(np.linalg.norm(inverse.map_points(forward.map_points(points)) - points, axis=1)) < 0.1
+    if engine in ("nio_m", "nio", "io", "syn"):
+        assert record["similarity"]["after"] > record["similarity"]["before"] + 0.03
+    if network:
+        assert record["weights"]["name"] == "tiny.safetensors"
+
+
+def test_a_pair_is_masked_aligned_registered_and_scored(scans, tmp_path):
+    record = register_pair(
+        scans / "fixed.nii.gz", scans / "moving.nii.gz", tmp_path / "out",
+        engine="io", preset="draft", weights=scans / "tiny.safetensors", skull_stripped=True, runtime=RUNTIME,
+        fixed_labels=scans / "fixed_labels.nii.gz", moving_labels=scans / "moving_labels.nii.gz",
+    )  # fmt: skip
+    assert set(record["dice"]["labels"]) == {"1", "2", "3"} and record["dice"]["mean"] > 0.75
+    assert record["seconds"]["affine"] > 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz", "record.json"}
+    labels = nib.load(tmp_path / "out" / "labels.nii.gz")
+    assert labels.get_data_dtype() == np.uint8 and set(np.unique(labels.dataobj)) == {0, 1, 2, 3}
+
+
+def test_labels_on_another_grid_stop_the_pair_before_any_work(scans, tmp_path):
+    with pytest.raises(InputError, match="same grid"):
+        register_pair(
+            scans / "fixed.nii.gz", scans / "moving.nii.gz", tmp_path / "out", skull_stripped=True,
+            moving_labels=scans / "fixed_labels.nii.gz", runtime=RUNTIME,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_names_are_answered_with_the_known_ones(scans, tmp_path):
+    arguments = (scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path)
+    with pytest.raises(InputError, match="choose one of nio_m"):
+        register(*arguments, engine="magic", runtime=RUNTIME)
+    with pytest.raises(InputError, match="choose one of paper, draft"):
+        register(*arguments, engine="nio_m", preset="magic", runtime=RUNTIME)
+    with pytest.raises(InputError, match="uses no network"):
+        register(*arguments, engine="syn", weights=scans / "tiny.safetensors", runtime=RUNTIME)
+    assert preset_names("nio_m")[0] == "paper"
+
+
+def test_cuda_is_refused_where_there_is_none(scans, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(InputError, match="no CUDA"):
+        register(
+            scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path,
+            engine="lapirn", weights=scans / "tiny.safetensors", runtime=Runtime(device="cuda"),
+        )  # fmt: skip

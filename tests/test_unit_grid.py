@@ -1,0 +1,62 @@
+"""Warping and integration on the unit grid."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from nio_pydra.spatial.unit_grid import identity_grid, integrate, unit_to_voxel, upsample, voxel_to_unit, warp
+
+SHAPE = (9, 11, 10)
+
+
+@pytest.fixture
+def image():
+    return torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def field():
+    return torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(1)) / 5
+
+
+def test_a_shift_by_whole_voxels_moves_along_the_named_axis(image):
+    for axis, amount in enumerate((1, 2, -1)):
+        voxels = torch.zeros(1, 3, *SHAPE)
+        voxels[:, axis] = amount
+        moved = warp(image, voxel_to_unit(voxels))
+        expected = image.roll(-amount, dims=axis + 2)
+        inside = [slice(3, -3)] * 3
+        assert torch.allclose(moved[0, 0][inside], expected[0, 0][inside], atol=1e-5)
+
+
+def test_voxel_and_unit_fields_convert_into_each_other(field):
+    assert torch.allclose(voxel_to_unit(unit_to_voxel(field)), field, atol=1e-6)
+
+
+def test_compiled_warp_and_its_gradient_equal_torch(image, field):
+    results = []
+    for compiled in (True, False):
+        leaf = field.clone().requires_grad_()
+        if compiled:
+            out = warp(image, leaf)
+        else:
+            grid = identity_grid(SHAPE, device=leaf.device) + leaf.permute(0, 2, 3, 4, 1)
+            out = functional.grid_sample(image, grid, padding_mode="border", align_corners=True)
+        (out * torch.linspace(0, 1, out.numel()).view_as(out)).sum().backward()
+        results.append((out.detach(), leaf.grad))
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-5)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-4)
+
+
+def test_integral_of_the_negated_velocity_is_the_inverse():
+    velocity = upsample(torch.randn(1, 3, 5, 5, 5, generator=torch.Generator().manual_seed(2)) / 20, 4)
+    forward, backward = integrate(velocity), integrate(-velocity)
+    back = forward + torch.cat([warp(backward[:, c : c + 1], forward) for c in range(3)], dim=1)
+    assert unit_to_voxel(forward).abs().max() > 0.5
+    inside = unit_to_voxel(back)[:, :, 4:-4, 4:-4, 4:-4]
+    assert inside.norm(dim=1).median() < 0.02 * unit_to_voxel(forward).norm(dim=1).max()
+
+
+def test_integral_of_a_constant_velocity_is_itself():
+    velocity = torch.full((1, 3, 6, 6, 6), 0.05)
+    assert torch.allclose(integrate(velocity), velocity, atol=1e-5)
