@@ -59,7 +59,7 @@ def scans(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(scans, tmp_path, engine):
-    preset = {"syn": "fast", "affine": None}.get(engine, "draft")
+    preset = {"syn": "fast", "nio_m": "draft", "nio": "draft", "io": "draft"}.get(engine)
     # A network that learned nothing is enough to predict or to start from, not to be optimised in a few steps.
     network = {"weights": scans / "tiny.safetensors"} if engine in ("lapirn", "io") else {}
     files = register(

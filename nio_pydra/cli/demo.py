@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Result", "add_arguments", "main", "table"]
 
 ATLAS = "MNI152"
-PRESETS = {"nio_m": "draft", "nio": "draft", "io": "draft", "lapirn": "draft", "syn": "fast"}  # the quick ones
+PRESETS = {"nio_m": "draft", "nio": "draft", "io": "draft", "lapirn": "paper", "syn": "fast"}  # the quick ones
 
 
 @dataclass(frozen=True)

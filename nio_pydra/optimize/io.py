@@ -36,8 +36,6 @@ class IOSettings:
         Average poolings (3 voxels) of the control field.
     objective : Objective
         Similarity window and regularisation weight.
-    voxel_size_mm : float or None
-        Resolution of the network's grid; None: the one the network was trained at.
     """
 
     iterations: int = 200
@@ -45,7 +43,6 @@ class IOSettings:
     spacing: int = 2
     smoothings: int = 2
     objective: Objective = field(default_factory=Objective)
-    voxel_size_mm: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.smoothings) < 0 or self.spacing < 1 or not self.learning_rate > 0:

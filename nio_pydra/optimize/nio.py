@@ -38,22 +38,17 @@ class NIOSettings:
         Of Adam.
     objective : Objective
         Similarity window and regularisation weight.
-    voxel_size_mm : float or None
-        Resolution of the network's grid; None: the one the network was trained at.
     """
 
     iterations: tuple[int, int, int] = (100, 60, 30)
     learning_rate: float = 1e-4
     objective: Objective = field(default_factory=Objective)
-    voxel_size_mm: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.iterations) != LEVELS or min(self.iterations) < 0:
             raise ValueError(f"iterations is {self.iterations}: expected {LEVELS} numbers, none negative")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
-        if self.voxel_size_mm is not None and not self.voxel_size_mm > 0:
-            raise ValueError(f"voxel_size_mm is {self.voxel_size_mm}: expected a positive number")
 
 
 def optimize_network(
