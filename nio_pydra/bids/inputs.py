@@ -38,6 +38,9 @@ class Scan:
     Parameters
     ----------
     t1w : pathlib.Path
+        Absolute; may be a link, as in a DataLad dataset.
+    relative : str
+        The same, from the dataset's root.
     entities : dict of str to str
         Those of `NAME_ENTITIES` that its name has.
     skull_stripped : bool
@@ -47,6 +50,7 @@ class Scan:
     """
 
     t1w: Path
+    relative: str
     entities: dict[str, str]
     skull_stripped: bool
     mask: Path | None = None
@@ -122,6 +126,7 @@ def find_scans(
         scans.append(
             Scan(
                 t1w=Path(image.path),
+                relative=str(image.relpath),
                 entities=entities,
                 skull_stripped=image.get_metadata().get("SkullStripped") is True,
                 mask=_derived(others, entities, "mask", "brain"),

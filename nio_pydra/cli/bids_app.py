@@ -151,9 +151,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     )  # fmt: skip
     begin = time.perf_counter()
     with _ended_by_interrupt():
-        outcomes = register_dataset(
-            scans, atlas, settings, bids_dir=options.bids_dir, out_dir=options.out_dir, work_dir=options.work_dir
-        )
+        outcomes = register_dataset(scans, atlas, settings, out_dir=options.out_dir, work_dir=options.work_dir)
     return _report(outcomes, options.out_dir, time.perf_counter() - begin)
 
 

@@ -1,15 +1,49 @@
-"""Care of pydra's cache: what an interrupted or failed run left, and why a job failed."""
+"""Care of pydra's cache: what a killed or failed run left, and why a job failed."""
 
 from __future__ import annotations
 
+import fcntl
 import pickle
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cloudpickle
 
-__all__ = ["discard_unfinished", "failure_reason", "stored_error"]
+__all__ = ["discard_unfinished", "failure_reason", "in_use", "stored_error"]
+
+
+@contextmanager
+def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[None]:
+    """Mark a work folder as in use, and delete the locks that a killed run left in it.
+
+    pydra locks every job by a file, and waits for ever for one whose owner cannot be proved dead: a run killed on
+    another host or in another container, or in the moment between creating the file and writing into it. The kernel
+    in contrast releases this function's lock with its process, so whoever is alone with the folder knows that all
+    other locks in it are dead.
+
+    Parameters
+    ----------
+    work_dir : pathlib.Path
+    discard_locks : bool
+        False where jobs may outlive the run that started them, as under SLURM.
+    """
+    with (work_dir / "in_use").open("w") as marker:
+        try:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another run is using it, or the file system has no such locks
+            alone = False
+        else:
+            alone = True
+        if alone and discard_locks:
+            for folder in ("pydra", "hashes"):
+                for lock in (work_dir / folder).glob("*.lock"):
+                    lock.unlink(missing_ok=True)
+        with suppress(OSError):
+            fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
 
 
 def discard_unfinished(cache: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,13 +11,12 @@ from typing import Any
 
 from nio_pydra import __version__
 from nio_pydra.bids.atlas import Atlas
-from nio_pydra.bids.inputs import Scan, scan_name
+from nio_pydra.bids.inputs import Scan
 from nio_pydra.bids.outputs import Destination, Products, discard_leftovers, engine_desc, sink
 from nio_pydra.errors import InputError
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
 
-log = logging.getLogger("nio_pydra")
 NO_NETWORK = ("affine", "syn")
 
 
@@ -75,7 +73,7 @@ class Outcome:
 
 
 def register_dataset(
-    scans: Sequence[Scan], atlas: Atlas, settings: DatasetSettings, *, bids_dir: Path, out_dir: Path, work_dir: Path
+    scans: Sequence[Scan], atlas: Atlas, settings: DatasetSettings, *, out_dir: Path, work_dir: Path
 ) -> list[Outcome]:
     """Register scans to an atlas; one that fails leaves the others done.
 
@@ -86,8 +84,6 @@ def register_dataset(
     scans : sequence of Scan
     atlas : Atlas
     settings : DatasetSettings
-    bids_dir : pathlib.Path
-        Root that the scans' BIDS URIs are relative to.
     out_dir : pathlib.Path
         Takes the derivatives, each scan's as soon as it is done.
     work_dir : pathlib.Path
@@ -106,41 +102,64 @@ def register_dataset(
     # Before pydra is imported: it shall neither ask a server for its newest version nor write into the home folder.
     os.environ.setdefault("NO_ET", "1")
     os.environ["PYDRA_HASH_CACHE"] = str((work_dir / "hashes").resolve())
-    from pydra.engine.hooks import TaskHooks
-    from pydra.engine.result import load_result
+    from nio_pydra.workflows.cache import discard_unfinished, in_use
+
+    with in_use(work_dir, discard_locks=settings.worker != "slurm"):
+        cache = (work_dir / "pydra").resolve()
+        discard_unfinished(cache)
+        return _register_all(scans, atlas, settings, out_dir, cache)
+
+
+def _register_all(
+    scans: Sequence[Scan], atlas: Atlas, settings: DatasetSettings, out_dir: Path, cache: Path
+) -> list[Outcome]:
     from pydra.engine.submitter import Submitter
 
-    from nio_pydra.workflows.cache import discard_unfinished, failure_reason
-
-    cache = (work_dir / "pydra").resolve()
-    discard_unfinished(cache)
-    own = [_scan_inputs(scan, atlas, settings, bids_dir, out_dir) for scan in scans]
-    for inputs in own:
-        discard_leftovers(Destination(**inputs["destination"]))
+    lost = {
+        scan.name: path for scan in scans for path in (scan.labels, scan.mask, scan.t1w) if path and not path.exists()
+    }
+    inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in lost}
+    for given in inputs.values():
+        discard_leftovers(Destination(**given["destination"]))
     worker, arguments = _worker(settings)
     with Submitter(worker=worker, cache_root=cache, **arguments) as submit:
         common = _common_inputs(atlas, settings, _atlas_mask(atlas, settings, submit, cache))
-        from nio_pydra.workflows.subject import Subject
+        if inputs:
+            _run_subjects(submit, common, list(inputs.values()))
+    return [
+        Outcome(scan, [], f"{lost[scan.name]}: no such file; is it a link to content that was not fetched?")
+        if scan.name in lost
+        else _outcome(scan, common, inputs[scan.name], cache)
+        for scan in scans
+    ]
 
-        subjects = [Subject(**common, **inputs) for inputs in own]
-        keys = list(own[0])
-        batch = Subject(**common).split(tuple(keys), **{key: [inputs[key] for inputs in own] for key in keys})
-        submit(
-            batch,
-            hooks=TaskHooks(pre_run_task=_say_started, post_run_task=_say_failed, post_run=_say_done),
-            raise_errors=False,
-        )
-    outcomes = []
-    for scan, subject, inputs in zip(scans, subjects, own, strict=True):
-        result = load_result(subject._checksum, [cache])
-        if result is None or result.errored or result.outputs is None:
-            outcomes.append(Outcome(scan, [], *failure_reason(cache, subject._checksum)))
-            continue
+
+def _run_subjects(submit: Any, common: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
+    """Split the `Subject` workflow over scans; finished elements are found in the cache even if others failed."""
+    from nio_pydra.workflows.progress import subject_hooks
+    from nio_pydra.workflows.subject import Subject
+
+    keys = tuple(inputs[0])
+    batch = Subject(**common).split(keys, **{key: [given[key] for given in inputs] for key in keys})
+    submit(batch, hooks=subject_hooks(), raise_errors=False)
+
+
+def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Outcome:
+    from pydra.engine.result import load_result
+
+    from nio_pydra.workflows.cache import failure_reason
+    from nio_pydra.workflows.subject import Subject
+
+    checksum = Subject(**common, **inputs)._checksum
+    result = load_result(checksum, [cache])
+    if result is None or result.errored or result.outputs is None:
+        return Outcome(scan, [], *failure_reason(cache, checksum))
+    products = Products(**{name: _path(getattr(result.outputs, name)) for name in Products.__dataclass_fields__})
+    try:
         # Also for a scan found in the cache, whose derivatives somebody may have deleted since.
-        found = result.outputs
-        products = Products(**{name: _path(getattr(found, name)) for name in Products.__dataclass_fields__})
-        outcomes.append(Outcome(scan, sink(products, Destination(**inputs["destination"]))))
-    return outcomes
+        return Outcome(scan, sink(products, Destination(**inputs["destination"])))
+    except (InputError, OSError) as error:
+        return Outcome(scan, [], str(error))
 
 
 def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
@@ -181,12 +200,12 @@ def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) ->
 
         network_version += f"+{weights_digest()[:16]}"
     return {
-        "atlas": atlas.image.resolve(),
-        "atlas_mask": atlas_mask.resolve(),
-        "labels_of_atlas": None if atlas.labels is None else atlas.labels.resolve(),
+        "atlas": atlas.image.absolute(),
+        "atlas_mask": atlas_mask.absolute(),
+        "labels_of_atlas": None if atlas.labels is None else atlas.labels.absolute(),
         "engine": settings.engine,
         "preset": settings.preset,
-        "weights": None if settings.weights is None else settings.weights.resolve(),
+        "weights": None if settings.weights is None else settings.weights.absolute(),
         "device": settings.device,
         "seed": settings.seed,
         "version": __version__,
@@ -194,47 +213,25 @@ def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) ->
     }
 
 
-def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, bids_dir: Path, out_dir: Path) -> dict[str, Any]:
+def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: Path) -> dict[str, Any]:
     destination = Destination(
         out_dir=str(out_dir.resolve()),
         entities=scan.entities,
         atlas=atlas.name,
         desc=engine_desc(settings.engine),
-        source=f"bids:raw:{scan.t1w.resolve().relative_to(bids_dir.resolve())}",
+        source=f"bids:raw:{scan.relative}",
         atlas_reference=atlas.reference,
         labels_desc=settings.labels_desc if scan.labels else None,
-        labels_source=scan.labels.resolve().as_uri() if scan.labels else None,
+        labels_source=scan.labels.absolute().as_uri() if scan.labels else None,
     )
     return {
-        "t1w": scan.t1w.resolve(),
+        "t1w": scan.t1w,
         "skull_stripped": scan.skull_stripped or settings.skull_stripped,
-        "brain_mask": None if scan.mask is None else scan.mask.resolve(),
-        "own_labels": None if scan.labels is None else scan.labels.resolve(),
+        "brain_mask": None if scan.mask is None else scan.mask.absolute(),
+        "own_labels": None if scan.labels is None else scan.labels.absolute(),
         "destination": asdict(destination),
     }
 
 
 def _path(value: Any) -> Path | None:
     return None if value is None else Path(value)
-
-
-def _name(job: Any) -> str | None:
-    """Name the scan of a job of the `Subject` workflow; None for the workflow around these."""
-    destination = getattr(job.task, "destination", None)
-    return None if destination is None else scan_name(destination["entities"])
-
-
-def _say_started(job: Any) -> None:
-    if name := _name(job):
-        log.info("%s: started", name)
-
-
-def _say_failed(job: Any, result: Any) -> None:
-    if result.errored and (name := _name(job)):
-        log.info("%s: failed", name)
-
-
-def _say_done(job: Any, result: Any) -> None:
-    """Run after the result was stored: from here on a killed run does not repeat this scan."""
-    if name := _name(job):
-        log.info("%s: done", name)

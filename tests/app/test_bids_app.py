@@ -167,6 +167,14 @@ def test_scans_without_labels_are_registered_without_a_score(dataset):
     assert "dice" not in json.loads(files["space-Tiny_desc-affine_record.json"].read_text())
 
 
+def test_a_scan_that_is_a_link_keeps_its_own_name(dataset, tmp_path):
+    path = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    path.symlink_to(path.rename(tmp_path / "key-of-annex.nii.gz"))
+    assert bids_app.main(dataset.command(tmp_path / "out", "--participant-label", "01")) == 0
+    sidecar = files_of(tmp_path / "out", "sub-01")["desc-brain_mask.json"]
+    assert json.loads(sidecar.read_text())["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+
+
 def test_a_mask_from_derivatives_is_used_as_it_is(dataset, write_image):
     labels = dataset.derivatives / "sub-01/anat/sub-01_desc-malf_dseg.nii.gz"
     mask = (nib.load(labels).get_fdata() > 0).astype(np.uint8)

@@ -13,7 +13,7 @@ from pydra.compose import python
 from pydra.engine.result import load_result
 from pydra.engine.submitter import Submitter
 
-from nio_pydra.workflows.cache import discard_unfinished, failure_reason
+from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
 
 
@@ -86,6 +86,26 @@ def test_results_of_failed_and_interrupted_jobs_are_discarded_and_good_ones_kept
     discard_unfinished(tmp_path)
     assert (tmp_path / tasks[0]._checksum).exists()
     assert not any((tmp_path / name).exists() for name in (tasks[1]._checksum, tasks[2]._checksum, damaged.name))
+
+
+def test_locks_of_dead_runs_are_discarded_and_those_of_live_ones_kept(tmp_path):
+    locks = [tmp_path / "pydra/python-1.lock", tmp_path / "hashes/2.lock"]
+
+    def lock():
+        for path in locks:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()  # empty: killed between creating and writing it, which filelock waits for, for ever
+
+    lock()
+    with in_use(tmp_path, discard_locks=True):
+        assert not any(path.exists() for path in locks)
+        lock()
+        with in_use(tmp_path, discard_locks=True):
+            assert all(path.exists() for path in locks)
+    with in_use(tmp_path, discard_locks=False):
+        assert all(path.exists() for path in locks)
+    with in_use(tmp_path, discard_locks=True):
+        assert not any(path.exists() for path in locks)
 
 
 def test_task_cache_follows_content_and_version_and_not_names(tmp_path):
