@@ -9,6 +9,7 @@ from pathlib import Path
 
 # Before torch, ANTs or matplotlib is imported: each reads these once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "2")
 os.environ["MPLBACKEND"] = "Agg"
 

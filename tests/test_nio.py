@@ -115,9 +115,7 @@ def test_a_lesion_does_not_pull(pair, network):
     assert distances[0] < distances[1]
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"iterations": (1, 2)}, {"iterations": (1, -2, 3)}, {"learning_rate": 0.0}]
-)
+@pytest.mark.parametrize("wrong", [{"iterations": (1, 2)}, {"iterations": (1, -2, 3)}, {"learning_rate": 0.0}])
 def test_impossible_settings_are_refused_before_any_work(wrong):
     with pytest.raises(ValueError, match="expected"):
         NIOSettings(**wrong)

@@ -45,6 +45,8 @@ class Destination:
         BIDS URI of the T1w image.
     atlas_reference : str
         URI of the atlas image.
+    skull_stripped : bool
+        The T1w image shows a brain only.
     labels_desc : str or None
         ``desc`` of the scan's own label image.
     labels_source : str or None
@@ -57,6 +59,7 @@ class Destination:
     desc: str
     source: str
     atlas_reference: str
+    skull_stripped: bool = False
     labels_desc: str | None = None
     labels_source: str | None = None
 
@@ -142,7 +145,7 @@ def sink(products: Products, destination: Destination) -> list[Path]:
                 "Description": f"T1w image aligned to {to.atlas} by nio_pydra ({to.desc}).",
                 "Sources": [*scan, atlas],
                 "SpatialReference": atlas,
-                "SkullStripped": True,
+                "SkullStripped": to.skull_stripped,
             },
         ),
         (products.record, {"space": to.atlas, "desc": to.desc, "suffix": "record"}, None),

@@ -138,6 +138,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         preset=preset,
         weights=options.weights,
         device=options.device,
+        precision=options.precision,
         seed=options.random_seed,
         skull_stripped=options.skull_stripped,
         worker=options.worker or ("cf" if options.nprocs > 1 else "debug"),

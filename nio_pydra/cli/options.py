@@ -24,12 +24,18 @@ def positive(text: str) -> int:
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add --engine, --preset, --weights, --device and --random-seed."""
+    """Add --engine, --preset, --weights, --device, --precision and --random-seed."""
     group = parser.add_argument_group("registration")
     group.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: %(default)s)")
-    group.add_argument("--preset", help="paper or draft, for syn fast or precise (default: paper, for syn fast)")
+    group.add_argument(
+        "--preset", help="paper or draft; for syn fast or precise (default: paper, fast)"
+    )
     group.add_argument("--weights", type=Path, help="network weights (default: those of the package)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    group.add_argument(
+        "--precision", choices=("auto", "float32"), default="auto",
+        help="auto lets the network compute in bfloat16 where that is faster (default: %(default)s)",
+    )  # fmt: skip
     group.add_argument("--random-seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
 
 

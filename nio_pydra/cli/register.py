@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
         moving_mask=args.moving_mask,
         lesion_mask=args.lesion_mask,
         skull_stripped=args.skull_stripped,
-        runtime=Runtime(device=args.device, threads=args.threads, seed=args.random_seed),
+        runtime=Runtime(device=args.device, threads=args.threads, seed=args.random_seed, precision=args.precision),
     )
     overlap = f", mean Dice {record['dice']['mean']:.3f}" if record.get("dice") else ""
     print(

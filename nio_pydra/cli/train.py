@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
 
     import torch
 
-    from nio_pydra.optimize.memory import keep_freed_memory
+    from nio_pydra.optimize.resources import keep_freed_memory
     from nio_pydra.spatial.kernels import set_kernel_threads
     from nio_pydra.training.loop import train
     from nio_pydra.training.maps import prepare_label_maps

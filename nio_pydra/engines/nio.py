@@ -94,8 +94,6 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
     network, metadata = load_network(settings.weights)
     device = choose_device(runtime)
     torch.manual_seed(runtime.seed)
-    if device.type == "cpu":
-        limit_threads(runtime.thread_count)
     start = time.perf_counter()
     brain = _brain(pair.fixed, pair.fixed_mask)
     grid = network_grid(
@@ -131,14 +129,6 @@ def choose_device(runtime: Runtime) -> torch.device:
     if runtime.device == "cuda" and not there:
         raise InputError("--device cuda: this machine or this build of PyTorch has no CUDA GPU; use --device cpu.")
     return torch.device("cuda" if there and runtime.device != "cpu" else "cpu")
-
-
-def limit_threads(threads: int) -> None:
-    """Make torch and the compiled kernels use this many threads."""
-    from nio_pydra.spatial.kernels import set_kernel_threads
-
-    torch.set_num_threads(threads)
-    set_kernel_threads(threads)
 
 
 def _precision(runtime: Runtime, device: torch.device) -> torch.dtype:

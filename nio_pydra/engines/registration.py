@@ -26,7 +26,7 @@ from nio_pydra.engines.contract import Deformation, Pair, Runtime
 from nio_pydra.errors import InputError
 from nio_pydra.losses import lncc
 from nio_pydra.metrics import dice, inverse_error, regularity
-from nio_pydra.optimize.memory import keep_freed_memory
+from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
 from nio_pydra.spatial.conform import invert, scale_intensities
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
@@ -131,6 +131,7 @@ def register(
     runtime = runtime or Runtime()
     settings = _settings(engine, preset, weights)
     keep_freed_memory()
+    limit_threads(runtime.thread_count)
     started = time.perf_counter()
     pair = _read_pair(Path(fixed), Path(moving), Path(affine), fixed_mask, moving_mask, lesion_mask)
     engine_started, processor_started = time.perf_counter(), _processor_seconds()

@@ -25,6 +25,7 @@ class NIORegistrationInputSpec(BaseInterfaceInputSpec):
     preset = traits.Str(desc="settings of the engine (default: its own)")
     weights = File(exists=True, desc="network weights (default: those of the package)")
     device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the engine runs")
+    precision = traits.Enum("auto", "float32", usedefault=True, desc="auto: bfloat16 where that is faster")
     num_threads = traits.Int(0, usedefault=True, nohash=True, desc="processor threads, 0 for all cores")
     random_seed = traits.Int(0, usedefault=True, desc="seed of everything random")
 
@@ -71,7 +72,12 @@ class NIORegistration(BaseInterface):
             moving_mask=_path(given.moving_mask),
             lesion_mask=_path(given.lesion_mask),
             skull_stripped=given.skull_stripped,
-            runtime=Runtime(device=given.device, threads=given.num_threads, seed=given.random_seed),
+            runtime=Runtime(
+                device=given.device,
+                precision=given.precision,
+                threads=given.num_threads,
+                seed=given.random_seed,
+            ),
         )
         return runtime
 

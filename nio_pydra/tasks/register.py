@@ -23,6 +23,7 @@ def Register(
     moving_mask: File | None = None,
     lesion_mask: File | None = None,
     device: str = "auto",
+    precision: str = "auto",
     seed: int = 0,
 ) -> tuple[File, File, File, File]:
     """Register a moving image to a fixed one, from their affine alignment on.
@@ -51,6 +52,8 @@ def Register(
         Brain mask on the moving grid.
     lesion_mask : File | None
         Region of the moving image that has no counterpart.
+    precision : str
+        One of auto and float32.
     device : str
         One of auto, cpu and cuda.
     seed : int
@@ -83,6 +86,6 @@ def Register(
         moving_mask=None if moving_mask is None else Path(moving_mask),
         lesion_mask=None if lesion_mask is None else Path(lesion_mask),
         affine_seconds=affine_seconds,
-        runtime=task_runtime(device, seed),
+        runtime=task_runtime(device, seed, precision),
     )
     return found.forward_xfm, found.inverse_xfm, found.warped, found.record

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["task_runtime"]
 
 
-def task_runtime(device: str = "cpu", seed: int = 0) -> Runtime:
+def task_runtime(device: str = "cpu", seed: int = 0, precision: str = "auto") -> Runtime:
     """Return the runtime of a task, with OMP_NUM_THREADS threads (all cores where that is not set).
 
     The number is no input of the tasks: a run that is continued with other threads shall find what is done. The
@@ -19,4 +19,4 @@ def task_runtime(device: str = "cpu", seed: int = 0) -> Runtime:
     """
     from nio_pydra.engines.contract import Runtime
 
-    return Runtime(device=device, seed=seed, threads=int(os.environ.get("OMP_NUM_THREADS") or 0))
+    return Runtime(device=device, seed=seed, precision=precision, threads=int(os.environ.get("OMP_NUM_THREADS") or 0))

@@ -29,6 +29,8 @@ class DatasetSettings:
     engine, preset : str
     weights : pathlib.Path or None
         None: the weights of the package.
+    precision : str
+        auto or float32.
     device : str
         auto, cpu or cuda.
     seed : int
@@ -46,6 +48,7 @@ class DatasetSettings:
     preset: str
     weights: Path | None = None
     device: str = "auto"
+    precision: str = "auto"
     seed: int = 0
     skull_stripped: bool = False
     worker: str = "debug"
@@ -207,6 +210,7 @@ def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) ->
         "preset": settings.preset,
         "weights": None if settings.weights is None else settings.weights.absolute(),
         "device": settings.device,
+        "precision": settings.precision,
         "seed": settings.seed,
         "version": __version__,
         "network_version": network_version,
@@ -214,6 +218,7 @@ def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) ->
 
 
 def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: Path) -> dict[str, Any]:
+    skull_stripped = scan.skull_stripped or settings.skull_stripped
     destination = Destination(
         out_dir=str(out_dir.resolve()),
         entities=scan.entities,
@@ -221,12 +226,13 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
         desc=engine_desc(settings.engine),
         source=f"bids:raw:{scan.relative}",
         atlas_reference=atlas.reference,
+        skull_stripped=skull_stripped,
         labels_desc=settings.labels_desc if scan.labels else None,
         labels_source=scan.labels.absolute().as_uri() if scan.labels else None,
     )
     return {
         "t1w": scan.t1w,
-        "skull_stripped": scan.skull_stripped or settings.skull_stripped,
+        "skull_stripped": skull_stripped,
         "brain_mask": None if scan.mask is None else scan.mask.absolute(),
         "own_labels": None if scan.labels is None else scan.labels.absolute(),
         "destination": asdict(destination),

@@ -22,6 +22,7 @@ def Subject(
     labels_of_atlas: File | None = None,
     weights: File | None = None,
     device: str = "auto",
+    precision: str = "auto",
     seed: int = 0,
 ) -> tuple[File, File, File, File, File, File | None, File | None, list[str]]:
     """Align one scan to the atlas: mask, affine, registration, labels both ways, score, sink.
@@ -54,6 +55,8 @@ def Subject(
         Label image of the atlas.
     weights : File | None
         Network weights; default: those of the package.
+    precision : str
+        One of auto and float32.
     device : str
         One of auto, cpu and cuda.
     seed : int
@@ -103,6 +106,7 @@ def Subject(
             fixed_mask=atlas_mask,
             moving_mask=masked.mask,
             device=device,
+            precision=precision,
             seed=seed,
             version=network_version,
         )

@@ -1,10 +1,12 @@
-"""Keep freed memory in the process instead of handing it back to the system after every step."""
+"""Memory and threads of this process."""
 
 from __future__ import annotations
 
 import ctypes
 
-__all__ = ["keep_freed_memory"]
+import torch
+
+__all__ = ["keep_freed_memory", "limit_threads"]
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -23,3 +25,11 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, LARGE)
     mallopt(M_TRIM_THRESHOLD, LARGE)
+
+
+def limit_threads(threads: int) -> None:
+    """Make torch and the compiled kernels use this many threads."""
+    from nio_pydra.spatial.kernels import set_kernel_threads
+
+    torch.set_num_threads(threads)
+    set_kernel_threads(threads)
