@@ -89,14 +89,15 @@ def train(
         temporary.write_text(json.dumps(shown, indent=2))
 
     torch.manual_seed(settings.seed)
-    network = LapIRN(settings.network)
+    network, trained = LapIRN(settings.network), 0
     if initial is not None:
-        network, _ = load_network(initial)
+        network, metadata = load_network(initial)
+        trained = int(metadata.get("trained_levels", LEVELS))
         if network.config != settings.network:
             raise InputError(f"{initial} holds a network of another shape than the one to train ({settings.network}).")
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     cut = len(maps) - settings.held_out
-    run = _Run(settings, maps[:cut], maps[cut:], out, network, log, background)
+    run = _Run(settings, maps[:cut], maps[cut:], out, network, log, background, trained)
     checkpoint = out / "checkpoint.pt"
     state = torch.load(checkpoint, weights_only=True) if checkpoint.is_file() else None
     first = 0
@@ -118,6 +119,7 @@ class _Run:
     network: LapIRN
     log: Callable[[str], None]
     background: bool
+    trained: int  # levels that the initial weights bring along
 
     def stage(self, number: int, state: dict[str, Any] | None) -> None:
         """Run a stage from its beginning, or from a checkpoint's state."""
@@ -126,9 +128,9 @@ class _Run:
         spacing = 1 if stage.level == LEVELS else 2
         validation = Validation(self.held_out, settings.synthesis, spacing)
         start = 0 if state is None else state["step"]
+        trained = max([self.trained, *(s.level for s in settings.stages[:number])])
         if state is None:
-            trained = [s.level for s in settings.stages[:number]]
-            if stage.level - 1 in trained and stage.level not in trained:
+            if stage.level == trained + 1 and trained > 0:
                 inherit(network, stage.level, settings.head_scale)
             self.log(
                 f"stage {number + 1}: level {stage.level}, {stage.steps} steps; unregistered {validation.score(None)}"
@@ -166,10 +168,12 @@ class _Run:
                     f"{seconds:.2f} s/step ({waited / (done - start):.2f} waiting)"
                 )
                 losses.clear()
-                self._save(number, done, optimizer)
             if done % settings.validate_every == 0 or done == stage.steps:
                 self.log(f"stage {number + 1} step {done} validation: {validation.score(network, stage.level)}")
-                self._export(stage.level)
+                self._export(max(trained, stage.level))
+            # Last, so that a run killed in between repeats what was not finished.
+            if done % settings.save_every == 0 or done == stage.steps:
+                self._save(number, done, optimizer)
 
     def _save(self, number: int, step: int, optimizer: torch.optim.Optimizer) -> None:
         state = {
@@ -186,4 +190,5 @@ class _Run:
         whole.load_state_dict(self.network.state_dict())
         for level in range(trained + 1, LEVELS + 1):
             inherit(whole, level, self.settings.head_scale)
-        save_network(whole, self.out / "weights.safetensors", self.settings.metadata())
+        metadata = {**self.settings.metadata(), "trained_levels": trained}
+        save_network(whole, self.out / "weights.safetensors", metadata)

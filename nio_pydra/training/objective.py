@@ -10,6 +10,7 @@ from torch.nn import functional
 from nio_pydra.losses import diffusion, lncc
 from nio_pydra.networks import LapIRN
 from nio_pydra.networks.lapirn import image_pyramid
+from nio_pydra.optimize.problem import AUTHORS_DIFFUSION_SCALE
 from nio_pydra.spatial.unit_grid import identity_grid, upsample, warp
 from nio_pydra.training.settings import Stage
 
@@ -62,8 +63,10 @@ def objective(
             warped, similarity_target = (
                 functional.avg_pool3d(x, 3, 2, 1, count_include_pad=False) for x in (warped, similarity_target)
             )
-        similarity = similarity + lncc(similarity_target, warped, window=2 * (stage.level - i) + 1) / 2**i
-    return (1 - smoothness) * similarity + smoothness * diffusion(unit)
+        # Weights that add up to 1, so that lambda means here what it means in instance optimization.
+        weight = 2**-i / (2 - 2 ** (1 - stage.level))
+        similarity = similarity + weight * lncc(similarity_target, warped, window=2 * (stage.level - i) + 1)
+    return (1 - smoothness) * similarity + smoothness * AUTHORS_DIFFUSION_SCALE * diffusion(unit)
 
 
 def _draw_crop(volume: Tensor, edge: int, rng: np.random.Generator) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
