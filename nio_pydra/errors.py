@@ -1,6 +1,6 @@
-"""The one exception that means: the user can put this right."""
+"""What goes wrong in ways that are told without a traceback."""
 
-__all__ = ["InputError"]
+__all__ = ["InputError", "ProgramError"]
 
 
 class InputError(ValueError):
@@ -9,3 +9,7 @@ class InputError(ValueError):
     The message is one sentence for that user: it names the file, what was found, what was expected and what to
     do. Command lines print it without a traceback and exit with status 1.
     """
+
+
+class ProgramError(RuntimeError):
+    """Another program that this package runs has failed; the message ends with what it printed last."""

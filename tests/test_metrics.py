@@ -58,3 +58,9 @@ def test_inverse_undoes_a_smooth_steep_field():
     assert np.median(inverse_error(field, identity, inside)) > 1
     errors = inverse_error(field, invert(field), inside)
     assert np.median(errors) < 0.1 and np.percentile(errors, 99) < 0.5
+
+
+def test_a_label_lost_in_resampling_scores_zero():
+    a, b = np.array([1, 1, 2, 2]), np.array([1, 1, 1, 1])
+    assert list(dice(a, b)) == [1]
+    assert dice(a, b, {1, 2})[2] == 0

@@ -109,7 +109,11 @@ def find_scans(
         query["subject"] = _known(participants, layout.get_subjects(), "sub-", "participant", bids_dir)
     if sessions:
         query["session"] = _known(sessions, layout.get_sessions(), "ses-", "session", bids_dir)
-    images = [image for image in layout.get(**query) if image.entities.get("part") not in ("phase", "imag", "real")]
+    try:
+        found = layout.get(**query)
+    except ValueError as error:  # an entity that pybids does not know
+        raise InputError(f"The filter for T1w images cannot be used: {error}") from None
+    images = [image for image in found if image.entities.get("part") not in ("phase", "imag", "real")]
     if not images:
         chosen = ", ".join(f"{key}={value}" for key, value in query.items() if key not in ("suffix", "extension"))
         raise InputError(
@@ -133,7 +137,24 @@ def find_scans(
                 labels=_derived(others, entities, "dseg", labels_desc) if labels_desc else None,
             )
         )
+    _refuse_surprises(scans, query.get("subject", []) if participants else [], labels_desc, bids_dir)
     return sorted(scans, key=lambda scan: scan.name)
+
+
+def _refuse_surprises(scans: Sequence[Scan], participants: Sequence[str], labels_desc: str | None, root: Path) -> None:
+    """Raise `InputError` where a request would quietly be met in part only."""
+    files: dict[str, Path] = {}
+    for scan in scans:
+        if scan.name in files:
+            raise InputError(
+                f"{scan.t1w} and {files[scan.name]} would get the same output names: choose one (--bids-filter-file)."
+            )
+        files[scan.name] = scan.t1w
+    there = {scan.entities["subject"] for scan in scans}
+    if missing := [label for label in participants if label not in there]:
+        raise InputError(f"{root} has no T1w image of participant {', '.join(missing)}: leave them out.")
+    if labels_desc and not any(scan.labels for scan in scans):
+        raise InputError(f"No scan has a label image desc-{labels_desc}_dseg in the derivatives: is the name right?")
 
 
 def read_filters(path: Path) -> dict[str, Any]:

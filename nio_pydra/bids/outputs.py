@@ -199,16 +199,16 @@ def discard_leftovers(destination: Destination) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def refuse_mixture(out_dir: Path, atlas: str, desc: str) -> None:
+def refuse_mixture(out_dir: Path, atlas: str, engine: str) -> None:
     """Raise `InputError` where the folder holds another engine's results in the same space.
 
     Names of transforms and label images do not say the engine, so two engines would overwrite each other in part.
     """
     for record in sorted(out_dir.glob(f"sub-*/**/*_space-{atlas}_desc-*_record.json")):
-        found = record.name.split("_desc-")[1].removesuffix("_record.json")
-        if found != desc:
+        found = json.loads(record.read_text()).get("engine")
+        if found != engine:
             raise InputError(
-                f"{out_dir} holds results of the engine {found} for {atlas} ({record.name}): give {desc} an output "
+                f"{out_dir} holds results of the engine {found} for {atlas} ({record.name}): give {engine} an output "
                 "folder of its own."
             )
 

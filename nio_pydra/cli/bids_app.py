@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from nio_pydra import __version__
 from nio_pydra.cli.errors import exit_status
-from nio_pydra.cli.options import add_engine_options, checked_preset, core_count, positive
+from nio_pydra.cli.options import add_engine_options, checked_preset, positive
 from nio_pydra.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,14 +107,12 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         raise InputError(f"{options.out_dir} is the dataset itself: give the derivatives a folder of their own.")
 
     from nio_pydra.bids.description import require_writable, write_description
-    from nio_pydra.bids.outputs import engine_desc, refuse_mixture
+    from nio_pydra.bids.outputs import refuse_mixture
 
     require_writable(options.out_dir, "output folder")
     require_writable(options.work_dir, "work folder")
     _begin_log(options.out_dir)
-    threads = options.omp_nthreads or max(1, core_count() // options.nprocs)
-    # Before any library reads them; the worker processes inherit them.
-    os.environ["OMP_NUM_THREADS"] = os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
+    threads = _limit_threads(options)
 
     from nio_pydra.bids.inputs import find_scans, read_filters
 
@@ -128,7 +126,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         labels_desc=options.labels_desc,
     )
     atlas = _atlas(options)
-    refuse_mixture(options.out_dir, atlas.name, engine_desc(options.engine))
+    refuse_mixture(options.out_dir, atlas.name, options.engine)
     preset = checked_preset(options.engine, options.preset, options.weights)
 
     from nio_pydra.workflows.dataset import DatasetSettings, register_dataset
@@ -147,13 +145,30 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     )
     write_description(options.out_dir, command, {"raw": options.bids_dir, **dict(options.derivatives)})
     log.info(
-        "nio_pydra %s: %d scans to %s by %s (%s), %d at a time with %d threads",
-        __version__, len(scans), atlas.name, options.engine, preset, options.nprocs, threads,
+        "nio_pydra %s: %d scans to %s by %s (%s), %d at a time with %s threads",
+        __version__, len(scans), atlas.name, options.engine, preset, options.nprocs, threads or "all",
     )  # fmt: skip
     begin = time.perf_counter()
     with _ended_by_interrupt():
         outcomes = register_dataset(scans, atlas, settings, out_dir=options.out_dir, work_dir=options.work_dir)
     return _report(outcomes, options.out_dir, time.perf_counter() - begin)
+
+
+def _limit_threads(options: argparse.Namespace) -> int | None:
+    """Set the threads of every task before any library reads them; None: each SLURM job uses what it was given."""
+    names = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    threads: int | None = options.omp_nthreads
+    if threads is None:
+        if options.worker == "slurm":  # jobs inherit this environment, but not this machine's cores
+            for name in names:
+                os.environ.pop(name, None)
+            return None
+        from nio_pydra.engines.contract import core_count
+
+        threads = max(1, core_count() // options.nprocs)
+    for name in names:
+        os.environ[name] = str(threads)
+    return threads
 
 
 def _group(options: argparse.Namespace, command: str) -> int:

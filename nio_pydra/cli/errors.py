@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from nio_pydra.errors import InputError
+from nio_pydra.errors import InputError, ProgramError
 
 __all__ = ["exit_status"]
 
@@ -23,11 +23,11 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
     Returns
     -------
     int
-        What `action` returned, 1 after an `InputError`, 130 after an interrupt.
+        What `action` returned, 1 after an `InputError` or `ProgramError`, 130 after an interrupt.
     """
     try:
         return action()
-    except InputError as error:
+    except (InputError, ProgramError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

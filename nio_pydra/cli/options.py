@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from nio_pydra.errors import InputError
 
-__all__ = ["ENGINES", "add_engine_options", "checked_preset", "core_count", "positive"]
+__all__ = ["ENGINES", "add_engine_options", "checked_preset", "positive"]
 
 NETWORK_ENGINES = ("nio_m", "nio", "io", "lapirn")
 ENGINES = ("nio_m", "nio", "io", "lapirn", "affine", "syn")
@@ -27,9 +26,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Add --engine, --preset, --weights, --device, --precision and --random-seed."""
     group = parser.add_argument_group("registration")
     group.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: %(default)s)")
-    group.add_argument(
-        "--preset", help="paper or draft; for syn fast or precise (default: paper, fast)"
-    )
+    group.add_argument("--preset", help="paper or draft; for syn fast or precise (default: paper, fast)")
     group.add_argument("--weights", type=Path, help="network weights (default: those of the package)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     group.add_argument(
@@ -59,8 +56,3 @@ def checked_preset(engine: str, preset: str | None, weights: Path | None) -> str
     elif weights is not None:
         raise InputError(f"The engine {engine} uses no network: leave out --weights.")
     return preset or default_preset(engine)
-
-
-def core_count() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

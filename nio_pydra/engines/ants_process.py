@@ -24,17 +24,19 @@ import nibabel as nib
 import numpy as np
 
 if TYPE_CHECKING:
-    from nio_pydra.engines.contract import Runtime
+    from nio_pydra.errors import ProgramError
+from nio_pydra.engines.contract import Runtime
+from nio_pydra.errors import ProgramError
 
-__all__ = ["AntsError", "AntsOptions", "AntsResult", "brain_only", "run_ants"]
+__all__ = ["AntsError", "AntsOptions", "AntsResult", "run_ants"]
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns RAS mm into LPS mm and back."""
 LOG_LINES = 15
 
 
-class AntsError(RuntimeError):
-    """The child process failed; the message ends with the tail of what it printed."""
+class AntsError(ProgramError):
+    """The ANTs process failed."""
 
 
 @dataclass(frozen=True)
@@ -82,26 +84,6 @@ class AntsResult:
     inverse_warp: Path | None
     seconds: float
     peak_memory_mb: float
-
-
-def brain_only(image: nib.Nifti1Image, mask: nib.Nifti1Image | None) -> nib.Nifti1Image:
-    """Set everything outside a mask to zero.
-
-    Parameters
-    ----------
-    image : nibabel.Nifti1Image, shape (X, Y, Z)
-    mask : nibabel.Nifti1Image or None
-        Non-zero inside, on the image's grid; None keeps the whole image.
-
-    Returns
-    -------
-    nibabel.Nifti1Image
-        float32, the image's affine.
-    """
-    data = image.get_fdata(dtype=np.float32, caching="unchanged")
-    if mask is not None:
-        data = np.where(np.asanyarray(mask.dataobj) > 0, data, np.float32(0))
-    return nib.Nifti1Image(data, image.affine)
 
 
 def run_ants(

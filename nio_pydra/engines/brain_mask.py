@@ -28,7 +28,7 @@ def make_brain_mask(image: Path, out: Path, *, skull_stripped: bool, runtime: Ru
     out : pathlib.Path
         NIfTI file to write: uint8, 1 in the brain, on the image's grid.
     skull_stripped : bool
-        True: the brain is where the image is above zero, its holes filled. False: deepbet finds it.
+        True: the brain is where the image is not zero, its holes filled. False: deepbet finds it.
     runtime : Runtime
         Device and threads for deepbet.
 
@@ -44,7 +44,7 @@ def make_brain_mask(image: Path, out: Path, *, skull_stripped: bool, runtime: Ru
     """
     scan = load_image(image)
     if skull_stripped:
-        mask = binary_fill_holes(scan.get_fdata(dtype=np.float32, caching="unchanged") > 0)
+        mask = binary_fill_holes(scan.get_fdata(dtype=np.float32, caching="unchanged") != 0)
         advice = "is it really skull-stripped, with a background of zero?"
     else:
         mask = _deepbet(scan, runtime)

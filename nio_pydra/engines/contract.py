@@ -14,9 +14,10 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
+from nio_pydra.errors import InputError
 from nio_pydra.spatial.transforms import DisplacementField
 
-__all__ = ["Deformation", "Pair", "Runtime"]
+__all__ = ["Deformation", "Pair", "Runtime", "brain_only", "core_count"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Runtime:
     @property
     def thread_count(self) -> int:
         """Number of threads to use."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or core_count()
 
 
 @dataclass(frozen=True)
@@ -99,3 +100,37 @@ class Deformation:
     forward: DisplacementField | None
     inverse: DisplacementField | None
     details: dict[str, Any] = field(default_factory=dict)
+
+
+def core_count() -> int:
+    """Return how many cores this process may use."""
+    # macOS has no affinity.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def brain_only(image: Nifti1Image, mask: Nifti1Image | None) -> Nifti1Image:
+    """Set everything outside a mask to zero.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        ``(X, Y, Z)``.
+    mask : Nifti1Image or None
+        Non-zero inside, on the image's grid; None keeps the whole image.
+
+    Returns
+    -------
+    Nifti1Image
+        float32, the image's affine.
+
+    Raises
+    ------
+    InputError
+        If nothing is left.
+    """
+    data = image.get_fdata(dtype=np.float32, caching="unchanged")
+    if mask is not None:
+        data = np.where(np.asanyarray(mask.dataobj) > 0, data, np.float32(0))
+    if not data.any():
+        raise InputError("The brain mask covers only voxels of value 0: is it the mask of another image, or inverted?")
+    return Nifti1Image(data, image.affine)

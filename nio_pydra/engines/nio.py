@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from nibabel.nifti1 import Nifti1Image
-from numpy.typing import NDArray
 
-from nio_pydra.engines.contract import Deformation, Pair, Runtime
+from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
 from nio_pydra.errors import InputError
 from nio_pydra.networks.checkpoints import default_weights, load_network, weights_digest
 from nio_pydra.networks.lapirn import SIZE_MULTIPLE
@@ -95,10 +94,10 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
     device = choose_device(runtime)
     torch.manual_seed(runtime.seed)
     start = time.perf_counter()
-    brain = _brain(pair.fixed, pair.fixed_mask)
+    brain = brain_only(pair.fixed, pair.fixed_mask)
     grid = network_grid(
         pair.fixed,
-        brain > 0,
+        np.asanyarray(brain.dataobj) != 0,
         orientation=metadata["orientation"],
         voxel_size_mm=metadata["voxel_size_mm"],
         multiple=SIZE_MULTIPLE,
@@ -141,17 +140,9 @@ def _precision(runtime: Runtime, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
 
 
-def _brain(image: Nifti1Image, mask: Nifti1Image | None) -> NDArray[np.float32]:
-    data = np.asanyarray(image.dataobj)
-    return data if mask is None else data * (np.asanyarray(mask.dataobj) > 0)
-
-
-def _tensors(
-    pair: Pair, fixed_brain: NDArray[np.float32], grid: NetworkGrid, scaling: str, device: torch.device
-) -> TensorPair:
-    moving_brain = _brain(pair.moving, pair.moving_mask)
-    fixed = grid.sample(Nifti1Image(fixed_brain, pair.fixed.affine))
-    moving = grid.sample(Nifti1Image(moving_brain, pair.moving.affine), pair.affine)
+def _tensors(pair: Pair, fixed_brain: Nifti1Image, grid: NetworkGrid, scaling: str, device: torch.device) -> TensorPair:
+    fixed = grid.sample(fixed_brain)
+    moving = grid.sample(brain_only(pair.moving, pair.moving_mask), pair.affine)
     if not moving.any():
         raise InputError(
             "after the affine alignment no part of the moving brain lies on the fixed brain: "

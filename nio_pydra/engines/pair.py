@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,9 @@ def register_pair(
             fixed_mask=masks[0], moving_mask=masks[1], lesion_mask=lesion_mask,
             affine_seconds=aligned["seconds"], runtime=runtime,
         )  # fmt: skip
+    (out_dir / "labels.nii.gz").unlink(missing_ok=True)  # of an earlier registration into the same folder
     if moving_labels is not None:
         moved = propagate_labels(moving_labels, fixed, files.forward_xfm, out_dir / "labels.nii.gz")
         if fixed_labels is not None:
-            return score(files.record, fixed_labels, moved, files.record)
-    import json
-
+            return score(files.record, fixed_labels, moved, files.record, moving_labels)
     return dict(json.loads(files.record.read_text()))

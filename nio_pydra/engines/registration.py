@@ -6,8 +6,10 @@ deformation, inverts it where the engine did not, writes both directions as ITK 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import logging
 import platform
 import resource
 import time
@@ -42,6 +44,8 @@ __all__ = [
     "register",
     "score",
 ]
+
+log = logging.getLogger("nio_pydra")
 
 #: Engine to the module that holds it.
 ENGINES = {
@@ -131,16 +135,18 @@ def register(
     runtime = runtime or Runtime()
     settings = _settings(engine, preset, weights)
     keep_freed_memory()
+    _forget_peak_memory()
     limit_threads(runtime.thread_count)
     started = time.perf_counter()
     pair = _read_pair(Path(fixed), Path(moving), Path(affine), fixed_mask, moving_mask, lesion_mask)
     engine_started, processor_started = time.perf_counter(), _processor_seconds()
     found = _module(engine).run(pair, settings, runtime)
-    engine_seconds, processor_seconds = (
-        time.perf_counter() - engine_started,
-        _processor_seconds() - processor_started,
-    )
+    engine_seconds = time.perf_counter() - engine_started
+    # Inversion counts as registration, as it does inside SyN.
+    inversion_started = time.perf_counter()
     transforms = _transforms(pair, found)
+    inversion_seconds = time.perf_counter() - inversion_started
+    processor_seconds = _processor_seconds() - processor_started
     warped = resample(pair.moving, pair.fixed, transforms[0])
     out_dir = Path(out_dir)
     files = Registration(
@@ -152,7 +158,7 @@ def register(
     write_h5(transforms[0], files.forward_xfm)
     write_h5(transforms[1], files.inverse_xfm)
     save_image(warped.dataobj, pair.fixed.affine, files.warped)
-    seconds = found.details.pop("seconds", engine_seconds)
+    seconds = found.details.pop("seconds", engine_seconds) + inversion_seconds
     record = {
         "engine": engine,
         "preset": preset or default_preset(engine),
@@ -196,7 +202,9 @@ def propagate_labels(labels: Path, reference: Path, transform: Path, out: Path) 
     return save_image(moved, target.affine, out, small)
 
 
-def score(record: Path, fixed_labels: Path, propagated_labels: Path, out: Path) -> dict[str, Any]:
+def score(
+    record: Path, fixed_labels: Path, propagated_labels: Path, out: Path, moving_labels: Path | None = None
+) -> dict[str, Any]:
     """Add the overlap of propagated labels with the fixed image's own to a record.
 
     Parameters
@@ -207,29 +215,32 @@ def score(record: Path, fixed_labels: Path, propagated_labels: Path, out: Path) 
         Label maps on the fixed grid.
     out : Path
         Where the completed record goes; may be `record` itself.
+    moving_labels : Path, optional
+        The labels before they were propagated: one that got lost on the way then scores 0.
 
     Returns
     -------
     dict
-        The completed record; its ``dice`` holds ``mean`` and ``labels``.
+        The completed record; its ``dice`` holds ``mean`` and ``labels``, and is null where the maps share no label.
 
     Raises
     ------
     InputError
-        If the maps lie on different grids or share no label.
+        If the maps lie on different grids.
     """
     truth = load_labels(Path(fixed_labels))
     found = load_labels(Path(propagated_labels), like=truth)
-    per_label = dice(np.asanyarray(truth.dataobj), np.asanyarray(found.dataobj))
-    if not per_label:
-        raise InputError(
-            f"{fixed_labels} and {propagated_labels} have no label in common: expected the same labelling protocol."
-        )
+    before = None
+    if moving_labels is not None:
+        before = {int(k) for k in np.unique(np.asanyarray(load_labels(Path(moving_labels)).dataobj))}
+    per_label = dice(np.asanyarray(truth.dataobj), np.asanyarray(found.dataobj), before)
     completed = json.loads(Path(record).read_text())
-    completed["dice"] = {
-        "mean": float(np.mean(list(per_label.values()))),
-        "labels": {str(k): v for k, v in per_label.items()},
-    }
+    completed["dice"] = None
+    if per_label:
+        labels = {str(k): v for k, v in per_label.items()}
+        completed["dice"] = {"mean": float(np.mean(list(per_label.values()))), "labels": labels}
+    else:
+        log.warning("%s and %s have no label in common: no overlap was measured.", fixed_labels, propagated_labels)
     _write_json(completed, Path(out))
     return completed
 
@@ -332,10 +343,18 @@ def _processor_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
+def _forget_peak_memory() -> None:
+    """Start measuring the peak anew, where the system can (Linux): earlier work of this process shall not count."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_memory_mb() -> float:
-    """Largest resident size of this process so far (ru_maxrss is in kB on Linux, in bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if platform.system() == "Darwin" else 2**10)
+    """Largest resident size since :func:`_forget_peak_memory`; elsewhere than on Linux, of the process's life."""
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
 def _write_json(record: dict[str, Any], path: Path) -> None:

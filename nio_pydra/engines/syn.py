@@ -9,8 +9,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from nio_pydra.engines.ants_process import AntsOptions, brain_only, run_ants
-from nio_pydra.engines.contract import Deformation, Pair, Runtime
+from nio_pydra.engines.ants_process import AntsOptions, run_ants
+from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
 from nio_pydra.spatial.transforms import DisplacementField
 
 __all__ = ["PRESETS", "SynSettings", "run"]

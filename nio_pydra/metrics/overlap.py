@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 __all__ = ["dice", "mean_of_lowest"]
 
 
-def dice(a: NDArray[np.integer], b: NDArray[np.integer]) -> dict[int, float]:
+def dice(a: NDArray[np.integer], b: NDArray[np.integer], expected: set[int] | None = None) -> dict[int, float]:
     """Dice similarity coefficient of every label that both maps hold.
 
     Parameters
     ----------
     a, b : ndarray
         Label maps of equal shape; 0 and negative values are background.
+    expected : set of int, optional
+        Labels that `b` held before it was resampled: one that got lost on the way scores 0 instead of being skipped.
 
     Returns
     -------
@@ -33,7 +35,8 @@ def dice(a: NDArray[np.integer], b: NDArray[np.integer]) -> dict[int, float]:
     size_a, size_b, both = (
         dict(zip(*np.unique(x[x > 0], return_counts=True), strict=True)) for x in (a, b, np.where(a == b, a, 0))
     )
-    return {int(k): float(2 * both.get(k, 0) / (size_a[k] + size_b[k])) for k in sorted(size_a) if k in size_b}
+    counted = set(size_b) | (expected or set())
+    return {int(k): float(2 * both.get(k, 0) / (size_a[k] + size_b.get(k, 0))) for k in sorted(size_a) if k in counted}
 
 
 def mean_of_lowest(values: Iterable[float], share: float = 0.3) -> float:

@@ -29,7 +29,8 @@ class IOSettings:
     iterations : int
         Steps of Adam.
     learning_rate : float
-        In voxels of the full grid.
+        In voxels of the full grid. Siebert et al. take 1 and start from nothing; a network's prediction is close
+        already, so the steps here are smaller.
     spacing : int
         Distance of control points in voxels.
     smoothings : int

@@ -120,21 +120,25 @@ def scale_intensities(volume: NDArray[np.float32], scaling: str) -> Tensor:
     volume : ndarray
         ``(D, H, W)``, background 0.
     scaling : {"minmax", "percentile"}
-        "minmax": smallest to largest voxel. "percentile": 0 to the 99.9th percentile of the voxels above 0, clipped.
+        "minmax": 0, or the smallest voxel if that is negative, to the largest. "percentile": the same to the 99.9th
+        percentile of the voxels that are not 0, clipped.
 
     Returns
     -------
     Tensor
         ``(1, 1, D, H, W)`` float32.
     """
+    inside = volume != 0
+    values = volume[inside]
+    # The background stays the darkest, also where an image was standardised and has negative values.
+    low = min(0.0, float(values.min(initial=0.0)))
     if scaling == "minmax":
-        low, high = float(volume.min()), float(volume.max())
+        high = float(values.max(initial=0.0))
     elif scaling == "percentile":
-        positive = volume[volume > 0]
-        low, high = 0.0, float(np.percentile(positive, 99.9)) if positive.size else 1.0
+        high = float(np.percentile(values, 99.9)) if values.size else 1.0
     else:
         raise ValueError(f"intensity scaling {scaling!r}: expected minmax or percentile")
-    scaled = np.clip((volume - low) / max(high - low, 1e-12), 0, 1)
+    scaled = np.where(inside, np.clip((volume - low) / max(high - low, 1e-12), 0, 1), 0)
     return torch.from_numpy(scaled.astype(np.float32))[None, None]
 
 

@@ -44,7 +44,9 @@ def BrainMask(
     import numpy as np
 
     from nio_pydra.engines.brain_mask import make_brain_mask
-    from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
+    from nio_pydra.errors import InputError
+    from nio_pydra.spatial.images import load_image, load_labels, load_mask, same_grid, save_image
+    from nio_pydra.spatial.transforms import Transform, resample
     from nio_pydra.tasks.runtime import task_runtime
 
     scan = load_image(Path(image), role="T1w")
@@ -52,6 +54,11 @@ def BrainMask(
         load_labels(Path(labels), like=scan)
     out = Path("mask.nii.gz").absolute()
     if given is not None:
-        mask = load_mask(Path(given), like=scan, role="brain mask")
-        return save_image(np.asanyarray(mask.dataobj), mask.affine, out, dtype=np.uint8)
+        mask = load_mask(Path(given), role="brain mask")
+        if not same_grid(mask, scan):  # fMRIPrep's masks lie on its reoriented copy of the scan
+            mask = resample(mask, scan, Transform(()), "nearest")
+        voxels = np.asanyarray(mask.dataobj)
+        if not voxels.any():
+            raise InputError(f"{given} (brain mask) lies beside {image}: expected a mask in the space of that image.")
+        return save_image(voxels, scan.affine, out, dtype=np.uint8)
     return make_brain_mask(Path(image), out, skull_stripped=skull_stripped, runtime=task_runtime(device))

@@ -9,7 +9,9 @@ from nio_pydra import __version__
 
 
 @python.define(outputs=["record"])
-def Score(record: File, fixed_labels: File, propagated_labels: File, version: str = __version__) -> File:
+def Score(
+    record: File, fixed_labels: File, propagated_labels: File, moving_labels: File, version: str = __version__
+) -> File:
     """Add the Dice overlap to a registration's record.
 
     Parameters
@@ -18,6 +20,8 @@ def Score(record: File, fixed_labels: File, propagated_labels: File, version: st
         JSON of the registration.
     fixed_labels : File
         The atlas's labels.
+    moving_labels : File
+        The subject's labels before that.
     propagated_labels : File
         The subject's labels in the atlas's space.
     version : str
@@ -31,5 +35,5 @@ def Score(record: File, fixed_labels: File, propagated_labels: File, version: st
     from nio_pydra.engines.registration import score
 
     out = Path("record.json").absolute()
-    score(Path(record), Path(fixed_labels), Path(propagated_labels), out)
+    score(Path(record), Path(fixed_labels), Path(propagated_labels), out, Path(moving_labels))
     return out

@@ -186,7 +186,7 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
 
     task = BrainMask(
         image=atlas.image,
-        skull_stripped=atlas.skull_stripped or settings.skull_stripped,
+        skull_stripped=atlas.skull_stripped,
         device=settings.device,
         version=__version__,
     )

@@ -120,7 +120,13 @@ def Subject(
         labels = to_atlas.propagated
         if labels_of_atlas is not None:
             scored = workflow.add(
-                Score(record=record, fixed_labels=labels_of_atlas, propagated_labels=labels, version=version)
+                Score(
+                    record=record,
+                    fixed_labels=labels_of_atlas,
+                    propagated_labels=labels,
+                    moving_labels=own_labels,
+                    version=version,
+                )
             )
             record = scored.record
     if labels_of_atlas is not None:

@@ -26,7 +26,7 @@ BAD = {
     "singular": r"cannot be inverted",
     "labelgrid": r"labels.* expected the same grid",
     "emptymask": r"mask.* is empty",
-    "maskgrid": r"mask.* expected the same grid",
+    "maskbeside": r"brain mask.* lies beside",
 }
 
 
@@ -61,9 +61,9 @@ def spoil(dataset, kind, write_image):
         write_image(np.ones((24, 28, 20), np.int16), derived / f"sub-{kind}_desc-malf_dseg.nii.gz", affine)
     elif kind == "emptymask":
         write_image(np.zeros(data.shape, np.uint8), mask, affine)
-    elif kind == "maskgrid":
+    elif kind == "maskbeside":
         shifted = affine.copy()
-        shifted[0, 3] += 6
+        shifted[0, 3] += 1000
         write_image(np.ones(data.shape, np.uint8), mask, shifted)
     return path
 
