@@ -13,7 +13,7 @@ CORE := $(addprefix nio_pydra/,spatial networks losses optimize metrics engines)
 .PHONY: help demo test test-fast lint types format clean
 
 help:
-	@echo "make demo    simulate three subjects, register them, show a picture and a table (about 3 minutes)"
+	@echo "make demo    simulate three subjects, register them, show a picture and a table (some minutes)"
 	@echo "make test    run all tests        make test-fast   without the slow ones"
 	@echo "make lint    ruff, import-linter  make types       mypy  make format   ruff format and fixes"
 	@echo "make clean   remove the environment and all caches"
