@@ -119,7 +119,7 @@ def _write(options: argparse.Namespace) -> None:
         records = _records(options, method)
         data[method] = {p: dict(zip(COLUMNS, _row(r), strict=True)) for p, r in records.items()}
         rows = {f"sub-{p}": _row(r) for p, r in records.items()}
-        if len(rows) > 1:
+        if len(rows) == len(options.participants):  # means over other scans could not be compared
             rows["mean"] = list(np.mean(list(rows.values()), axis=0))
         for scan, row in rows.items():
             shown = [f"{v:.3f}" for v in row[:5]] + [f"{v:.0f}" for v in row[5:]]
