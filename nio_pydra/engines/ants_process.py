@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
-if TYPE_CHECKING:
-    from nio_pydra.errors import ProgramError
-from nio_pydra.engines.contract import Runtime
 from nio_pydra.errors import ProgramError
+
+if TYPE_CHECKING:
+    from nio_pydra.engines.contract import Runtime
 
 __all__ = ["AntsError", "AntsOptions", "AntsResult", "run_ants"]
 
