@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,14 @@ from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
 from nio_pydra.errors import InputError
+from nio_pydra.metrics import regularity
 from nio_pydra.networks.checkpoints import default_weights, load_network, weights_digest
 from nio_pydra.networks.lapirn import SIZE_MULTIPLE
 from nio_pydra.optimize.io import IOSettings, optimize_field
 from nio_pydra.optimize.nio import NIOSettings, optimize_network
 from nio_pydra.optimize.problem import TensorPair
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities, to_displacement_field
+from nio_pydra.spatial.inversion import unfold
 
 __all__ = ["PRESETS", "NetworkEngineSettings", "run"]
 
@@ -40,11 +42,14 @@ class NetworkEngineSettings:
         Refinement of the predicted field.
     weights : Path or None
         Checkpoint; None: the package's.
+    unfold : bool
+        Whether places where the field folds are smoothed at the end, so that it can be inverted.
     """
 
     nio: NIOSettings
     io: IOSettings | None = None
     weights: Path | None = None
+    unfold: bool = True
 
 
 PREDICT = NIOSettings(iterations=(0, 0, 0))
@@ -83,7 +88,8 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
     Returns
     -------
     Deformation
-        Forward field on the fixed grid; no inverse. Its details hold ``seconds`` and ``weights``.
+        Forward field on the fixed grid; no inverse. Its details hold ``seconds``, ``weights`` and, where folds were
+        removed, the regularity of the field ``before_unfolding``.
 
     Raises
     ------
@@ -109,12 +115,17 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
     if settings.io is not None:
         field = optimize_field(field, tensors, settings.io, progress=runtime.progress)
     forward = to_displacement_field(field, grid, pair.fixed)
+    before = None
+    if settings.unfold:
+        before = asdict(regularity(forward, np.asanyarray(brain.dataobj) != 0))
+        forward = unfold(forward)
     path = settings.weights or default_weights()
     details = {
         "seconds": time.perf_counter() - start,
         "device": str(device),
         "precision": str(precision).removeprefix("torch."),
         "network_grid": list(grid.shape),
+        "before_unfolding": before,
         "weights": {"name": path.name, "sha256": weights_digest(path)},
     }
     if device.type == "cuda":

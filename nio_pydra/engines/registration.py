@@ -29,9 +29,10 @@ from nio_pydra.errors import InputError
 from nio_pydra.losses import lncc
 from nio_pydra.metrics import dice, inverse_error, regularity
 from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
-from nio_pydra.spatial.conform import invert, scale_intensities
+from nio_pydra.spatial.conform import scale_intensities
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
+from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform, resample
 

@@ -13,16 +13,12 @@ from nio_pydra.spatial.unit_grid import warp
 
 __all__ = ["Objective", "TensorPair"]
 
-#: The authors' code multiplies a unit field by the image's size before it takes differences, which is twice the
-#: displacement in voxels. Their lambda weighs squares of that, four times those of voxels.
-AUTHORS_DIFFUSION_SCALE = 4.0
-
 
 @dataclass(frozen=True)
 class Objective:
     """The loss of Mok et al. 2023, Eq. 3: ``(1 - weight) * LNCC + weight * diffusion``.
 
-    The diffusion term is measured as in the authors' LapIRN code, so that their weights mean the same here.
+    The diffusion term is that of the displacement in voxels.
 
     Attributes
     ----------
@@ -67,8 +63,7 @@ class TensorPair:
     def loss(self, field: Tensor, objective: Objective) -> Tensor:
         """Evaluate the objective for a unit field ``(1, 3, D, H, W)`` at full resolution."""
         similarity = self.similarity(field, objective.window)
-        roughness = AUTHORS_DIFFUSION_SCALE * diffusion(field)
-        return (1 - objective.weight) * similarity + objective.weight * roughness
+        return (1 - objective.weight) * similarity + objective.weight * diffusion(field)
 
     def similarity(self, field: Tensor, window: int = 7) -> Tensor:
         """Negative mean LNCC between the fixed and the warped moving image."""

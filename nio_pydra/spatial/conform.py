@@ -27,12 +27,10 @@ from nio_pydra.spatial.transforms import (
 )
 from nio_pydra.spatial.unit_grid import unit_to_voxel
 
-__all__ = ["NetworkGrid", "invert", "network_grid", "scale_intensities", "to_displacement_field"]
+__all__ = ["NetworkGrid", "network_grid", "scale_intensities", "to_displacement_field"]
 
 MARGIN_VOXELS = 6  # room around the brain: half a similarity window and a little for the network's borders
 FADE_MM = 20.0  # beyond the network's grid the field fades to zero over this distance
-INVERSE_STEPS = 60  # most evaluations per voxel; a handful is usual
-INVERSE_TOLERANCE_VOXELS = 0.01
 
 
 @dataclass(frozen=True)
@@ -170,25 +168,3 @@ def to_displacement_field(field: Tensor, grid: NetworkGrid, target: Nifti1Image)
         values = interpolate(world, nearest)
         out[:, x * slab : (x + 1) * slab] = values * np.clip(1 - outside / FADE_MM, 0, 1)
     return DisplacementField(out.reshape(3, *shape), np.asarray(target.affine, dtype=np.float64))
-
-
-def invert(field: DisplacementField) -> DisplacementField:
-    """Invert ``x -> x + u(x)`` on the field's own grid, voxel by voxel.
-
-    Parameters
-    ----------
-    field : DisplacementField
-        RAS mm.
-
-    Returns
-    -------
-    DisplacementField
-        On the same grid. Where the field folds there is no inverse; the closest point found is kept.
-    """
-    from nio_pydra.spatial.kernels import invert_displacement
-
-    linear = field.affine[:3, :3].astype(np.float32)
-    voxels = np.ascontiguousarray(np.tensordot(np.linalg.inv(linear), field.vectors, axes=1))
-    inverse = np.empty_like(voxels)
-    invert_displacement(voxels, inverse, INVERSE_STEPS, INVERSE_TOLERANCE_VOXELS)
-    return DisplacementField(np.ascontiguousarray(np.tensordot(linear, inverse, axes=1)), field.affine)

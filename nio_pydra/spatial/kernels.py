@@ -17,6 +17,8 @@ __all__ = [
     "membrane",
     "sample_linear",
     "set_kernel_threads",
+    "smallest_determinants",
+    "smoothed_at",
     "warp_with_slope",
 ]
 
@@ -227,6 +229,86 @@ def invert_displacement(field, inverse, steps, tolerance):
                         trial[i] = best[i] - scale * move[i]
                 for i in range(3):
                     inverse[i, xi, yi, zi] = best[i] - target[i]
+
+
+@numba.njit(parallel=True, cache=True)
+def smallest_determinants(field, voxels, out):
+    """Smallest Jacobian determinant of ``x -> x + u(x)`` among the eight cell corners that meet at a voxel.
+
+    Parameters
+    ----------
+    field : (3, X, Y, Z)
+        Displacements in voxels, component i along axis i; constant beyond the border.
+    voxels : (N, 3) int64
+        Where to look.
+    out : (N,)
+        Output.
+    """
+    _, nx, ny, nz = field.shape
+    for n in numba.prange(len(voxels)):
+        x, y, z = voxels[n]
+        # columns[side, axis] is the map's derivative along an axis, towards the next voxel or from the last one.
+        columns = np.empty((2, 3, 3), np.float32)
+        for i in range(3):
+            u = field[i]
+            here = u[x, y, z]
+            columns[0, 0, i] = u[min(x + 1, nx - 1), y, z] - here
+            columns[0, 1, i] = u[x, min(y + 1, ny - 1), z] - here
+            columns[0, 2, i] = u[x, y, min(z + 1, nz - 1)] - here
+            columns[1, 0, i] = here - u[max(x - 1, 0), y, z]
+            columns[1, 1, i] = here - u[x, max(y - 1, 0), z]
+            columns[1, 2, i] = here - u[x, y, max(z - 1, 0)]
+        for i in range(3):
+            columns[0, i, i] += 1
+            columns[1, i, i] += 1
+        smallest = np.float32(np.inf)
+        for p in range(2):
+            a = columns[p, 0]
+            for q in range(2):
+                b = columns[q, 1]
+                for r in range(2):
+                    c = columns[r, 2]
+                    determinant = (
+                        a[0] * (b[1] * c[2] - b[2] * c[1])
+                        - a[1] * (b[0] * c[2] - b[2] * c[0])
+                        + a[2] * (b[0] * c[1] - b[1] * c[0])
+                    )
+                    smallest = min(smallest, determinant)
+        out[n] = smallest
+
+
+@numba.njit(parallel=True, cache=True)
+def smoothed_at(field, voxels, side_weight, out):
+    """Average of a field over the 27 voxels around some voxels; the nearest voxel counts beyond the border.
+
+    Parameters
+    ----------
+    field : (3, X, Y, Z)
+        Any displacements.
+    voxels : (N, 3) int64
+        Where to average.
+    side_weight : float
+        Weight of a neighbour along each axis; the voxel itself has what is left of 1.
+    out : (N, 3)
+        Output.
+    """
+    _, nx, ny, nz = field.shape
+    weights = np.array([side_weight, 1 - 2 * side_weight, side_weight])
+    for n in numba.prange(len(voxels)):
+        x, y, z = voxels[n]
+        for i in range(3):
+            total = 0.0
+            for dx in range(3):
+                for dy in range(3):
+                    for dz in range(3):
+                        value = field[
+                            i,
+                            min(max(x + dx - 1, 0), nx - 1),
+                            min(max(y + dy - 1, 0), ny - 1),
+                            min(max(z + dz - 1, 0), nz - 1),
+                        ]
+                        total += weights[dx] * weights[dy] * weights[dz] * value
+            out[n, i] = total
 
 
 @numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})

@@ -10,11 +10,14 @@ from torch.nn import functional
 from nio_pydra.losses import diffusion, lncc
 from nio_pydra.networks import LapIRN
 from nio_pydra.networks.lapirn import image_pyramid
-from nio_pydra.optimize.problem import AUTHORS_DIFFUSION_SCALE
 from nio_pydra.spatial.unit_grid import identity_grid, upsample, warp
 from nio_pydra.training.settings import Stage
 
 __all__ = ["objective"]
+
+#: The authors' code multiplies a unit field by the image's size before it takes differences, which is twice the
+#: displacement in voxels. Their lambda weighs squares of that, four times those of voxels.
+AUTHORS_DIFFUSION_SCALE = 4.0
 
 
 def objective(

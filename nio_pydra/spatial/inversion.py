@@ -1,0 +1,97 @@
+"""Displacement fields that can be undone: removal of folds, and inversion."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nio_pydra.spatial.transforms import DisplacementField
+
+__all__ = ["invert", "unfold"]
+
+INVERSE_STEPS = 60  # most evaluations per voxel; a handful is usual
+INVERSE_TOLERANCE_VOXELS = 0.01
+LEAST_DETERMINANT = 0.1  # what a repaired cell corner keeps of its volume: thinner ones have no accurate inverse
+SIDE_WEIGHT = 0.139  # of a neighbour in the local average: a Gaussian of 0.55 voxels, which changes least
+ROUNDS_PER_RADIUS = 20  # after so many rounds the neighbourhood that is smoothed grows by a voxel
+MOST_ROUNDS = 400
+
+
+def unfold(field: DisplacementField) -> DisplacementField:
+    """Smooth a field where it folds, or nearly so, and nowhere else.
+
+    A network's field may fold in places: two points of the fixed image then go to the same point, and there is no way
+    back. Where one of the eight Jacobian determinants at a voxel's cell corners falls below a tenth, the displacement
+    is averaged with its neighbours', again and again, until none does. A place that resists is averaged in an
+    ever wider neighbourhood.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        RAS mm.
+
+    Returns
+    -------
+    DisplacementField
+        On the same grid. The very same object where nothing had to change.
+    """
+    from nio_pydra.spatial.kernels import smoothed_at
+
+    linear = field.affine[:3, :3].astype(np.float32)
+    voxels = np.ascontiguousarray(np.tensordot(np.linalg.inv(linear), field.vectors, axes=1))
+    slab = np.argwhere(np.ones((1, *voxels.shape[2:]), bool))
+    # Slab by slab, to bound memory.
+    folded = np.concatenate([_folded_among(voxels, slab + np.array([x, 0, 0])) for x in range(voxels.shape[1])])
+    if not len(folded):
+        return field
+    for done in range(MOST_ROUNDS):
+        changed = _neighbourhood(folded, done // ROUNDS_PER_RADIUS, voxels.shape[1:])
+        averages = np.empty((len(changed), 3), np.float32)
+        smoothed_at(voxels, changed, SIDE_WEIGHT, averages)
+        voxels[:, changed[:, 0], changed[:, 1], changed[:, 2]] = averages.T
+        folded = _folded_among(voxels, _neighbourhood(changed, 1, voxels.shape[1:]))
+        if not len(folded):
+            break
+    return DisplacementField(np.ascontiguousarray(np.tensordot(linear, voxels, axes=1)), field.affine)
+
+
+def _folded_among(displacement: NDArray[np.float32], voxels: NDArray[np.int64]) -> NDArray[np.int64]:
+    from nio_pydra.spatial.kernels import smallest_determinants
+
+    smallest = np.empty(len(voxels), np.float32)
+    smallest_determinants(displacement, voxels, smallest)
+    return voxels[smallest < LEAST_DETERMINANT]
+
+
+def _neighbourhood(voxels: NDArray[np.int64], radius: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Voxels ``(M, 3)`` of a grid within a cube around any of the given ``(N, 3)``."""
+    if radius == 0:
+        return voxels
+    near = np.zeros(shape, bool)
+    for offset in itertools.product(range(-radius, radius + 1), repeat=3):
+        near[tuple(np.clip(voxels + offset, 0, np.array(shape) - 1).T)] = True
+    return np.argwhere(near)
+
+
+def invert(field: DisplacementField) -> DisplacementField:
+    """Invert ``x -> x + u(x)`` on the field's own grid, voxel by voxel.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        RAS mm.
+
+    Returns
+    -------
+    DisplacementField
+        On the same grid. Where the field folds there is no inverse; the closest point found is kept.
+    """
+    from nio_pydra.spatial.kernels import invert_displacement
+
+    linear = field.affine[:3, :3].astype(np.float32)
+    voxels = np.ascontiguousarray(np.tensordot(np.linalg.inv(linear), field.vectors, axes=1))
+    inverse = np.empty_like(voxels)
+    invert_displacement(voxels, inverse, INVERSE_STEPS, INVERSE_TOLERANCE_VOXELS)
+    return DisplacementField(np.ascontiguousarray(np.tensordot(linear, inverse, axes=1)), field.affine)
