@@ -6,6 +6,7 @@ Conform both brains to the network's space, predict and optimise there, bring th
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from nio_pydra.networks.lapirn import SIZE_MULTIPLE
 from nio_pydra.optimize.io import IOSettings, optimize_field
 from nio_pydra.optimize.nio import NIOSettings, optimize_network
 from nio_pydra.optimize.problem import TensorPair
+from nio_pydra.optimize.resources import keep_freed_memory
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities, to_displacement_field
 from nio_pydra.spatial.inversion import unfold
 
@@ -59,6 +61,7 @@ PREDICT = NIOSettings(iterations=(0, 0, 0))
 PRESETS: dict[str, dict[str, NetworkEngineSettings]] = {
     "nio_m": {
         "paper": NetworkEngineSettings(NIOSettings()),
+        "fast": NetworkEngineSettings(NIOSettings(iterations=(20, 12, 0)), IOSettings(iterations=20)),
         "draft": NetworkEngineSettings(NIOSettings(iterations=(20, 12, 0))),
     },
     "nio": {
@@ -108,6 +111,7 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
         voxel_size_mm=metadata["voxel_size_mm"],
         multiple=SIZE_MULTIPLE,
     )
+    keep_freed_memory(math.prod(grid.shape))
     tensors = _tensors(pair, brain, grid, metadata["intensity_scaling"], device)
     precision = _precision(runtime, device)
     log.info("network grid %s, %s, %s", grid.shape, device, str(precision).removeprefix("torch."))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nio_pydra.networks.convolutions import two_convolutions
 from nio_pydra.spatial.unit_grid import integrate, upsample, warp
 
 __all__ = ["SIZE_MULTIPLE", "LapIRN", "LapIRNConfig", "Level", "LevelOutput"]
@@ -96,6 +97,11 @@ def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv3d:
     return nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
 
 
+def _kernels(layers: nn.Sequential) -> tuple[Tensor, Tensor]:
+    """Weights of the two convolutions around a LeakyReLU."""
+    return layers[0].weight, layers[2].weight  # type: ignore[return-value]
+
+
 class ConditionalNorm(nn.Module):
     """Instance normalisation whose scale and shift come from the embedded regularisation weight."""
 
@@ -125,11 +131,12 @@ class ResidualBlock(nn.Module):
             self.mapping = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        latent = self.mapping(condition) if self.mapping is not None else None
-        y = x if self.norm1 is None else self.norm1(x, latent)
-        y = self.conv1(functional.leaky_relu(y, SLOPE))
-        y = y if self.norm2 is None else self.norm2(y, latent)
-        return self.conv2(functional.leaky_relu(y, SLOPE)) + x
+        if self.mapping is None or self.norm1 is None or self.norm2 is None:
+            return two_convolutions([x], self.conv1.weight, self.conv2.weight, SLOPE, activate_inputs=True).add_(x)
+        latent = self.mapping(condition)
+        y = self.conv1(functional.leaky_relu_(self.norm1(x, latent), SLOPE))
+        y = self.conv2(functional.leaky_relu_(self.norm2(y, latent), SLOPE))
+        return y.add_(x)
 
 
 class Level(nn.Module):
@@ -167,15 +174,16 @@ class Level(nn.Module):
         condition : Tensor, optional
             Regularisation weight ``(N, 1)`` of a conditional network.
         """
-        skip = self.encoder(x)
+        skip = two_convolutions([x], *_kernels(self.encoder), SLOPE)
         y = self.down(skip)
         if below is not None:
             y = y + below
         for block in self.blocks:
-            y = functional.leaky_relu(block(y, condition), SLOPE)
+            y = functional.leaky_relu_(block(y, condition), SLOPE)
         embedding = self.up(y)
-        residual = self.head(torch.cat([embedding, skip], dim=1)).float()
-        return RANGE * functional.softsign(residual), embedding
+        # To compute the head's wide first convolution anew would take long.
+        residual = two_convolutions([embedding, skip], *_kernels(self.head), SLOPE, keep_hidden=True)
+        return RANGE * functional.softsign(residual.float()), embedding
 
 
 class LapIRN(nn.Module):

@@ -10,21 +10,30 @@ __all__ = ["keep_freed_memory", "limit_threads"]
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
-LARGE = 2**31 - 1
+NEVER = 2**31 - 1
+LARGE_BLOCK = 2**25
+#: Grids of at most so many voxels keep all blocks: a fifth faster at level 3, for about 5 GB in place of 4.
+KEPT_VOXELS = 6_000_000
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(voxels: int = 0) -> None:
     """Raise glibc's limits for returning blocks; does nothing where the C library is another one.
 
-    A registration allocates and frees the same few hundred megabytes at every step. By default glibc maps each large
-    block anew and the kernel clears its pages again: millions of page faults per step.
+    A registration allocates and frees the same few hundred megabytes at every step. By default glibc maps each
+    block anew and the kernel clears its pages again: millions of page faults per step. On large grids the largest
+    blocks are still returned, because the holes that they would leave make the process a third larger.
+
+    Parameters
+    ----------
+    voxels : int
+        Of the grid to work on.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(M_MMAP_THRESHOLD, LARGE)
-    mallopt(M_TRIM_THRESHOLD, LARGE)
+    mallopt(M_MMAP_THRESHOLD, NEVER if voxels <= KEPT_VOXELS else LARGE_BLOCK)
+    mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
 def limit_threads(threads: int) -> None:
