@@ -3,9 +3,9 @@
     python benchmarks/first_results.py DATASET --labels DATASET/derivatives/manual --out RUNS \
         --authors LapIRN_disp_fea7.pth
 
-Each method is one call of `nio-pydra` with the same masks, affine (cached, so computed once) and threads. Runs that
-are there already are kept: a killed benchmark goes on, and `--methods` may name a part. Methods that never ran are
-listed as such in the table.
+Each participant is one call of `nio-pydra` per method, of the first session where there are several, with the same
+masks, affine (cached, so computed once) and threads. Runs that are there already are kept: a killed benchmark goes on,
+and `--methods` may name a part. What never ran, or failed, is listed as such in the table.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ METHODS = {
     "SyN fast": ("syn", "fast", None),
     "SyN precise": ("syn", "precise", None),
 }
-COLUMNS = ("Dice", "Dice, lowest 30 % of labels", "std of Jacobian", "folds %", "inverse p99 mm", "seconds",
-           "processor seconds", "peak MB")  # fmt: skip
+#: Column to its number of digits.
+COLUMNS = {"Dice": 3, "Dice, lowest 30 % of labels": 3, "std of Jacobian": 3, "folds %": 3,
+           "folds before unfolding %": 3, "inverse p99 mm": 3, "seconds": 0, "processor seconds": 0,
+           "peak MB": 0}  # fmt: skip
 
 
 def main() -> int:
@@ -50,11 +52,14 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/first.md")
     options = parser.parse_args()
-    for method in options.methods:
-        if len(_records(options, method)) < len(options.participants):
-            _run(options, method)
+    done = [
+        _run(options, method, participant)
+        for method in options.methods
+        for participant in options.participants
+        if participant not in _records(options, method)
+    ]
     _write(options)
-    return 0
+    return 0 if all(done) else 1
 
 
 def _slug(method: str) -> str:
@@ -62,7 +67,7 @@ def _slug(method: str) -> str:
 
 
 def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, Any]]:
-    """Record of every participant that this method finished: of the first session, where there are several."""
+    """Record of every participant that this method finished."""
     found: dict[str, dict[str, Any]] = {}
     for participant in options.participants:
         paths = sorted((options.out / _slug(method) / f"sub-{participant}").rglob("*_record.json"))
@@ -71,27 +76,38 @@ def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, An
     return found
 
 
-def _run(options: argparse.Namespace, method: str) -> None:
+def _run(options: argparse.Namespace, method: str, participant: str) -> bool:
+    """Register one participant; return whether that went well."""
     engine, preset, weights = METHODS[method]
     atlas = f"sub-{options.atlas}"
     command = [Path(sys.executable).with_name("nio-pydra"), options.dataset, options.out / _slug(method), "participant"]
-    command += ["--participant-label", *options.participants, "--engine", engine, "-w", options.out / "work"]
+    command += ["--participant-label", participant, "--engine", engine, "-w", options.out / "work"]
+    sessions = sorted(path.name for path in (options.dataset / f"sub-{participant}").glob("ses-*"))
+    command += ["--session-label", sessions[0]] if sessions else []
     command += ["--atlas", options.dataset / atlas / "anat" / f"{atlas}_T1w.nii.gz", "--atlas-name", atlas[4:]]
     command += ["--atlas-labels", options.labels / atlas / "anat" / f"{atlas}_desc-malf_dseg.nii.gz"]
     command += ["-d", f"manual={options.labels}", "--labels-desc", "malf", "--omp-nthreads", options.threads]
     command += ["--preset", preset] if preset else []
     command += ["--weights", options.authors] if weights == "authors" else []
-    print(f"== {method}", flush=True)
-    subprocess.run([str(part) for part in command], check=True)
+    print(f"== {method}, sub-{participant}", flush=True)
+    try:
+        status = subprocess.run([str(part) for part in command]).returncode
+    except OSError as error:
+        print(f"{method}, sub-{participant}: {command[0]} cannot be run ({error.strerror})", file=sys.stderr)
+        return False
+    if status:
+        print(f"{method}, sub-{participant}: nio-pydra ended with status {status}", file=sys.stderr)
+    return status == 0
 
 
-def _row(record: dict[str, Any]) -> list[float]:
+def _row(record: dict[str, Any]) -> list[float | None]:
     labels = list(record["dice"]["labels"].values())
     return [
         record["dice"]["mean"],
         mean_of_lowest(labels),
         record["std_jacobian"],
         record["fold_percent"],
+        (record.get("before_unfolding") or {}).get("fold_percent"),
         record["inverse_error_mm"]["p99"],
         record["seconds"]["registration"],
         record["seconds"]["registration_processor"],
@@ -106,8 +122,8 @@ def _write(options: argparse.Namespace) -> None:
         f"Written by `benchmarks/first_results.py`. Atlas: sub-{options.atlas}; registered to it: "
         f"{', '.join('sub-' + p for p in options.participants)}. Dice is the mean over the manual labels that both "
         "scans have; one affine for all methods. Seconds are of the registration alone, without affine, reading and "
-        "writing. The machine was doing other work at the same time, so wall seconds are upper bounds; processor "
-        "seconds add up all threads.",
+        "writing. Other work of the machine at that time makes wall seconds longer, and its load average was not "
+        "recorded; processor seconds add up all threads.",
         "",
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads per run.",
         "",
@@ -120,12 +136,14 @@ def _write(options: argparse.Namespace) -> None:
         data[method] = {p: dict(zip(COLUMNS, _row(r), strict=True)) for p, r in records.items()}
         rows = {f"sub-{p}": _row(r) for p, r in records.items()}
         if len(rows) == len(options.participants):  # means over other scans could not be compared
-            rows["mean"] = list(np.mean(list(rows.values()), axis=0))
+            columns = zip(*rows.values(), strict=True)
+            rows["mean"] = [None if None in column else float(np.mean(column)) for column in columns]
         for scan, row in rows.items():
-            shown = [f"{v:.3f}" for v in row[:5]] + [f"{v:.0f}" for v in row[5:]]
+            shown = ["-" if v is None else f"{v:.{n}f}" for v, n in zip(row, COLUMNS.values(), strict=True)]
             lines.append(f"| {method} | {scan} | " + " | ".join(shown) + " |")
         if missing := [p for p in options.participants if p not in records]:
-            lines.append(f"| {method} | {', '.join('sub-' + p for p in missing)} | " + "not run | " * len(COLUMNS))
+            absent = ", ".join(f"sub-{p}" for p in missing)
+            lines.append(f"| {method} | {absent} |" + " not run |" * len(COLUMNS))
     versions = next((r["versions"] for m in METHODS for r in _records(options, m).values()), {})
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."]
     options.table.parent.mkdir(parents=True, exist_ok=True)

@@ -128,6 +128,36 @@ def test_affine_masks_take_a_bright_blob_out_of_the_alignment(tmp_path, fixed, t
     assert np.linalg.norm(apply_affine(found, points) - apply_affine(truth, points), axis=1).max() < 1.0
 
 
+def test_affine_leaves_a_lesion_out_of_the_similarity(tmp_path, fixed, truth):
+    moving = _moving(truth)
+    index = np.moveaxis(np.indices(moving.shape), 0, -1)
+    lesion = np.linalg.norm(index - np.array(moving.shape) / 2 - [8, 0, 0], axis=-1) < 12
+    spoiled = np.where(lesion, np.float32(400), moving.get_fdata(dtype=np.float32))
+    paths = _save(tmp_path, fixed, nib.Nifti1Image(spoiled, moving.affine))
+    mask = tmp_path / "lesion.nii.gz"
+    nib.save(nib.Nifti1Image(lesion.astype(np.uint8), moving.affine), mask)
+
+    def error(lesion_mask):
+        out = tmp_path / "out.h5"
+        affine.align(*paths, out, fixed_mask=None, moving_mask=None, lesion_mask=lesion_mask, runtime=RUNTIME)
+        points = _inside(fixed)
+        return np.linalg.norm(apply_affine(read_affine(out), points) - apply_affine(truth, points), axis=1).mean()
+
+    assert error(mask) < 0.5 * error(None)
+
+
+def test_a_brain_mask_beside_the_brain_is_refused_with_the_name_of_the_image(tmp_path, fixed, truth):
+    empty = fixed.get_fdata(dtype=np.float32) * (np.arange(fixed.shape[0]) > 20)[:, None, None]
+    paths = _save(tmp_path, nib.Nifti1Image(empty, fixed.affine), _moving(truth))
+    mask = np.zeros(fixed.shape, np.uint8)
+    mask[:10] = 1
+    nib.save(nib.Nifti1Image(mask, fixed.affine), tmp_path / "mask.nii.gz")
+    with pytest.raises(InputError, match=r"fixed\.nii\.gz is zero in all of its brain mask"):
+        affine.align(
+            *paths, tmp_path / "out.h5", fixed_mask=tmp_path / "mask.nii.gz", moving_mask=None, runtime=RUNTIME
+        )
+
+
 @pytest.mark.parametrize("linear", [np.diag([-1, 1, 1]), np.diag([2.5, 1, 1]), np.diag([1, 1, 0.4]), np.zeros((3, 3))])
 def test_an_impossible_affine_is_refused_with_the_name_of_the_moving_file(linear):
     matrix = np.eye(4)

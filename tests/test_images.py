@@ -1,5 +1,6 @@
 """Unusable images are refused with one sentence that says why."""
 
+import errno
 import gzip
 
 import nibabel as nib
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from nio_pydra.errors import InputError
+from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
 
 GOOD = np.arange(1, 61, dtype=np.float32).reshape(3, 4, 5)
@@ -105,3 +107,14 @@ def test_nothing_is_left_where_writing_fails(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         save_image(GOOD, np.eye(4), tmp_path / "file" / "out.nii.gz")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    def fill():
+        with atomic_path(tmp_path / "out.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InputError, match=r"out\.txt cannot be written \(No space left on device\)"):
+        fill()
+    assert not list(tmp_path.iterdir())

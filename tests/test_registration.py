@@ -1,5 +1,6 @@
 """The engines behind their one contract, from files to files."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.names import ENGINES, preset_name
 from nio_pydra.engines.pair import register_pair
-from nio_pydra.engines.registration import ENGINES, default_preset, preset_names, register
+from nio_pydra.engines.registration import register
 from nio_pydra.errors import InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig, save_network
 from nio_pydra.spatial.itk import read_h5, write_h5
@@ -57,6 +59,14 @@ def scans(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_names_are_those_of_the_engines_modules(name):
+    presets = importlib.import_module(f"nio_pydra.engines.{ENGINES[name].module}").PRESETS
+    presets = presets.get(name, presets)
+    assert tuple(presets) == ENGINES[name].presets
+    assert all(hasattr(settings, "weights") == ENGINES[name].network for settings in presets.values())
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(scans, tmp_path, engine):
     preset = {"syn": "fast", "nio_m": "draft", "nio": "draft", "io": "draft"}.get(engine)
@@ -67,7 +77,7 @@ def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(sc
         engine=engine, preset=preset, affine_seconds=1.5, runtime=RUNTIME, **network,
     )  # fmt: skip
     record = json.loads(files.record.read_text())
-    assert record["engine"] == engine and record["preset"] == (preset or default_preset(engine))
+    assert record["engine"] == engine and record["preset"] == preset_name(engine, preset)
     assert record["seconds"]["affine"] == 1.5
     assert record["seconds"]["registration"] >= 0 and record["seconds"]["io"] > 0
     assert record["peak_memory_mb"] > 100 and record["threads"] == 2 and record["device"] == "cpu"
@@ -111,11 +121,10 @@ def test_unknown_names_are_answered_with_the_known_ones(scans, tmp_path):
     arguments = (scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path)
     with pytest.raises(InputError, match="choose one of nio_m"):
         register(*arguments, engine="magic", runtime=RUNTIME)
-    with pytest.raises(InputError, match="choose one of paper, draft"):
+    with pytest.raises(InputError, match="choose one of paper, fast, draft"):
         register(*arguments, engine="nio_m", preset="magic", runtime=RUNTIME)
     with pytest.raises(InputError, match="uses no network"):
         register(*arguments, engine="syn", weights=scans / "tiny.safetensors", runtime=RUNTIME)
-    assert preset_names("nio_m")[0] == "paper"
 
 
 def test_cuda_is_refused_where_there_is_none(scans, tmp_path):

@@ -1,4 +1,4 @@
-"""T1w scans of a BIDS dataset, with the brain masks and label images that derivatives hold for them."""
+"""T1w scans of a BIDS dataset, with the masks and label images that derivatives hold for them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ __all__ = ["Scan", "find_scans", "open_layout", "read_filters", "scan_name"]
 NAME_ENTITIES = ("subject", "session", "acquisition", "ceagent", "reconstruction", "run")
 """What tells one T1w scan from another; output names repeat these."""
 PREFIXES = dict(zip(NAME_ENTITIES, ("sub", "ses", "acq", "ce", "rec", "run"), strict=True))
+BRAIN = ({"suffix": "mask", "desc": "brain"},)
+LESION = (
+    {"suffix": "mask", "desc": "lesion"},
+    {"suffix": "mask", "label": "lesion"},
+    {"suffix": "roi", "label": "lesion"},  # as fMRIPrep wants them named
+)
 IGNORE = (
     # Only subjects' anatomical folders are indexed: a dataset may hold thousands of other files.
     r"^/(?!sub-)[^/]+/",
@@ -45,8 +51,8 @@ class Scan:
         Those of `NAME_ENTITIES` that its name has.
     skull_stripped : bool
         What its sidecar (or one it inherits) says under ``SkullStripped``.
-    mask, labels : pathlib.Path or None
-        Brain mask and label image from derivatives.
+    mask, lesion, labels : pathlib.Path or None
+        Brain mask, lesion mask and label image from derivatives.
     """
 
     t1w: Path
@@ -54,6 +60,7 @@ class Scan:
     entities: dict[str, str]
     skull_stripped: bool
     mask: Path | None = None
+    lesion: Path | None = None
     labels: Path | None = None
 
     @property
@@ -133,8 +140,9 @@ def find_scans(
                 relative=str(image.relpath),
                 entities=entities,
                 skull_stripped=image.get_metadata().get("SkullStripped") is True,
-                mask=_derived(others, entities, "mask", "brain"),
-                labels=_derived(others, entities, "dseg", labels_desc) if labels_desc else None,
+                mask=_derived(others, entities, BRAIN),
+                lesion=_derived(others, entities, LESION),
+                labels=_derived(others, entities, ({"suffix": "dseg", "desc": labels_desc},)) if labels_desc else None,
             )
         )
     _refuse_surprises(scans, query.get("subject", []) if participants else [], labels_desc, bids_dir)
@@ -260,18 +268,24 @@ def _known(labels: Sequence[str], existing: Sequence[str], prefix: str, kind: st
     return wanted
 
 
-def _derived(layouts: Mapping[str, BIDSLayout], entities: dict[str, str], suffix: str, desc: str) -> Path | None:
-    """Find the one file that belongs to exactly this scan and lies on its grid."""
+def _derived(
+    layouts: Mapping[str, BIDSLayout], entities: dict[str, str], names: Sequence[dict[str, str]]
+) -> Path | None:
+    """Find the one file of these names that belongs to exactly this scan and lies in its space."""
     for name, layout in layouts.items():
-        candidates = layout.get(subject=entities["subject"], suffix=suffix, desc=desc, extension=[".nii", ".nii.gz"])
-        matches = [
+        matches = {
             file.path
-            for file in candidates
+            for wanted in names
+            for file in layout.get(subject=entities["subject"], extension=[".nii", ".nii.gz"], **wanted)
             if {key: str(file.entities[key]) for key in NAME_ENTITIES if key in file.entities} == entities
             and file.entities.get("space", "T1w") in ("T1w", "orig")
-        ]
+            # "sub-01_T2w_desc-lesion_mask" was drawn on another image.
+            and {part for part in file.filename.split("_")[:-1] if "-" not in part} <= {"T1w"}
+        }
         if len(matches) > 1:
-            raise InputError(f"The derivatives {name} have {len(matches)} files for one scan: {', '.join(matches)}.")
+            raise InputError(
+                f"The derivatives {name} have {len(matches)} files for one scan: {', '.join(sorted(matches))}."
+            )
         if matches:
-            return Path(matches[0])
+            return Path(matches.pop())
     return None

@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     scans.add_argument("--bids-filter-file", type=Path, metavar="F", help='JSON: {"t1w": {entity: value}}')
     scans.add_argument(
         "-d", "--derivatives", action="append", default=[], type=_named_path, metavar="NAME=PATH",
-        help="derivative dataset with brain masks (desc-brain_mask) or label images; may be repeated",
+        help="derivative dataset with brain masks (desc-brain_mask), lesion masks (desc-lesion_mask, "
+        "label-lesion_mask or label-lesion_roi) or label images; may be repeated",
     )  # fmt: skip
     scans.add_argument(
         "--labels-desc", metavar="DESC", help="the scans' label images are desc-DESC_dseg of the derivatives"
@@ -77,8 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("-w", "--work-dir", type=Path, default=Path("work"), metavar="WORK", help="(default: ./work)")
     work.add_argument("--nprocs", type=positive, default=1, metavar="N", help="scans at a time (default: %(default)s)")
     work.add_argument(
-        "--omp-nthreads", type=positive, metavar="N", help="threads of each (default: all cores shared out)"
-    )
+        "--omp-nthreads", type=positive, metavar="N",
+        help="threads of each (default: all cores shared out, and no more scans at a time than cores)",
+    )  # fmt: skip
     work.add_argument(
         "--worker", choices=("debug", "cf", "slurm"),
         help="one task after another, processes, or SLURM jobs, which take their options from SBATCH_* variables "
@@ -112,7 +114,8 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     require_writable(options.out_dir, "output folder")
     require_writable(options.work_dir, "work folder")
     _begin_log(options.out_dir)
-    threads = _limit_threads(options)
+    worker = options.worker or ("cf" if options.nprocs > 1 else "debug")
+    at_a_time, threads = _share_cores(worker, options.nprocs, options.omp_nthreads)
 
     from nio_pydra.bids.inputs import find_scans, read_filters
 
@@ -139,14 +142,15 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         precision=options.precision,
         seed=options.random_seed,
         skull_stripped=options.skull_stripped,
-        worker=options.worker or ("cf" if options.nprocs > 1 else "debug"),
-        n_procs=options.nprocs,
+        worker=worker,
+        n_procs=at_a_time,
         labels_desc=options.labels_desc,
     )
     write_description(options.out_dir, command, {"raw": options.bids_dir, **dict(options.derivatives)})
     log.info(
-        "nio_pydra %s: %d scans to %s by %s (%s), %d at a time with %s threads",
-        __version__, len(scans), atlas.name, options.engine, preset, options.nprocs, threads or "all",
+        "nio_pydra %s: %d scans (%d with a lesion mask) to %s by %s (%s), %s at a time with %s threads",
+        __version__, len(scans), sum(scan.lesion is not None for scan in scans), atlas.name, options.engine, preset,
+        "all" if worker == "slurm" else at_a_time, threads or "all",
     )  # fmt: skip
     begin = time.perf_counter()
     with _ended_by_interrupt():
@@ -154,21 +158,26 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     return _report(outcomes, options.out_dir, time.perf_counter() - begin)
 
 
-def _limit_threads(options: argparse.Namespace) -> int | None:
-    """Set the threads of every task before any library reads them; None: each SLURM job uses what it was given."""
+def _share_cores(worker: str, scans: int, threads: int | None) -> tuple[int, int | None]:
+    """Return how many scans run at a time, and the threads of each, set before any library reads them.
+
+    None: each SLURM job uses what it was given.
+    """
     names = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    threads: int | None = options.omp_nthreads
+    if worker == "debug":
+        scans = 1
     if threads is None:
-        if options.worker == "slurm":  # jobs inherit this environment, but not this machine's cores
+        if worker == "slurm":  # jobs inherit this environment, but not this machine's cores
             for name in names:
                 os.environ.pop(name, None)
-            return None
+            return scans, None
         from nio_pydra.engines.contract import core_count
 
-        threads = max(1, core_count() // options.nprocs)
+        scans = min(scans, core_count())
+        threads = core_count() // scans
     for name in names:
         os.environ[name] = str(threads)
-    return threads
+    return scans, threads
 
 
 def _group(options: argparse.Namespace, command: str) -> int:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.cli.options import ENGINES, positive
+from nio_pydra.cli.options import positive
+from nio_pydra.engines.names import ENGINES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Result", "add_arguments", "main", "table"]
 
 ATLAS = "MNI152"
-PRESETS = {"nio_m": "draft", "nio": "draft", "io": "draft", "lapirn": "paper", "syn": "fast"}  # the quick ones
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     out: Path = args.out
     dataset = make_dataset(out, args.subjects, args.seed)
     derivatives = out / f"derivatives_{args.engine}"
-    preset = ["--preset", PRESETS[args.engine]] if args.engine in PRESETS else []
+    preset = ["--preset", "draft"] if "draft" in ENGINES[args.engine].presets else []
     arguments = [dataset.bids_dir, derivatives, "participant", "--participant-label", *dataset.truth]
     arguments += ["--atlas", dataset.atlas, "--atlas-name", ATLAS, "--atlas-labels", dataset.atlas_labels]
     arguments += ["-d", f"simulation={dataset.derivatives}", "--labels-desc", "tissue", "--skull-stripped"]

@@ -23,12 +23,18 @@ def exit_status(program: str, action: Callable[[], int]) -> int:
     Returns
     -------
     int
-        What `action` returned, 1 after an `InputError` or `ProgramError`, 130 after an interrupt.
+        What `action` returned, 1 after an `InputError`, a `ProgramError` or an error of the system, 130 after an
+        interrupt.
     """
     try:
         return action()
     except (InputError, ProgramError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        print(f"{program}: error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)

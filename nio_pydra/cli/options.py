@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nio_pydra.errors import InputError
+from nio_pydra.engines.names import ENGINES, preset_name
 
-__all__ = ["ENGINES", "add_engine_options", "checked_preset", "positive"]
-
-NETWORK_ENGINES = ("nio_m", "nio", "io", "lapirn")
-ENGINES = ("nio_m", "nio", "io", "lapirn", "affine", "syn")
-"""Those of `nio_pydra.engines.registration`, which is slow to import; a test keeps the two alike."""
+__all__ = ["add_engine_options", "checked_preset", "positive"]
 
 
 def positive(text: str) -> int:
@@ -26,7 +22,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Add --engine, --preset, --weights, --device, --precision and --random-seed."""
     group = parser.add_argument_group("registration")
     group.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: %(default)s)")
-    group.add_argument("--preset", help="paper or draft; for syn fast or precise (default: paper, fast)")
+    presets = "; ".join(f"{name}: {', '.join(engine.presets)}" for name, engine in ENGINES.items())
+    group.add_argument("--preset", help=f"{presets} (default: the engine's first)")
     group.add_argument("--weights", type=Path, help="network weights (default: those of the package)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     group.add_argument(
@@ -44,15 +41,9 @@ def checked_preset(engine: str, preset: str | None, weights: Path | None) -> str
     InputError
         If the engine has no such preset, or the weights cannot be used.
     """
-    from nio_pydra.engines.registration import default_preset, preset_names
-
-    names = preset_names(engine)
-    if preset is not None and preset not in names:
-        raise InputError(f"The engine {engine} has no preset {preset}: it has {', '.join(names)}.")
-    if engine in NETWORK_ENGINES:
+    name = preset_name(engine, preset, weights)
+    if ENGINES[engine].network:
         from nio_pydra.networks.checkpoints import load_network
 
         load_network(weights)
-    elif weights is not None:
-        raise InputError(f"The engine {engine} uses no network: leave out --weights.")
-    return preset or default_preset(engine)
+    return name

@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> int:
 
     import torch
 
+    from nio_pydra.bids.description import require_writable
     from nio_pydra.optimize.resources import keep_freed_memory
     from nio_pydra.spatial.kernels import set_kernel_threads
     from nio_pydra.training.loop import train
@@ -83,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
             settings = replace(settings, stages=tuple(Stage(int(a), int(b), c, int(d)) for a, b, c, d in stages))
     except ValueError as error:
         raise InputError(f"These settings cannot be trained: {error}.") from None
-    args.out.mkdir(parents=True, exist_ok=True)
+    require_writable(args.out, "output folder")
     maps = prepare_label_maps(args.labels, args.out / "maps")
     with (args.out / "train.log").open("a", buffering=1) as file:
 

@@ -43,6 +43,7 @@ def align(
     fixed_mask: Path | None,
     moving_mask: Path | None,
     runtime: Runtime,
+    lesion_mask: Path | None = None,
 ) -> dict[str, float]:
     """Align two brains by an affine that maximizes their mutual information.
 
@@ -61,6 +62,8 @@ def align(
         Brain masks; None where the image holds nothing but the brain.
     runtime : Runtime
         Gives the seed; the same seed gives the same bits.
+    lesion_mask : pathlib.Path or None
+        Region of the moving image without a counterpart; taken out of the similarity.
 
     Returns
     -------
@@ -76,8 +79,11 @@ def align(
     """
     fixed_brain = _load_brain(fixed, fixed_mask, "fixed image")
     moving_brain = _load_brain(moving, moving_mask, "moving image")
+    lesion = None if lesion_mask is None else load_mask(lesion_mask, like=moving_brain, role="lesion mask")
     with tempfile.TemporaryDirectory(prefix="nio-pydra-affine-") as folder:
-        result = run_ants(fixed_brain, moving_brain, AntsOptions("Affine"), Path(folder), runtime, threads=1)
+        result = run_ants(
+            fixed_brain, moving_brain, AntsOptions("Affine"), Path(folder), runtime, lesion=lesion, threads=1
+        )
     check_affine(result.affine, moving, fixed)
     write_h5(Transform((result.affine,)), out)
     return {"seconds": result.seconds, "peak_memory_mb": result.peak_memory_mb}

@@ -94,7 +94,7 @@ def run_ants(
     runtime: Runtime,
     *,
     affine: np.ndarray | None = None,
-    moving_weight: nib.Nifti1Image | None = None,
+    lesion: nib.Nifti1Image | None = None,
     threads: int | None = None,
 ) -> AntsResult:
     """Run one `ants.registration` in a child process.
@@ -110,8 +110,8 @@ def run_ants(
         Gives the seed and the number of threads.
     affine : numpy.ndarray, shape (4, 4), optional
         Start here, fixed to moving, RAS mm; None starts where the centres of mass meet.
-    moving_weight : nibabel.Nifti1Image, optional
-        On the moving grid; the similarity of the deformable stage counts only where this is not zero.
+    lesion : nibabel.Nifti1Image, optional
+        On the moving grid; where it is not zero, nothing counts for the similarity.
     threads : int, optional
         Overrides the number of `runtime`.
 
@@ -126,7 +126,8 @@ def run_ants(
     """
     folder = Path(folder).resolve()
     request: dict[str, Any] = {"options": asdict(options)}
-    for role, image in (("fixed", fixed), ("moving", moving), ("moving_weight", moving_weight)):
+    sound = None if lesion is None else nib.Nifti1Image(np.float32(np.asanyarray(lesion.dataobj) == 0), lesion.affine)
+    for role, image in (("fixed", fixed), ("moving", moving), ("sound", sound)):
         request[role] = None if image is None else _write_array(image, folder / f"{role}.npy")
     request["affine"] = None if affine is None else (LPS @ affine @ LPS).tolist()
     (folder / "request.json").write_text(json.dumps(request))
@@ -192,7 +193,7 @@ def _main(request_path: Path) -> None:
             origin=entry["origin"], spacing=entry["spacing"], direction=np.array(entry["direction"]),
         )  # fmt: skip
 
-    fixed, moving, weight = read("fixed"), read("moving"), read("moving_weight")
+    fixed, moving, sound = read("fixed"), read("moving"), read("sound")
     initial = None
     if request["affine"] is not None:
         matrix = np.array(request["affine"])
@@ -209,7 +210,7 @@ def _main(request_path: Path) -> None:
         type_of_transform=options["type_of_transform"],
         initial_transform=initial,
         outprefix=str(folder / "out_"),
-        moving_mask=weight,
+        moving_mask=sound,
         syn_metric=options["syn_metric"],
         syn_sampling=options["syn_sampling"],
         reg_iterations=tuple(options["reg_iterations"]),

@@ -132,5 +132,8 @@ def brain_only(image: Nifti1Image, mask: Nifti1Image | None) -> Nifti1Image:
     if mask is not None:
         data = np.where(np.asanyarray(mask.dataobj) > 0, data, np.float32(0))
     if not data.any():
-        raise InputError("The brain mask covers only voxels of value 0: is it the mask of another image, or inverted?")
+        raise InputError(
+            f"{image.get_filename() or 'The image'} is zero in all of its brain mask: expected the mask to cover the "
+            "brain. Is it the mask of another image, or inverted?"
+        )
     return Nifti1Image(data, image.affine)

@@ -79,7 +79,10 @@ def register_pair(
                 Path(mask) if mask else make_brain_mask(image, made, skull_stripped=skull_stripped, runtime=runtime)
             )
         affine = work / "affine.h5"
-        aligned = align(fixed, moving, affine, fixed_mask=masks[0], moving_mask=masks[1], runtime=runtime)
+        aligned = align(
+            fixed, moving, affine,
+            fixed_mask=masks[0], moving_mask=masks[1], lesion_mask=lesion_mask, runtime=runtime,
+        )  # fmt: skip
         files = register(
             fixed, moving, affine, out_dir,
             engine=engine, preset=preset, weights=weights,

@@ -25,10 +25,10 @@ from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra import __version__
 from nio_pydra.engines.contract import Deformation, Pair, Runtime
-from nio_pydra.errors import InputError
+from nio_pydra.engines.names import ENGINES, preset_name
 from nio_pydra.losses import lncc
 from nio_pydra.metrics import dice, inverse_error, regularity
-from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
+from nio_pydra.optimize.resources import limit_threads
 from nio_pydra.spatial.conform import scale_intensities
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
@@ -36,27 +36,10 @@ from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform, resample
 
-__all__ = [
-    "ENGINES",
-    "Registration",
-    "default_preset",
-    "preset_names",
-    "propagate_labels",
-    "register",
-    "score",
-]
+__all__ = ["Registration", "engine_settings", "propagate_labels", "register", "score"]
 
 log = logging.getLogger("nio_pydra")
 
-#: Engine to the module that holds it.
-ENGINES = {
-    "nio_m": "nio",
-    "nio": "nio",
-    "io": "nio",
-    "lapirn": "nio",
-    "affine": "affine",
-    "syn": "syn",
-}
 RECORDED = ("torch", "numpy", "nibabel", "antspyx")
 
 
@@ -80,14 +63,12 @@ class Registration:
     record: Path
 
 
-def preset_names(engine: str) -> list[str]:
-    """Names of an engine's presets, the default first."""
-    return list(_presets(engine))
-
-
-def default_preset(engine: str) -> str:
-    """Return the preset used where none is named."""
-    return preset_names(engine)[0]
+def engine_settings(engine: str, preset: str, weights: Path | None = None) -> Any:
+    """Return the settings of a preset, with these weights in the place of the package's."""
+    presets = _module(engine).PRESETS
+    # A module that serves several engines keeps presets by engine.
+    settings = presets.get(engine, presets)[preset]
+    return settings if weights is None else replace(settings, weights=Path(weights))
 
 
 def register(
@@ -116,7 +97,7 @@ def register(
     out_dir : Path
         Takes ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz`` and ``record.json``.
     engine, preset : str
-        See `ENGINES` and :func:`preset_names`.
+        See `nio_pydra.engines.names.ENGINES`.
     weights : Path, optional
         Network weights; default: those of the package.
     fixed_mask, moving_mask : Path, optional
@@ -134,8 +115,8 @@ def register(
         If an input cannot be used.
     """
     runtime = runtime or Runtime()
-    settings = _settings(engine, preset, weights)
-    keep_freed_memory()
+    preset = preset_name(engine, preset, weights)
+    settings = engine_settings(engine, preset, weights)
     _forget_peak_memory()
     limit_threads(runtime.thread_count)
     started = time.perf_counter()
@@ -162,7 +143,8 @@ def register(
     seconds = found.details.pop("seconds", engine_seconds) + inversion_seconds
     record = {
         "engine": engine,
-        "preset": preset or default_preset(engine),
+        "preset": preset,
+        "lesion_mask": lesion_mask is not None,
         **_quality(pair, transforms, warped),
         "peak_memory_mb": max(found.details.pop("peak_memory_mb", 0.0), _peak_memory_mb()),
         "device": "cpu",
@@ -247,28 +229,7 @@ def score(
 
 
 def _module(engine: str) -> ModuleType:
-    if engine not in ENGINES:
-        raise InputError(f"engine {engine!r} is unknown: choose one of {', '.join(ENGINES)}.")
-    return importlib.import_module(f"nio_pydra.engines.{ENGINES[engine]}")
-
-
-def _presets(engine: str) -> dict[str, Any]:
-    presets: dict[str, Any] = _module(engine).PRESETS
-    # A module that serves several engines keeps presets by engine.
-    return presets.get(engine, presets)
-
-
-def _settings(engine: str, preset: str | None, weights: Path | None) -> Any:
-    presets = _presets(engine)
-    name = preset or default_preset(engine)
-    if name not in presets:
-        raise InputError(f"engine {engine} has no preset {name!r}: choose one of {', '.join(presets)}.")
-    settings = presets[name]
-    if weights is None:
-        return settings
-    if not hasattr(settings, "weights"):
-        raise InputError(f"engine {engine} uses no network: leave out --weights.")
-    return replace(settings, weights=Path(weights))
+    return importlib.import_module(f"nio_pydra.engines.{ENGINES[engine].module}")
 
 
 def _read_pair(

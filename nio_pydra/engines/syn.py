@@ -89,7 +89,7 @@ def run(pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
     with tempfile.TemporaryDirectory(prefix="nio-pydra-syn-") as folder:
         result = run_ants(
             fixed, moving, options, Path(folder), runtime,
-            affine=pair.affine, moving_weight=_outside(pair.lesion_mask),
+            affine=pair.affine, lesion=pair.lesion_mask,
         )  # fmt: skip
         if result.warp is None or result.inverse_warp is None:
             raise RuntimeError("antspyx wrote no deformation after SyNOnly: is its version supported?")
@@ -97,13 +97,6 @@ def run(pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
         inverse = _read_warp(result.inverse_warp, pair.fixed)
     details = {"seconds": result.seconds, "peak_memory_mb": result.peak_memory_mb}
     return Deformation(forward, inverse, details)
-
-
-def _outside(mask: nib.Nifti1Image | None) -> nib.Nifti1Image | None:
-    """Complement of a mask."""
-    if mask is None:
-        return None
-    return nib.Nifti1Image((np.asanyarray(mask.dataobj) == 0).astype(np.float32), mask.affine)
 
 
 def _read_warp(path: Path, fixed: nib.Nifti1Image) -> DisplacementField:

@@ -7,6 +7,8 @@ from typing import Any
 
 from nipype.interfaces.base import BaseInterface, BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
+from nio_pydra.engines.names import ENGINES
+
 __all__ = ["NIORegistration"]
 
 
@@ -21,7 +23,7 @@ class NIORegistrationInputSpec(BaseInterfaceInputSpec):
     moving_mask = File(exists=True, desc="brain mask (default: made)")
     lesion_mask = File(exists=True, desc="region of the moving image to leave out of the similarity")
     skull_stripped = traits.Bool(False, usedefault=True, desc="both images show brains only")
-    engine = traits.Enum("nio_m", "nio", "io", "lapirn", "affine", "syn", usedefault=True, desc="registration engine")
+    engine = traits.Enum(*ENGINES, usedefault=True, desc="registration engine")
     preset = traits.Str(desc="settings of the engine (default: its own)")
     weights = File(exists=True, desc="network weights (default: those of the package)")
     device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the engine runs")

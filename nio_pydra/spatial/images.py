@@ -36,7 +36,7 @@ def load_image(path: str | os.PathLike[str], role: str = "image") -> Nifti1Image
     Returns
     -------
     Nifti1Image
-        float32 voxels ``(X, Y, Z)``, voxel-to-world affine in RAS mm.
+        float32 voxels ``(X, Y, Z)``, voxel-to-world affine in RAS mm; it knows its file name.
 
     Raises
     ------
@@ -54,7 +54,9 @@ def load_image(path: str | os.PathLike[str], role: str = "image") -> Nifti1Image
         )
     if not data.any():
         raise InputError(f"{path} ({role}) is zero everywhere: expected a brain scan. Is it the right file?")
-    return Nifti1Image(data, image.affine)
+    loaded = Nifti1Image(data, image.affine)
+    loaded.file_map["image"].filename = str(path)  # for messages; set_filename refuses other formats' names
+    return loaded
 
 
 def load_labels(path: str | os.PathLike[str], like: Nifti1Image | None = None, role: str = "labels") -> Nifti1Image:

@@ -6,6 +6,7 @@ everything is RAS mm, first step first.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import h5py
@@ -33,7 +34,8 @@ def write_h5(transform: Transform, path: str | Path) -> Path:
     path : path-like
         Written under a temporary name, then renamed.
     """
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    whole = io.BytesIO()  # on a full disk HDF5 would end the whole process
+    with h5py.File(whole, "w") as file:
         # nitransforms and ITK both look for these two, whatever their values.
         _strings(file, "ITKVersion", "5.4.0")
         _strings(file, "HDFVersion", h5py.version.hdf5_version)
@@ -58,6 +60,8 @@ def write_h5(transform: Transform, path: str | Path) -> Path:
                 matrix = LPS @ step @ LPS
                 entry["TransformFixedParameters"] = np.zeros(3)
                 entry["TransformParameters"] = np.concatenate([matrix[:3, :3].ravel(), matrix[:3, 3]])
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(whole.getbuffer())
     return Path(path)
 
 

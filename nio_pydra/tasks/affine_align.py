@@ -11,7 +11,13 @@ from nio_pydra import __version__
 
 @python.define(outputs=["affine", "record"])
 def AffineAlign(
-    fixed: File, moving: File, fixed_mask: File, moving_mask: File, version: str = __version__, seed: int = 0
+    fixed: File,
+    moving: File,
+    fixed_mask: File,
+    moving_mask: File,
+    version: str = __version__,
+    lesion_mask: File | None = None,
+    seed: int = 0,
 ) -> tuple[File, File]:
     """Align a moving image to a fixed one.
 
@@ -27,6 +33,8 @@ def AffineAlign(
         Brain mask on the moving grid.
     version : str
         Of the code that this task calls.
+    lesion_mask : File | None
+        Region of the moving image that has no counterpart.
     seed : int
         Of the optimizer's random sampling.
 
@@ -47,6 +55,7 @@ def AffineAlign(
         affine,
         fixed_mask=Path(fixed_mask),
         moving_mask=Path(moving_mask),
+        lesion_mask=None if lesion_mask is None else Path(lesion_mask),
         runtime=task_runtime(seed=seed),
     )
     record_path = Path("affine_record.json").absolute()

@@ -1,4 +1,4 @@
-"""Task: the brain mask of an image, and first of all whether what belongs to the image can be used."""
+"""Task: the masks of an image, and first of all whether what belongs to the image can be used."""
 
 from pathlib import Path
 
@@ -8,18 +8,20 @@ from pydra.compose import python
 from nio_pydra import __version__
 
 
-@python.define(outputs=["mask"])
+@python.define(outputs=["mask", "lesion_mask"])
 def BrainMask(
     image: File,
     skull_stripped: bool,
     version: str = __version__,
     given: File | None = None,
     labels: File | None = None,
+    lesion: File | None = None,
     device: str = "auto",
-) -> File:
-    """Check an image, its labels and its mask, and make the mask where there is none.
+) -> tuple[File, File | None]:
+    """Check an image, its labels and its masks, and make the brain mask where there is none.
 
-    The labels are checked here so that a wrong file is found before the registration, not after it.
+    The labels are checked here so that a wrong file is found before the registration, not after it. Masks are brought
+    onto the image's grid.
 
     Parameters
     ----------
@@ -33,6 +35,8 @@ def BrainMask(
         A brain mask to be used as it is.
     labels : File | None
         Label image that must lie on the image's grid.
+    lesion : File | None
+        Mask of what has no counterpart in other brains.
     device : str
         One of auto, cpu and cuda.
 
@@ -40,6 +44,8 @@ def BrainMask(
     -------
     mask : File
         On the image's grid, 0 and 1.
+    lesion_mask : File | None
+        The same of the lesion.
     """
     import numpy as np
 
@@ -52,13 +58,19 @@ def BrainMask(
     scan = load_image(Path(image), role="T1w")
     if labels is not None:
         load_labels(Path(labels), like=scan)
-    out = Path("mask.nii.gz").absolute()
-    if given is not None:
-        mask = load_mask(Path(given), role="brain mask")
+
+    def onto_scan(path: File, role: str, out: str) -> Path:
+        mask = load_mask(Path(path), role=role)
         if not same_grid(mask, scan):  # fMRIPrep's masks lie on its reoriented copy of the scan
             mask = resample(mask, scan, Transform(()), "nearest")
         voxels = np.asanyarray(mask.dataobj)
         if not voxels.any():
-            raise InputError(f"{given} (brain mask) lies beside {image}: expected a mask in the space of that image.")
-        return save_image(voxels, scan.affine, out, dtype=np.uint8)
-    return make_brain_mask(Path(image), out, skull_stripped=skull_stripped, runtime=task_runtime(device))
+            raise InputError(f"{path} ({role}) lies beside {image}: expected a mask in the space of that image.")
+        return save_image(voxels, scan.affine, Path(out).absolute(), dtype=np.uint8)
+
+    lesion_mask = None if lesion is None else onto_scan(lesion, "lesion mask", "lesion_mask.nii.gz")
+    if given is not None:
+        return onto_scan(given, "brain mask", "mask.nii.gz"), lesion_mask
+    out = Path("mask.nii.gz").absolute()
+    made = make_brain_mask(Path(image), out, skull_stripped=skull_stripped, runtime=task_runtime(device))
+    return made, lesion_mask

@@ -13,11 +13,10 @@ from nio_pydra import __version__
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
 from nio_pydra.bids.outputs import Destination, Products, discard_leftovers, engine_desc, sink
+from nio_pydra.engines.names import ENGINES
 from nio_pydra.errors import InputError
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
-
-NO_NETWORK = ("affine", "syn")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def register_dataset(
     Raises
     ------
     InputError
-        If the atlas has no brain, or the worker cannot be used.
+        If the atlas has no brain, the worker cannot be used, or memory does not hold so many scans at a time.
     """
     # Before pydra is imported: it shall neither ask a server for its newest version nor write into the home folder.
     os.environ.setdefault("NO_ET", "1")
@@ -119,14 +118,20 @@ def _register_all(
     from pydra.engine.submitter import Submitter
 
     lost = {
-        scan.name: path for scan in scans for path in (scan.labels, scan.mask, scan.t1w) if path and not path.exists()
+        scan.name: path
+        for scan in scans
+        for path in (scan.labels, scan.mask, scan.lesion, scan.t1w)
+        if path and not path.exists()
     }
     inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in lost}
     for given in inputs.values():
         discard_leftovers(Destination(**given["destination"]))
     worker, arguments = _worker(settings)
     with Submitter(worker=worker, cache_root=cache, **arguments) as submit:
-        common = _common_inputs(atlas, settings, _atlas_mask(atlas, settings, submit, cache))
+        mask = _atlas_mask(atlas, settings, submit, cache)
+        if inputs and settings.worker != "slurm":
+            _require_memory(atlas, mask, settings, min(len(inputs), settings.n_procs))
+        common = _common_inputs(atlas, settings, mask)
         if inputs:
             _run_subjects(submit, common, list(inputs.values()))
     return [
@@ -196,9 +201,33 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
     return Path(result.outputs.mask)
 
 
+def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: int) -> None:
+    """Raise `InputError` where memory does not hold so many scans; only optimising the whole network takes much."""
+    if not ENGINES[settings.engine].network:
+        return
+    import numpy as np
+
+    from nio_pydra.engines.contract import Runtime
+    from nio_pydra.engines.memory import require_memory
+    from nio_pydra.engines.nio import choose_device
+    from nio_pydra.engines.registration import engine_settings
+    from nio_pydra.networks.checkpoints import load_network
+    from nio_pydra.spatial.conform import network_grid
+    from nio_pydra.spatial.images import load_image, load_mask
+
+    steps = engine_settings(settings.engine, settings.preset).nio.iterations
+    if steps[-1] == 0 or choose_device(Runtime(device=settings.device)).type == "cuda":
+        return
+    metadata = load_network(settings.weights)[1]
+    image = load_image(atlas.image, "atlas")
+    brain = np.asanyarray(load_mask(mask, image).dataobj) > 0
+    grid = network_grid(image, brain, orientation=metadata["orientation"], voxel_size_mm=metadata["voxel_size_mm"])
+    require_memory(grid.shape, scans)
+
+
 def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) -> dict[str, Any]:
     network_version = __version__
-    if settings.engine not in NO_NETWORK and settings.weights is None:
+    if ENGINES[settings.engine].network and settings.weights is None:
         from nio_pydra.networks.checkpoints import weights_digest
 
         network_version += f"+{weights_digest()[:16]}"
@@ -234,6 +263,7 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
         "t1w": scan.t1w,
         "skull_stripped": skull_stripped,
         "brain_mask": None if scan.mask is None else scan.mask.absolute(),
+        "lesion": None if scan.lesion is None else scan.lesion.absolute(),
         "own_labels": None if scan.labels is None else scan.labels.absolute(),
         "destination": asdict(destination),
     }

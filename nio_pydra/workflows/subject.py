@@ -18,6 +18,7 @@ def Subject(
     version: str,
     network_version: str,
     brain_mask: File | None = None,
+    lesion: File | None = None,
     own_labels: File | None = None,
     labels_of_atlas: File | None = None,
     weights: File | None = None,
@@ -49,6 +50,8 @@ def Subject(
         Of the package and the weights.
     brain_mask : File | None
         The scan's brain mask; made where it is missing.
+    lesion : File | None
+        Mask of the scan's lesion.
     own_labels : File | None
         Label image of the scan.
     labels_of_atlas : File | None
@@ -87,12 +90,21 @@ def Subject(
             skull_stripped=skull_stripped,
             given=brain_mask,
             labels=own_labels,
+            lesion=lesion,
             device=device,
             version=version,
         )
     )
     aligned = workflow.add(
-        AffineAlign(fixed=atlas, moving=t1w, fixed_mask=atlas_mask, moving_mask=masked.mask, seed=seed, version=version)
+        AffineAlign(
+            fixed=atlas,
+            moving=t1w,
+            fixed_mask=atlas_mask,
+            moving_mask=masked.mask,
+            lesion_mask=masked.lesion_mask,
+            seed=seed,
+            version=version,
+        )
     )
     registered = workflow.add(
         Register(
@@ -105,6 +117,7 @@ def Subject(
             weights=weights,
             fixed_mask=atlas_mask,
             moving_mask=masked.mask,
+            lesion_mask=masked.lesion_mask,
             device=device,
             precision=precision,
             seed=seed,

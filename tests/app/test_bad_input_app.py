@@ -27,6 +27,7 @@ BAD = {
     "labelgrid": r"labels.* expected the same grid",
     "emptymask": r"mask.* is empty",
     "maskbeside": r"brain mask.* lies beside",
+    "lesionbeside": r"lesion mask.* lies beside",
 }
 
 
@@ -61,10 +62,11 @@ def spoil(dataset, kind, write_image):
         write_image(np.ones((24, 28, 20), np.int16), derived / f"sub-{kind}_desc-malf_dseg.nii.gz", affine)
     elif kind == "emptymask":
         write_image(np.zeros(data.shape, np.uint8), mask, affine)
-    elif kind == "maskbeside":
+    elif kind in ("maskbeside", "lesionbeside"):
         shifted = affine.copy()
         shifted[0, 3] += 1000
-        write_image(np.ones(data.shape, np.uint8), mask, shifted)
+        lesion = mask.with_name(mask.name.replace("brain", "lesion"))
+        write_image(np.ones(data.shape, np.uint8), mask if kind == "maskbeside" else lesion, shifted)
     return path
 
 
@@ -153,7 +155,7 @@ def refused(capsys, arguments, pattern):
     [
         (["--participant-label", "01", "sub-99"], r"no participant 99: it has 01, 02"),
         (["--session-label", "x"], r"no session x: it has none"),
-        (["--preset", "nonsense"], r"affine has no preset nonsense: it has default"),
+        (["--preset", "nonsense"], r"affine has no preset nonsense: choose one of default"),
         (["--weights", "w.safetensors"], r"affine uses no network: leave out --weights"),
         (["--engine", "lapirn", "--weights", "absent.safetensors"], r"absent.safetensors: no such weights file"),
         (["--atlas", "absent.nii.gz"], r"absent.nii.gz \(atlas\): no such file"),
@@ -237,6 +239,13 @@ def test_writing_into_the_dataset_itself_is_refused(dataset, capsys):
 def test_atlas_labels_on_another_grid_are_refused(dataset, capsys, write_image):
     write_image(np.ones((10, 10, 10), np.int16), dataset.atlas_labels)
     refused(capsys, dataset.command(dataset.root.parent / "out"), r"atlas_dseg.nii.gz .*expected the same grid")
+
+
+def test_more_scans_at_a_time_than_memory_holds_are_refused(dataset, capsys, monkeypatch):
+    monkeypatch.setattr("nio_pydra.engines.memory.machine_memory_mb", lambda: 2**13)
+    arguments = dataset.command(dataset.root.parent / "out", "--engine", "nio_m", "--nprocs", "8")
+    # There are two scans, so two are registered at a time.
+    refused(capsys, arguments, r"About \d+\.\d GB are needed for 2 .* this machine has 8\.0 GB: use --nprocs 1")
 
 
 def test_an_empty_atlas_mask_is_refused(dataset, capsys, write_image):

@@ -183,3 +183,22 @@ def test_a_mask_from_derivatives_is_used_as_it_is(dataset, write_image):
     out = dataset.root.parent / "out"
     assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 0
     np.testing.assert_array_equal(nib.load(files_of(out, "sub-01")["desc-brain_mask.nii.gz"]).get_fdata(), mask)
+
+
+def test_a_lesion_mask_from_derivatives_changes_the_alignment_of_its_scan_only(finished, tmp_path, write_image):
+    """Drawn on a reoriented copy of the scan, as fMRIPrep's are."""
+    dataset, out = finished
+    anat = tmp_path / "lesions/sub-01/anat"
+    shutil.copytree(dataset.derivatives, tmp_path / "lesions", ignore=shutil.ignore_patterns("sub-*"))
+    scan = nib.load(dataset.root / "sub-01/anat/sub-01_T1w.nii.gz")
+    lesion = np.zeros(scan.shape, np.uint8)
+    lesion[4:12, 14:20, 8:16] = 1
+    turned = nib.Nifti1Image(lesion, scan.affine).as_reoriented(np.array([[0, -1], [1, -1], [2, 1]]))
+    write_image(np.asarray(turned.dataobj), anat / "sub-01_desc-lesion_mask.nii.gz", turned.affine)
+    more = ["--participant-label", "01", "03", "-d", f"lesions={tmp_path / 'lesions'}"]
+    assert bids_app.main(dataset.command(tmp_path / "out", *more)) == 0
+    for name, touched in (("sub-01", True), ("sub-03_ses-a_run-1", False)):
+        here, there = (files_of(folder, name) for folder in (tmp_path / "out", out))
+        assert json.loads(here["space-Tiny_desc-affine_record.json"].read_text())["lesion_mask"] is touched
+        image = "space-Tiny_desc-affine_T1w.nii.gz"
+        assert np.array_equal(nib.load(here[image]).get_fdata(), nib.load(there[image]).get_fdata()) is not touched

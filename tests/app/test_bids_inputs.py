@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nio_pydra.bids.inputs import find_scans, read_filters
+from nio_pydra.errors import InputError
 
 
 def names(dataset, tmp_path, **options):
@@ -53,6 +54,24 @@ def test_sidecars_are_inherited_and_the_nearest_one_wins(dataset, tmp_path):
     (dataset.root / "sub-02/anat/sub-02_T1w.json").write_text('{"SkullStripped": false}')
     found = find_scans(dataset.root, tmp_path / "work")
     assert [scan.skull_stripped for scan in found] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["desc-lesion_mask", "label-lesion_mask", "space-orig_desc-lesion_mask",
+                                  "T1w_label-lesion_roi"])  # fmt: skip
+def test_lesion_masks_are_found_by_any_of_their_names(dataset, tmp_path, name):
+    anat = dataset.derivatives / "sub-02/anat"
+    for other in ("space-MNI_desc-lesion_mask", "T2w_desc-lesion_mask", "desc-brain_mask"):
+        (anat / f"sub-02_{other}.nii.gz").touch()
+    (anat / f"sub-02_{name}.nii.gz").touch()
+    found = find_scans(dataset.root, tmp_path / "work", derivatives={"manual": dataset.derivatives})
+    assert [scan.lesion and scan.lesion.name for scan in found] == [None, f"sub-02_{name}.nii.gz"]
+
+
+def test_two_lesion_masks_of_one_scan_are_refused(dataset, tmp_path):
+    for name in ("desc-lesion_mask", "label-lesion_roi"):
+        (dataset.derivatives / f"sub-02/anat/sub-02_{name}.nii.gz").touch()
+    with pytest.raises(InputError, match="manual have 2 files for one scan"):
+        find_scans(dataset.root, tmp_path / "work", derivatives={"manual": dataset.derivatives})
 
 
 def test_masks_and_labels_of_another_run_or_space_are_not_taken(dataset, tmp_path):

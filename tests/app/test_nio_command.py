@@ -10,20 +10,7 @@ import numpy as np
 import pytest
 
 from nio_pydra.cli import nio
-from nio_pydra.cli.options import ENGINES, NETWORK_ENGINES
-
-
-def test_engines_offered_are_those_there_are():
-    from nio_pydra.engines import registration
-
-    assert set(ENGINES) == set(registration.ENGINES)
-    assert {name for name, module in registration.ENGINES.items() if module == "nio"} == set(NETWORK_ENGINES)
-
-
-def test_nipype_offers_the_same_engines():
-    from nio_pydra.interfaces import NIORegistration
-
-    assert set(NIORegistration().inputs.trait("engine").handler.values) == set(ENGINES)
+from nio_pydra.cli.errors import exit_status
 
 
 @pytest.mark.parametrize("command", ["nio", "bids_app"])
@@ -78,6 +65,18 @@ def test_register_refuses_bad_input_in_one_line(dataset, tmp_path, capsys, write
     assert said.startswith("nio register: error: ")
     assert re.search(pattern, said)
     assert not list((tmp_path / "pair").glob("*"))
+
+
+def test_an_error_of_the_system_is_one_line(tmp_path, capsys):
+    assert exit_status("nio", lambda: (tmp_path / "absent").stat().st_size) == 1
+    assert capsys.readouterr().err == f"nio: error: {tmp_path / 'absent'}: No such file or directory\n"
+
+
+def test_training_refuses_a_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert nio.main(["train", "--labels", str(tmp_path), "--out", str(tmp_path / "file/below")]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"nio train: error: The output folder .*below cannot be written .*\n", said)
 
 
 def test_weights_are_converted_and_shown(real_data, tmp_path, capsys):

@@ -13,6 +13,7 @@ from pydra.compose import python
 from pydra.engine.result import load_result
 from pydra.engine.submitter import Submitter
 
+from nio_pydra.cli.bids_app import _share_cores
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
 
@@ -33,6 +34,26 @@ def failing():
         return x * x
 
     return Square
+
+
+@pytest.mark.parametrize(
+    ("worker", "scans", "threads", "expected"),
+    [
+        ("debug", 4, None, (1, 6)),
+        ("cf", 4, None, (4, 1)),
+        ("cf", 2, None, (2, 3)),
+        ("cf", 20, None, (6, 1)),
+        ("cf", 20, 2, (20, 2)),  # asked for
+        ("slurm", 4, None, (4, None)),
+    ],
+)
+def test_threads_of_all_scans_together_are_no_more_than_cores(monkeypatch, worker, scans, threads, expected):
+    names = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    for name in names:
+        monkeypatch.setenv(name, "99")  # put back afterwards
+    monkeypatch.setattr("nio_pydra.engines.contract.core_count", lambda: 6)
+    assert _share_cores(worker, scans, threads) == expected
+    assert {os.environ.get(name) for name in names} == {None if expected[1] is None else str(expected[1])}
 
 
 @pytest.mark.parametrize(("worker", "arguments"), [(SerialWorker, {}), (ForkserverWorker, {"n_procs": 2})])
