@@ -33,7 +33,8 @@ class NIOSettings:
     Attributes
     ----------
     iterations : tuple of int
-        Steps at levels 1, 2 and 3. ``(100, 60, 30)`` is NIO_m, ``(0, 0, 50)`` NIO, ``(0, 0, 0)`` LapIRN.
+        Steps at levels 1, 2 and 3. ``(100, 60, 30)`` is NIO_m, ``(0, 0, 50)`` NIO, ``(0, 0, 0)`` LapIRN. Levels
+        without steps still predict, with what they learned before.
     learning_rate : float
         Of Adam.
     objective : Objective
@@ -108,13 +109,4 @@ def optimize_network(
                 optimizer.step()
                 report.step(levels, loss.item())
     with torch.no_grad():
-        return predict(_last_level(settings.iterations)).contiguous()
-
-
-def _last_level(iterations: tuple[int, int, int]) -> int:
-    """Level whose prediction is the result: after optimising lower levels only, the untouched ones are left out.
-
-    A level above the last optimised one was trained for another embedding and field than it would now be given.
-    """
-    optimised = [level for level, count in enumerate(iterations, start=1) if count]
-    return optimised[-1] if optimised else LEVELS
+        return predict(LEVELS).contiguous()
