@@ -4,7 +4,8 @@
 
 Brain masks and one affine are made once per pair and shared by all methods. Every run is a process of its own
 (`speed_run.py`) and leaves one json, so a killed benchmark goes on where it was, and `--methods` may name a part. A run
-is done again when its request differs (weights, threads, files) or its folder was deleted; what could not be run
+is done again when its request differs (names of files, threads) or its folder was deleted, not when code or contents
+change: the table names the commits; what could not be run
 (a peer that is not installed, a preset that does not exist) is tried again each time and named in the table.
 """
 

@@ -92,15 +92,16 @@ def memory(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 def arithmetic(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Compare the arithmetic of a level-3 step with what the machine's bfloat16 matrix product reaches."""
     import torch
-    from steps import bf16_supported, matrix_product_flops, network_and_pair, step_flop, step_seconds
+    from steps import matrix_product_flops, network_and_pair, step_flop, step_seconds
 
+    from nio_pydra.engines.nio import choose_precision
     from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
 
-    if not bf16_supported():
+    if choose_precision(Runtime(), torch.device("cpu")) != torch.bfloat16:
         raise Skipped("this CPU has no bfloat16 instructions")
-    keep_freed_memory()
-    limit_threads(request["threads"])
     shape = tuple(request["grid"])
+    keep_freed_memory(int(np.prod(shape)))
+    limit_threads(request["threads"])
     network, pair = network_and_pair(shape, _weights(request))
     before = matrix_product_flops(MATRIX, PRODUCTS)
     wall, processor = np.median(step_seconds(network, pair, 3, request["steps"], torch.bfloat16), axis=0)

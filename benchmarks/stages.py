@@ -10,6 +10,7 @@ pieces no longer add up to its step, this file has to follow a change of the loo
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from steps import bf16_supported, network_and_pair, step_seconds
+from steps import network_and_pair, step_seconds
 from torch import Tensor
 
+from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.nio import choose_precision
 from nio_pydra.losses import FixedStatistics, diffusion, lncc
 from nio_pydra.networks.lapirn import LEVELS, LapIRN, image_pyramid
 from nio_pydra.optimize.nio import NIOSettings
@@ -54,10 +57,10 @@ def main() -> int:
     picture = Path(__file__).parents[1] / "docs/images/stages.png"
     parser.add_argument("--picture", type=Path, default=picture)
     options = parser.parse_args()
-    keep_freed_memory()
+    keep_freed_memory(math.prod(options.size))
     limit_threads(options.threads)
     load = os.getloadavg()[0]
-    precision = torch.bfloat16 if options.precision == "auto" and bf16_supported() else torch.float32
+    precision = choose_precision(Runtime(precision=options.precision), torch.device("cpu"))
     network, pair = network_and_pair(tuple(options.size), options.weights)
     network = network.to(memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]  # as the loop does
     pieces, whole = [], []

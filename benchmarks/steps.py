@@ -18,7 +18,7 @@ from nio_pydra.networks.lapirn import LEVELS, LapIRN
 from nio_pydra.optimize.nio import NIOSettings, optimize_network
 from nio_pydra.optimize.problem import TensorPair
 
-__all__ = ["bf16_supported", "matrix_product_flops", "network_and_pair", "smooth_pair", "step_flop", "step_seconds"]
+__all__ = ["matrix_product_flops", "network_and_pair", "smooth_pair", "step_flop", "step_seconds"]
 
 GRAIN = 12  # voxels between the random values that a made-up image interpolates
 BORDER = 6  # empty voxels around a made-up brain: the margin that a network grid gets
@@ -57,11 +57,6 @@ def network_and_pair(shape: tuple[int, int, int], weights: Path | None) -> tuple
     network, _ = load_network(weights)
     fixed, moving = (torch.from_numpy(image)[None, None] for image in smooth_pair(shape))
     return network, TensorPair(fixed, moving)
-
-
-def bf16_supported() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices by instructions of its own."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def step_seconds(

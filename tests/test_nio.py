@@ -52,6 +52,13 @@ def test_each_level_starts_from_what_the_levels_below_learned(pair, network):
     assert losses[0] > losses[1] > losses[2]
 
 
+def test_a_level_without_steps_still_predicts(pair, network):
+    predicted, nearly = (
+        optimize_network(network, pair, NIOSettings(iterations=n, learning_rate=1e-12)) for n in ((0, 0, 0), (1, 0, 0))
+    )
+    assert torch.allclose(predicted, nearly, atol=1e-5) and predicted.abs().max() > 1e-3
+
+
 def test_the_given_network_is_left_unchanged(pair, network):
     before = copy.deepcopy(network.state_dict())
     optimize_network(network, pair, FAST)

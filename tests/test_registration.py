@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from nio_pydra.engines.contract import Runtime
@@ -14,7 +15,7 @@ from nio_pydra.engines.names import ENGINES, preset_name
 from nio_pydra.engines.pair import register_pair
 from nio_pydra.engines.registration import register
 from nio_pydra.errors import InputError
-from nio_pydra.networks import LapIRN, LapIRNConfig, save_network
+from nio_pydra.networks import LapIRN, LapIRNConfig, load_network, save_network
 from nio_pydra.spatial.itk import read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform
 
@@ -92,6 +93,20 @@ def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(sc
         assert record["similarity"]["after"] > record["similarity"]["before"] + 0.03
     if network:
         assert record["weights"]["name"] == "tiny.safetensors"
+
+
+def test_folds_of_a_network_are_counted_and_removed(scans, tmp_path):
+    network, metadata = load_network(scans / "tiny.safetensors")
+    with torch.no_grad():
+        network.levels[2].head[2].weight *= 300
+    save_network(network, tmp_path / "folding.safetensors", metadata)
+    files = register(
+        scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path,
+        engine="lapirn", weights=tmp_path / "folding.safetensors", runtime=RUNTIME,
+    )  # fmt: skip
+    record = json.loads(files.record.read_text())
+    assert record["before_unfolding"]["fold_percent"] > 1
+    assert record["fold_percent"] == 0
 
 
 def test_a_pair_is_masked_aligned_registered_and_scored(scans, tmp_path):

@@ -81,6 +81,11 @@ class Pair:
     moving_mask: Nifti1Image | None = None
     lesion_mask: Nifti1Image | None = None
 
+    @property
+    def fixed_brain(self) -> NDArray[np.bool_]:
+        """Voxels of the fixed image that count as brain, ``(X, Y, Z)``: where results are measured."""
+        return np.asanyarray((self.fixed if self.fixed_mask is None else self.fixed_mask).dataobj) > 0
+
 
 @dataclass(frozen=True)
 class Deformation:

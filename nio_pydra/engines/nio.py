@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
+from nio_pydra.engines.memory import BASE_MB, predicted_memory_mb
 from nio_pydra.errors import InputError
 from nio_pydra.metrics import regularity
 from nio_pydra.networks.checkpoints import default_weights, load_network, weights_digest
@@ -27,7 +30,7 @@ from nio_pydra.optimize.resources import keep_freed_memory
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities, to_displacement_field
 from nio_pydra.spatial.inversion import unfold
 
-__all__ = ["PRESETS", "NetworkEngineSettings", "run"]
+__all__ = ["PRESETS", "NetworkEngineSettings", "choose_device", "choose_precision", "predicted_memory", "run"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -44,14 +47,11 @@ class NetworkEngineSettings:
         Refinement of the predicted field.
     weights : Path or None
         Checkpoint; None: the package's.
-    unfold : bool
-        Whether places where the field folds are smoothed at the end, so that it can be inverted.
     """
 
     nio: NIOSettings
     io: IOSettings | None = None
     weights: Path | None = None
-    unfold: bool = True
 
 
 PREDICT = NIOSettings(iterations=(0, 0, 0))
@@ -91,8 +91,8 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
     Returns
     -------
     Deformation
-        Forward field on the fixed grid; no inverse. Its details hold ``seconds``, ``weights`` and, where folds were
-        removed, the regularity of the field ``before_unfolding``.
+        Forward field on the fixed grid, without folds; no inverse. Its details hold ``seconds``, ``weights`` and the
+        regularity of the network's own field, ``before_unfolding``.
 
     Raises
     ------
@@ -104,32 +104,24 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
     torch.manual_seed(runtime.seed)
     start = time.perf_counter()
     brain = brain_only(pair.fixed, pair.fixed_mask)
-    grid = network_grid(
-        pair.fixed,
-        np.asanyarray(brain.dataobj) != 0,
-        orientation=metadata["orientation"],
-        voxel_size_mm=metadata["voxel_size_mm"],
-        multiple=SIZE_MULTIPLE,
-    )
+    grid = _grid(brain, metadata)
     keep_freed_memory(math.prod(grid.shape))
     tensors = _tensors(pair, brain, grid, metadata["intensity_scaling"], device)
-    precision = _precision(runtime, device)
+    precision = choose_precision(runtime, device)
     log.info("network grid %s, %s, %s", grid.shape, device, str(precision).removeprefix("torch."))
     field = optimize_network(network, tensors, settings.nio, precision=precision, progress=runtime.progress)
     if settings.io is not None:
         field = optimize_field(field, tensors, settings.io, progress=runtime.progress)
-    forward = to_displacement_field(field, grid, pair.fixed)
-    before = None
-    if settings.unfold:
-        before = asdict(regularity(forward, np.asanyarray(brain.dataobj) != 0))
-        forward = unfold(forward)
+    folded = to_displacement_field(field, grid, pair.fixed)
+    forward = unfold(folded)
+    seconds = time.perf_counter() - start
     path = settings.weights or default_weights()
     details = {
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
         "device": str(device),
         "precision": str(precision).removeprefix("torch."),
         "network_grid": list(grid.shape),
-        "before_unfolding": before,
+        "before_unfolding": asdict(regularity(folded, pair.fixed_brain)),
         "weights": {"name": path.name, "sha256": weights_digest(path)},
     }
     if device.type == "cuda":
@@ -145,7 +137,32 @@ def choose_device(runtime: Runtime) -> torch.device:
     return torch.device("cuda" if there and runtime.device != "cpu" else "cpu")
 
 
-def _precision(runtime: Runtime, device: torch.device) -> torch.dtype:
+def predicted_memory(
+    fixed: Nifti1Image, mask: Nifti1Image | None, settings: NetworkEngineSettings, runtime: Runtime
+) -> float:
+    """Predict the peak memory of the process, in MiB, from the fixed image (and its mask); on a GPU it takes little."""
+    device = choose_device(runtime)
+    if device.type != "cpu":
+        return BASE_MB
+    return predicted_memory_mb(
+        _grid(brain_only(fixed, mask), load_network(settings.weights)[1]).shape,
+        optimised=settings.nio.iterations[-1] > 0,
+        float32=choose_precision(runtime, device) == torch.float32,
+    )
+
+
+def _grid(brain: Nifti1Image, metadata: Mapping[str, Any]) -> NetworkGrid:
+    return network_grid(
+        brain,
+        np.asanyarray(brain.dataobj) != 0,
+        orientation=metadata["orientation"],
+        voxel_size_mm=metadata["voxel_size_mm"],
+        multiple=SIZE_MULTIPLE,
+    )
+
+
+def choose_precision(runtime: Runtime, device: torch.device) -> torch.dtype:
+    """Turn "auto" into the type of the network's convolutions: bfloat16 where it is faster."""
     if runtime.precision == "float32":
         return torch.float32
     if device.type == "cpu":

@@ -265,7 +265,7 @@ def _transforms(pair: Pair, found: Deformation) -> tuple[Transform, Transform]:
 
 def _quality(pair: Pair, transforms: tuple[Transform, Transform], warped: Nifti1Image) -> dict[str, Any]:
     """Regularity, round trip, and similarity before and after, inside the fixed brain."""
-    brain = np.asanyarray(pair.fixed.dataobj if pair.fixed_mask is None else pair.fixed_mask.dataobj) > 0
+    brain = pair.fixed_brain
     aligned = resample(pair.moving, pair.fixed, Transform((pair.affine,)))
     quality: dict[str, Any] = {
         "similarity": {

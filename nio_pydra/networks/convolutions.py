@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 __all__ = ["two_convolutions"]
@@ -50,7 +51,7 @@ def two_convolutions(
         ``(N, C'', D, H, W)``.
     """
     if inputs[0].device.type != "cpu":
-        joined = torch.cat(tuple(inputs), dim=1)
+        joined = inputs[0] if len(inputs) == 1 else torch.cat(tuple(inputs), dim=1)
         joined = functional.leaky_relu(joined, slope) if activate_inputs else joined
         hidden = functional.conv3d(joined, first, padding=1)
         return functional.conv3d(functional.leaky_relu_(hidden, slope), second, padding=1)
@@ -73,6 +74,7 @@ class _TwoConvolutions(torch.autograd.Function):
         return functional.conv3d(hidden, _cast(second, hidden), padding=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         first, second, *inputs = ctx.saved_tensors
         activated = _activated(ctx, inputs)

@@ -156,6 +156,7 @@ class Level(nn.Module):
         super().__init__()
         width, encoder = config.channels, config.encoder_channels
         joined = head_channels + encoder
+        # Encoder and head are called through `two_convolutions`; the LeakyReLU keeps the checkpoints' numbering.
         self.encoder = nn.Sequential(_conv(inputs, encoder), nn.LeakyReLU(SLOPE, inplace=True), _conv(encoder, encoder))
         self.down = _conv(encoder, width, stride=2)
         self.blocks = nn.ModuleList(ResidualBlock(width, config.conditional) for _ in range(BLOCKS))

@@ -85,6 +85,7 @@ def optimize_network(
     layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
     network = copy.deepcopy(network).to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
     moving, fixed = image_pyramid(pair.moving), image_pyramid(pair.fixed)
+    # A conditional network was trained with lambda in the authors' scale (see Objective); taken over as it is.
     condition = settings.objective.weight
 
     def autocast() -> AbstractContextManager[object]:

@@ -32,7 +32,8 @@ def keep_freed_memory(voxels: int = 0) -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(M_MMAP_THRESHOLD, NEVER if voxels <= KEPT_VOXELS else LARGE_BLOCK)
+    if voxels > KEPT_VOXELS or not mallopt(M_MMAP_THRESHOLD, NEVER):  # older versions refuse more than LARGE_BLOCK
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
     mallopt(M_TRIM_THRESHOLD, NEVER)
 
 

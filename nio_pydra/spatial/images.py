@@ -23,7 +23,7 @@ __all__ = ["load_image", "load_labels", "load_mask", "same_grid", "save_image"]
 GRID_TOLERANCE_MM = 1e-2
 
 
-def load_image(path: str | os.PathLike[str], role: str = "image") -> Nifti1Image:
+def load_image(path: str | os.PathLike[str], role: str = "image", *, may_be_empty: bool = False) -> Nifti1Image:
     """Read a 3-D scan, whole and usable.
 
     Parameters
@@ -32,6 +32,8 @@ def load_image(path: str | os.PathLike[str], role: str = "image") -> Nifti1Image
         NIfTI (or any format nibabel reads), compressed or not.
     role : str
         What the file is for the user ("T1w", "atlas", ...), named in errors.
+    may_be_empty : bool
+        Whether zero everywhere is accepted.
 
     Returns
     -------
@@ -52,7 +54,7 @@ def load_image(path: str | os.PathLike[str], role: str = "image") -> Nifti1Image
             f"{path} ({role}) has {bad} NaN or infinite voxels: expected finite intensities. "
             "Repair the image first, for example by setting them to 0."
         )
-    if not data.any():
+    if not may_be_empty and not data.any():
         raise InputError(f"{path} ({role}) is zero everywhere: expected a brain scan. Is it the right file?")
     loaded = Nifti1Image(data, image.affine)
     loaded.file_map["image"].filename = str(path)  # for messages; set_filename refuses other formats' names

@@ -68,6 +68,11 @@ def BrainMask(
             raise InputError(f"{path} ({role}) lies beside {image}: expected a mask in the space of that image.")
         return save_image(voxels, scan.affine, Path(out).absolute(), dtype=np.uint8)
 
+    if (
+        lesion is not None
+        and not np.asanyarray(load_image(Path(lesion), "lesion mask", may_be_empty=True).dataobj).any()
+    ):
+        lesion = None  # lesion segmentation writes an empty mask where it finds none
     lesion_mask = None if lesion is None else onto_scan(lesion, "lesion mask", "lesion_mask.nii.gz")
     if given is not None:
         return onto_scan(given, "brain mask", "mask.nii.gz"), lesion_mask

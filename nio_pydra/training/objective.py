@@ -66,7 +66,7 @@ def objective(
             warped, similarity_target = (
                 functional.avg_pool3d(x, 3, 2, 1, count_include_pad=False) for x in (warped, similarity_target)
             )
-        # Weights that add up to 1, so that lambda means here what it means in instance optimization.
+        # Weights that add up to 1, so that lambda weighs the same at every level.
         weight = 2**-i / (2 - 2 ** (1 - stage.level))
         similarity = similarity + weight * lncc(similarity_target, warped, window=2 * (stage.level - i) + 1)
     return (1 - smoothness) * similarity + smoothness * AUTHORS_DIFFUSION_SCALE * diffusion(unit)

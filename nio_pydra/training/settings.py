@@ -55,7 +55,7 @@ class TrainingSettings:
     stages : tuple of Stage
         In order.
     smoothness : float
-        lambda: the loss is (1 - lambda) LNCC + lambda diffusion.
+        lambda: the loss is (1 - lambda) LNCC + lambda diffusion, the latter in the authors' scale (`objective`).
     head_scale : float
         Factor on the last convolution of a level that was copied from the one below.
     validate_every, save_every : int

@@ -202,27 +202,19 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
 
 
 def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: int) -> None:
-    """Raise `InputError` where memory does not hold so many scans; only optimising the whole network takes much."""
+    """Raise `InputError` where memory does not hold so many registrations by a network."""
     if not ENGINES[settings.engine].network:
         return
-    import numpy as np
-
     from nio_pydra.engines.contract import Runtime
     from nio_pydra.engines.memory import require_memory
-    from nio_pydra.engines.nio import choose_device
+    from nio_pydra.engines.nio import predicted_memory
     from nio_pydra.engines.registration import engine_settings
-    from nio_pydra.networks.checkpoints import load_network
-    from nio_pydra.spatial.conform import network_grid
     from nio_pydra.spatial.images import load_image, load_mask
 
-    steps = engine_settings(settings.engine, settings.preset).nio.iterations
-    if steps[-1] == 0 or choose_device(Runtime(device=settings.device)).type == "cuda":
-        return
-    metadata = load_network(settings.weights)[1]
     image = load_image(atlas.image, "atlas")
-    brain = np.asanyarray(load_mask(mask, image).dataobj) > 0
-    grid = network_grid(image, brain, orientation=metadata["orientation"], voxel_size_mm=metadata["voxel_size_mm"])
-    require_memory(grid.shape, scans)
+    planned = engine_settings(settings.engine, settings.preset, settings.weights)
+    runtime = Runtime(device=settings.device, precision=settings.precision)
+    require_memory(predicted_memory(image, load_mask(mask, image), planned, runtime), scans)
 
 
 def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) -> dict[str, Any]:

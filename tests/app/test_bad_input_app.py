@@ -242,10 +242,12 @@ def test_atlas_labels_on_another_grid_are_refused(dataset, capsys, write_image):
 
 
 def test_more_scans_at_a_time_than_memory_holds_are_refused(dataset, capsys, monkeypatch):
-    monkeypatch.setattr("nio_pydra.engines.memory.machine_memory_mb", lambda: 2**13)
-    arguments = dataset.command(dataset.root.parent / "out", "--engine", "nio_m", "--nprocs", "8")
+    monkeypatch.setattr("nio_pydra.engines.memory.machine_memory_mb", lambda: 2**9)
+    arguments = dataset.command(
+        dataset.root.parent / "out", "--engine", "nio_m", "--nprocs", "8", "--omp-nthreads", "1"
+    )
     # There are two scans, so two are registered at a time.
-    refused(capsys, arguments, r"About \d+\.\d GB are needed for 2 .* this machine has 8\.0 GB: use --nprocs 1")
+    refused(capsys, arguments, r"About \d+\.\d GiB are needed for 2 .* this machine has 0\.5 GiB: use --nprocs 1")
 
 
 def test_an_empty_atlas_mask_is_refused(dataset, capsys, write_image):

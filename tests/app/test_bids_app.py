@@ -186,7 +186,7 @@ def test_a_mask_from_derivatives_is_used_as_it_is(dataset, write_image):
 
 
 def test_a_lesion_mask_from_derivatives_changes_the_alignment_of_its_scan_only(finished, tmp_path, write_image):
-    """Drawn on a reoriented copy of the scan, as fMRIPrep's are."""
+    """Drawn on a reoriented copy of the scan, as fMRIPrep's are; the other scan's mask shows no lesion."""
     dataset, out = finished
     anat = tmp_path / "lesions/sub-01/anat"
     shutil.copytree(dataset.derivatives, tmp_path / "lesions", ignore=shutil.ignore_patterns("sub-*"))
@@ -195,6 +195,8 @@ def test_a_lesion_mask_from_derivatives_changes_the_alignment_of_its_scan_only(f
     lesion[4:12, 14:20, 8:16] = 1
     turned = nib.Nifti1Image(lesion, scan.affine).as_reoriented(np.array([[0, -1], [1, -1], [2, 1]]))
     write_image(np.asarray(turned.dataobj), anat / "sub-01_desc-lesion_mask.nii.gz", turned.affine)
+    none = tmp_path / "lesions/sub-03/ses-a/anat/sub-03_ses-a_run-1_desc-lesion_mask.nii.gz"
+    write_image(np.zeros(scan.shape, np.uint8), none, scan.affine)
     more = ["--participant-label", "01", "03", "-d", f"lesions={tmp_path / 'lesions'}"]
     assert bids_app.main(dataset.command(tmp_path / "out", *more)) == 0
     for name, touched in (("sub-01", True), ("sub-03_ses-a_run-1", False)):
