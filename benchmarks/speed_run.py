@@ -94,7 +94,7 @@ def arithmetic(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
     from steps import matrix_product_flops, network_and_pair, step_flop, step_seconds
 
-    from nio_pydra.engines.nio import choose_precision
+    from nio_pydra.engines.nio import PRESETS, choose_precision
     from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
 
     if choose_precision(Runtime(), torch.device("cpu")) != torch.bfloat16:
@@ -109,8 +109,10 @@ def arithmetic(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     product = np.maximum(before, after)
     flop = step_flop(network, shape)
     achieved = np.array([flop / wall, flop / processor])
+    schedule = PRESETS["nio_m"]["paper"].nio.iterations
     return {
         "step_flop": flop,
+        "paper_flop": sum(n * step_flop(network, shape, level) for level, n in enumerate(schedule, start=1)),
         "step_seconds": wall,
         "step_processor_seconds": processor,
         "step_flops": achieved.tolist(),

@@ -216,7 +216,9 @@ def _extra_lines(runs: dict[str, dict[str, Any]]) -> list[str]:
                 f"{run['step_seconds']:.2f} s ({run['step_processor_seconds']:.2f} processor seconds): "
                 f"{run['step_flops'][0] / 1e9:.0f} GFLOP/s; "
                 f"a bf16 matrix product reaches {run['matrix_product_flops'][0] / 1e9:.0f}; "
-                f"load before {run['load_before']:.1f}"
+                f"load before {run['load_before']:.1f}. All steps of the paper preset are "
+                f"{run['paper_flop'] / 1e12:.0f} TFLOP: {run['paper_flop'] / run['matrix_product_flops'][0]:.0f} s "
+                "at the rate of the product, whatever the code"
             )
         lines.append(f"- A step of level 3 at {case}: {found}.")
     return lines
