@@ -38,8 +38,7 @@ def jacobian_determinant(field: DisplacementField) -> NDArray[np.float32]:
     ndarray
         ``(X, Y, Z)`` float32; 1 where nothing changes volume, independent of the grid's voxel size.
     """
-    to_voxels = np.linalg.inv(field.affine[:3, :3]).astype(np.float32)
-    voxels = np.tensordot(to_voxels, field.vectors, axes=1)
+    voxels = field.in_voxels()
     # Row i, column j: derivative of component i along voxel axis j.
     j = [[np.gradient(voxels[i], axis=a) + np.float32(i == a) for a in range(3)] for i in range(3)]
     return (

@@ -42,8 +42,7 @@ def unfold(field: DisplacementField) -> DisplacementField:
     """
     from nio_pydra.spatial.kernels import smoothed_at
 
-    linear = field.affine[:3, :3].astype(np.float32)
-    voxels = np.ascontiguousarray(np.tensordot(np.linalg.inv(linear), field.vectors, axes=1))
+    voxels = field.in_voxels()
     slab = np.argwhere(np.ones((1, *voxels.shape[2:]), bool))
     # Slab by slab, to bound memory.
     folded = np.concatenate([_folded_among(voxels, slab + np.array([x, 0, 0])) for x in range(voxels.shape[1])])
@@ -59,7 +58,7 @@ def unfold(field: DisplacementField) -> DisplacementField:
             break
     else:
         log.warning("the field still folds at %d voxels: its inverse is not exact there", len(folded))
-    return DisplacementField(np.ascontiguousarray(np.tensordot(linear, voxels, axes=1)), field.affine)
+    return DisplacementField.from_voxels(voxels, field.affine)
 
 
 def _folded_among(displacement: NDArray[np.float32], voxels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -98,8 +97,7 @@ def invert(field: DisplacementField) -> DisplacementField:
     """
     from nio_pydra.spatial.kernels import invert_displacement
 
-    linear = field.affine[:3, :3].astype(np.float32)
-    voxels = np.ascontiguousarray(np.tensordot(np.linalg.inv(linear), field.vectors, axes=1))
+    voxels = field.in_voxels()
     inverse = np.empty_like(voxels)
     invert_displacement(voxels, inverse, INVERSE_STEPS, INVERSE_TOLERANCE_VOXELS)
-    return DisplacementField(np.ascontiguousarray(np.tensordot(linear, inverse, axes=1)), field.affine)
+    return DisplacementField.from_voxels(inverse, field.affine)

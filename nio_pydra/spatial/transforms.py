@@ -34,6 +34,17 @@ class DisplacementField:
         if self.vectors.ndim != 4 or self.vectors.shape[0] != 3:
             raise ValueError(f"vectors have shape {self.vectors.shape}: expected (3, X, Y, Z)")
 
+    @classmethod
+    def from_voxels(cls, displacements: NDArray[np.float32], affine: NDArray[np.float64]) -> DisplacementField:
+        """Build a field from displacements ``(3, X, Y, Z)`` in voxels, component i along axis i of the grid."""
+        linear = affine[:3, :3].astype(np.float32)
+        return cls(np.ascontiguousarray(np.tensordot(linear, displacements, axes=1)), affine)
+
+    def in_voxels(self) -> NDArray[np.float32]:
+        """Return the displacements in voxels, component i along axis i of the grid; ``(3, X, Y, Z)``, a copy."""
+        to_voxels = np.linalg.inv(self.affine[:3, :3]).astype(np.float32)
+        return np.ascontiguousarray(np.tensordot(to_voxels, self.vectors, axes=1))
+
     def map_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move points ``(N, 3)``, RAS mm, by the trilinearly interpolated displacement."""
         voxels = apply_affine(np.linalg.inv(self.affine), points)
