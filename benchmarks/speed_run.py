@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -24,7 +23,8 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
-from nio_pydra.engines.contract import Runtime, brain_only
+from nio_pydra.engines.contract import Pair, Runtime, brain_only
+from nio_pydra.engines.memory import peak_memory_mb
 from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.itk import read_affine, write_h5
@@ -141,7 +141,7 @@ def greedy(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     program.execute(command, **images, warp=None)
     seconds = {"registration": time.perf_counter() - wall, "registration_processor": time.process_time() - processor}
     field = _from_itk(program["warp"], fixed)
-    peak = _peak_memory_mb()
+    peak = peak_memory_mb()
     record = {"seconds": seconds, "peak_memory_mb": peak, **_quality(pair, field, affine, folder)}
     (folder / "record.json").write_text(json.dumps(record))
     return _score(pair, record, folder)
@@ -214,24 +214,14 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quality(pair: dict[str, str], field: DisplacementField, affine: NDArray[np.floating], folder: Path) -> dict:
-    """Write the transform; measure similarity and folds as `nio_pydra.engines.registration` does for its engines."""
-    import torch
+    """Write the transform and measure it as that of any engine."""
+    from nio_pydra.engines.registration import quality
+    from nio_pydra.spatial.inversion import invert
 
-    from nio_pydra.losses import lncc
-    from nio_pydra.metrics import regularity
-    from nio_pydra.spatial.conform import scale_intensities
-
-    transform = Transform((field, affine))
-    write_h5(transform, folder / "forward_xfm.h5")
-    fixed, moving, mask = (_image(pair[key]) for key in ("fixed", "moving", "fixed_mask"))
-    brain = np.asanyarray(mask.dataobj) > 0
-    volumes = (fixed.get_fdata(dtype=np.float32), np.asanyarray(resample(moving, fixed, transform).dataobj))
-    scaled = [scale_intensities(volume * brain, "percentile") for volume in volumes]
-    weights = torch.from_numpy(brain.astype(np.float32))[None, None]
-    return {
-        "similarity": {"after": -float(lncc(scaled[0], scaled[1], 7, weights))},
-        "fold_percent": regularity(field, brain).fold_percent,
-    }
+    transforms = Transform((field, affine)), Transform((np.linalg.inv(affine), invert(field)))
+    write_h5(transforms[0], folder / "forward_xfm.h5")
+    fixed, moving, *masks = (_image(pair[key]) for key in ("fixed", "moving", "fixed_mask", "moving_mask"))
+    return quality(Pair(fixed, moving, affine, *masks), transforms, resample(moving, fixed, transforms[0]))
 
 
 def _image(path: str) -> Nifti1Image:
@@ -257,12 +247,6 @@ def _from_itk(warp: Any, fixed: Nifti1Image) -> DisplacementField:
         raise RuntimeError(f"greedy gave a warp of shape {vectors.shape} for the grid {fixed.shape}")
     signs = np.array([-1, -1, 1]).reshape(3, 1, 1, 1)
     return DisplacementField(np.ascontiguousarray(vectors * signs, dtype=np.float32), fixed.affine)
-
-
-def _peak_memory_mb() -> float:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
 
 
 def _versions() -> dict[str, str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
+from nio_pydra.engines.memory import peak_memory_mb
 from nio_pydra.errors import ProgramError
 
 if TYPE_CHECKING:
@@ -223,13 +223,12 @@ def _main(request_path: Path) -> None:
     centre = transform.fixed_parameters
     matrix[:3, 3] = transform.parameters[9:] + centre - matrix[:3, :3] @ centre
     warp, inverse_warp = folder / "out_1Warp.nii.gz", folder / "out_1InverseWarp.nii.gz"
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
     result = {
         "affine": matrix.tolist(),
         "warp": str(warp) if warp.exists() else None,
         "inverse_warp": str(inverse_warp) if inverse_warp.exists() else None,
         "seconds": seconds,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+        "peak_memory_mb": peak_memory_mb(),
     }
     (folder / "result.json").write_text(json.dumps(result))
 

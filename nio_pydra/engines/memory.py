@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import os
+import resource
 from contextlib import suppress
 from pathlib import Path
 
 from nio_pydra.errors import InputError
 
-__all__ = ["machine_memory_mb", "predicted_memory_mb", "require_memory"]
+__all__ = [
+    "forget_peak_memory",
+    "machine_memory_mb",
+    "peak_memory_mb",
+    "predicted_memory_mb",
+    "require_memory",
+]
 
 log = logging.getLogger("nio_pydra")
 
@@ -40,7 +47,8 @@ def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: boo
     Notes
     -----
     Measured with LapIRN of 28 channels in bfloat16: optimised, 3901 MiB at 160x192x144, 5295 MiB at 160x160x200 and
-    3938 MiB at 160x192x224; predicting only, 2594 MiB at 160x160x200. float32 is taken for twice that, not measured.
+    3938 MiB at 160x192x224; predicting only, 2459 MiB at 160x160x200 (`docs/results`). float32 is taken for twice
+    that, not measured.
     """
     from nio_pydra.optimize.resources import KEPT_VOXELS
 
@@ -58,6 +66,20 @@ def machine_memory_mb() -> float:
         with suppress(OSError, ValueError):  # no container, or "max"
             limits.append(int(Path(file).read_text()))
     return min(limits) / 2**20
+
+
+def forget_peak_memory() -> None:
+    """Start measuring the peak anew, where the system can (Linux): earlier work of this process shall not count."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size in MiB since :func:`forget_peak_memory`; elsewhere than on Linux, of the process's life."""
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
 def require_memory(each: float, scans: int) -> None:

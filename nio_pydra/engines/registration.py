@@ -6,7 +6,6 @@ deformation, inverts it where the engine did not, writes both directions as ITK 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import logging
@@ -25,6 +24,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra import __version__
 from nio_pydra.engines.contract import Deformation, Pair, Runtime
+from nio_pydra.engines.memory import forget_peak_memory, peak_memory_mb
 from nio_pydra.engines.names import ENGINES, preset_name
 from nio_pydra.losses import lncc
 from nio_pydra.metrics import dice, inverse_error, regularity
@@ -36,7 +36,7 @@ from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform, resample
 
-__all__ = ["Registration", "engine_settings", "propagate_labels", "register", "score"]
+__all__ = ["Registration", "engine_settings", "propagate_labels", "quality", "register", "score"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -117,7 +117,7 @@ def register(
     runtime = runtime or Runtime()
     preset = preset_name(engine, preset, weights)
     settings = engine_settings(engine, preset, weights)
-    _forget_peak_memory()
+    forget_peak_memory()
     limit_threads(runtime.thread_count)
     started = time.perf_counter()
     pair = _read_pair(Path(fixed), Path(moving), Path(affine), fixed_mask, moving_mask, lesion_mask)
@@ -145,8 +145,8 @@ def register(
         "engine": engine,
         "preset": preset,
         "lesion_mask": lesion_mask is not None,
-        **_quality(pair, transforms, warped),
-        "peak_memory_mb": max(found.details.pop("peak_memory_mb", 0.0), _peak_memory_mb()),
+        **quality(pair, transforms, warped),
+        "peak_memory_mb": max(found.details.pop("peak_memory_mb", 0.0), peak_memory_mb()),
         "device": "cpu",
         "threads": runtime.thread_count,
         "seed": runtime.seed,
@@ -263,11 +263,26 @@ def _transforms(pair: Pair, found: Deformation) -> tuple[Transform, Transform]:
     return Transform((found.forward, pair.affine)), Transform((back, inverse))
 
 
-def _quality(pair: Pair, transforms: tuple[Transform, Transform], warped: Nifti1Image) -> dict[str, Any]:
-    """Regularity, round trip, and similarity before and after, inside the fixed brain."""
+def quality(pair: Pair, transforms: tuple[Transform, Transform], warped: Nifti1Image) -> dict[str, Any]:
+    """Measure regularity, round trip, and similarity before and after, inside the fixed brain.
+
+    Parameters
+    ----------
+    pair : Pair
+        What was registered.
+    transforms : tuple of Transform
+        Forward (a deformation on the fixed grid, then the affine; or the affine alone) and inverse.
+    warped : Nifti1Image
+        Moving image on the fixed grid.
+
+    Returns
+    -------
+    dict
+        ``similarity``, ``std_jacobian``, ``fold_percent`` and ``inverse_error_mm`` of the record.
+    """
     brain = pair.fixed_brain
     aligned = resample(pair.moving, pair.fixed, Transform((pair.affine,)))
-    quality: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "similarity": {
             "metric": "mean squared local cross-correlation, window 7, in the fixed brain",
             "before": _similarity(pair.fixed, aligned, brain),
@@ -277,7 +292,7 @@ def _quality(pair: Pair, transforms: tuple[Transform, Transform], warped: Nifti1
     forward, inverse = transforms[0].steps[0], transforms[1].steps[-1]
     if isinstance(forward, np.ndarray) or isinstance(inverse, np.ndarray):
         return {
-            **quality,
+            **measured,
             "std_jacobian": 0.0,
             "fold_percent": 0.0,
             "inverse_error_mm": {"median": 0.0, "p99": 0.0},
@@ -285,7 +300,7 @@ def _quality(pair: Pair, transforms: tuple[Transform, Transform], warped: Nifti1
     smooth = regularity(forward, brain)
     errors = inverse_error(forward, inverse, brain)
     return {
-        **quality,
+        **measured,
         "std_jacobian": smooth.std_jacobian,
         "fold_percent": smooth.fold_percent,
         "inverse_error_mm": {"median": float(np.median(errors)), "p99": float(np.percentile(errors, 99))},
@@ -303,20 +318,6 @@ def _processor_seconds() -> float:
     """Processor time of this process, its threads and its finished children: comparable on a busy machine too."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in usage)
-
-
-def _forget_peak_memory() -> None:
-    """Start measuring the peak anew, where the system can (Linux): earlier work of this process shall not count."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_mb() -> float:
-    """Largest resident size since :func:`_forget_peak_memory`; elsewhere than on Linux, of the process's life."""
-    with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
 def _write_json(record: dict[str, Any], path: Path) -> None:

@@ -19,8 +19,7 @@ class Objective:
     """The loss of Mok et al. 2023, Eq. 3: ``(1 - weight) * LNCC + weight * diffusion``.
 
     The diffusion term is that of the displacement in voxels, as the equation reads. The authors' training code takes
-    it of about twice that, so there the same lambda weighs four times as much; on a first real pair (the oldest of
-    three) that scale ended 0.02 lower in Dice.
+    it of about twice that, so there the same lambda weighs four times as much.
 
     Attributes
     ----------
