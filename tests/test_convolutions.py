@@ -5,54 +5,72 @@ import torch
 from torch.nn import functional
 
 from nio_pydra.networks import convolutions
-from nio_pydra.networks.convolutions import two_convolutions
+from nio_pydra.networks.convolutions import after_upsampling, two_convolutions
 
 SLOPE = 0.2
 
 
-def plain(inputs, first, second, activate_inputs):
+def plain(inputs, first, second, activate_inputs=False):
     """What is computed, in as many words."""
-    x = torch.cat(inputs, dim=1)
-    x = functional.leaky_relu(x, SLOPE) if activate_inputs else x
-    return functional.conv3d(functional.leaky_relu(functional.conv3d(x, first, padding=1), SLOPE), second, padding=1)
+    inputs = [functional.leaky_relu(x, SLOPE) if activate_inputs else x for x in inputs]
+    hidden = sum(functional.conv3d(x, kernel, padding=1) for x, kernel in zip(inputs, first, strict=True))
+    return functional.conv3d(functional.leaky_relu(hidden, SLOPE), second, padding=1)
 
 
-@pytest.fixture(params=[1, 2], ids=["one volume", "a batch of two"])
+def random(*shape):
+    return torch.randn(*shape, requires_grad=True)
+
+
+# A few outputs, as many as fill the lanes twice over, and sizes that cannot be halved.
+@pytest.fixture(params=[(1, 3, (9, 6, 8)), (2, 3, (4, 6, 7)), (1, 6, (6, 5, 8)), (1, 20, (4, 4, 4))], ids=str)
 def operands(request):
     torch.manual_seed(0)
-    inputs = [torch.randn(request.param, c, 9, 6, 7, requires_grad=True) for c in (3, 2)]
-    first, second = (torch.randn(o, i, 3, 3, 3, requires_grad=True) for o, i in ((4, 5), (3, 4)))
-    return inputs, first, second
+    batch, outputs, size = request.param
+    inputs = [random(batch, c, *size) for c in (3, 2)]
+    return inputs, [random(4, c, 3, 3, 3) for c in (3, 2)], random(outputs, 4, 3, 3, 3)
+
+
+def assert_gradients_equal(found, expected, leaves, upstream):
+    pairs = zip(*(torch.autograd.grad(y, leaves, upstream) for y in (found, expected)), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("activate_inputs", [False, True])
-@pytest.mark.parametrize("keep_hidden", [False, True])
 @pytest.mark.parametrize("slab_voxels", [1, 4 * 42, 10**6], ids=["single slices", "uneven slabs", "all at once"])
-def test_values_and_gradients_equal_those_of_autograd(operands, activate_inputs, keep_hidden, slab_voxels, monkeypatch):
+def test_values_and_gradients_equal_those_of_autograd(operands, activate_inputs, slab_voxels, monkeypatch):
     monkeypatch.setattr(convolutions, "SLAB_VOXELS", slab_voxels)
     inputs, first, second = operands
-    found = two_convolutions(inputs, first, second, SLOPE, keep_hidden=keep_hidden, activate_inputs=activate_inputs)
+    found = two_convolutions(inputs, first, second, SLOPE, activate_inputs=activate_inputs)
     expected = plain(inputs, first, second, activate_inputs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    upstream = torch.randn_like(expected)
-    leaves = (*inputs, first, second)
-    for a, b in zip(
-        torch.autograd.grad(found, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+    assert_gradients_equal(found, expected, (*inputs, *first, second), torch.randn_like(expected))
+
+
+@pytest.mark.parametrize("slab_voxels", [1, 8 * 2 * 12, 10**6], ids=["single slices", "uneven slabs", "all at once"])
+def test_one_kernel_upsamples_and_convolves(slab_voxels, monkeypatch):
+    monkeypatch.setattr(convolutions, "SLAB_VOXELS", slab_voxels)
+    torch.manual_seed(0)
+    coarse, fine, up = random(1, 3, 5, 3, 4), random(1, 2, 10, 6, 8), random(3, 5, 2, 2, 2)
+    first, second = [random(4, c, 3, 3, 3) for c in (5, 2)], random(3, 4, 3, 3, 3)
+    found = two_convolutions([coarse, fine], [after_upsampling(up, first[0]), first[1]], second, SLOPE)
+    expected = plain([functional.conv_transpose3d(coarse, up, stride=2), fine], first, second)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_gradients_equal(found, expected, (coarse, fine, up, *first, second), torch.randn_like(expected))
 
 
 def test_autocast_computes_in_bfloat16_and_returns_gradients_in_float32(operands):
     inputs, first, second = operands
     with torch.autocast("cpu", torch.bfloat16):
         found = two_convolutions(inputs, first, second, SLOPE)
+        assert after_upsampling(random(3, 5, 2, 2, 2), random(4, 5, 3, 3, 3)).dtype == torch.float32
     assert found.dtype == torch.bfloat16
-    expected = plain(inputs, first, second, False)
+    expected = plain(inputs, first, second)
     assert (found - expected).norm() < 0.02 * expected.norm()
     found.float().square().sum().backward()
-    (by_first,) = torch.autograd.grad(expected.square().sum(), first)
-    assert first.grad.dtype == torch.float32
-    assert (first.grad - by_first).norm() < 0.03 * by_first.norm()
+    (by_first,) = torch.autograd.grad(expected.square().sum(), first[:1])
+    assert first[0].grad.dtype == torch.float32
+    assert (first[0].grad - by_first).norm() < 0.03 * by_first.norm()
 
 
 def test_an_input_that_needs_no_gradient_gets_none(operands):

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from torch.nn import functional
 
 from nio_pydra.errors import InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig, convert, load_network, read_metadata, save_network
@@ -57,6 +58,21 @@ def test_published_checkpoint_loads_and_registers(real_data, name, tmp_path):
     assert torch.equal(a, b)
     before, after = ((warp(moving, f) - fixed).square().mean().item() for f in (torch.zeros_like(a), a))
     assert after < 0.5 * before
+
+
+def test_a_level_computes_what_its_layers_say():
+    torch.manual_seed(0)
+    network = LapIRN(TINY)
+    level, x, below = network.levels[1], torch.rand(1, 5, 8, 12, 8), torch.randn(1, 2, 4, 6, 4)
+    residual, features = level(x, below, None)
+    skip = level.encoder(x)
+    y = level.down(skip) + below
+    for block in level.blocks:
+        z = block.conv1(functional.leaky_relu(y, 0.2))
+        y = functional.leaky_relu(block.conv2(functional.leaky_relu(z, 0.2)) + y, 0.2)
+    torch.testing.assert_close(features, y)
+    expected = 0.4 * functional.softsign(level.head(torch.cat([level.up(y), skip], dim=1)))
+    torch.testing.assert_close(residual, expected)
 
 
 def test_levels_build_on_each_other():

@@ -1,9 +1,9 @@
-"""Two convolutions in a row on a large volume, in little memory.
+"""Two convolutions in a row on a large volume, in little time and memory.
 
 At full resolution a level's encoder and head hold a network's largest tensors. Left to autograd, the gradient of a
 convolution's weights makes transposed copies of both its operands, and every intermediate result stays in memory.
 Here the backward pass works slab by slab, which costs no time and needs no copies, joined inputs are never copied
-into one tensor, and a cheap intermediate result is computed again instead of kept.
+into one tensor, and activations are computed again instead of kept.
 """
 
 from __future__ import annotations
@@ -15,33 +15,50 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["two_convolutions"]
+__all__ = ["after_upsampling", "two_convolutions"]
 
 SLAB_VOXELS = 400_000  # large enough to keep every core busy, small beside the volume
 LAYOUT = torch.channels_last_3d  # slabs of it are contiguous
+LANES = 16  # output channels that a CPU's convolution computes at once, wanted or not
+
+
+def after_upsampling(up: Tensor, kernel: Tensor) -> Tensor:
+    """Kernel that does at once what a transposed convolution and a convolution of its result do in turn.
+
+    Nothing but the work changes, for both are linear: 8 products for each output voxel and pair of channels instead
+    of 27, and no upsampled volume in between.
+
+    Parameters
+    ----------
+    up : Tensor
+        Of the transposed convolution, stride 2, ``(C, C', 2, 2, 2)``.
+    kernel : Tensor
+        Of the convolution, zero-padded, ``(C'', C', 3, 3, 3)``.
+
+    Returns
+    -------
+    Tensor
+        ``(C, C'', 4, 4, 4)``, for a transposed convolution of stride 2 and padding 1.
+    """
+    with torch.autocast(up.device.type, enabled=False):
+        return functional.conv3d(up, kernel, padding=2)
 
 
 def two_convolutions(
-    inputs: Sequence[Tensor],
-    first: Tensor,
-    second: Tensor,
-    slope: float,
-    *,
-    keep_hidden: bool = False,
-    activate_inputs: bool = False,
+    inputs: Sequence[Tensor], first: Sequence[Tensor], second: Tensor, slope: float, *, activate_inputs: bool = False
 ) -> Tensor:
-    """Join inputs along their channels, then convolve, LeakyReLU, convolve; stride 1, zero padding, no bias.
+    """Convolve every input, add up, LeakyReLU, convolve; no bias.
 
     Parameters
     ----------
     inputs : sequence of Tensor
-        ``(N, C_i, D, H, W)``.
-    first, second : Tensor
-        Kernels ``(C', sum of C_i, 3, 3, 3)`` and ``(C'', C', 3, 3, 3)``.
+        ``(N, C_i, D, H, W)``; the first one has half that size where its kernel upsamples.
+    first : sequence of Tensor
+        A kernel for each: ``(C', C_i, 3, 3, 3)``, zero-padded, or ``(C_i, C', 4, 4, 4)`` of `after_upsampling`.
+    second : Tensor
+        ``(C'', C', 3, 3, 3)``, zero-padded.
     slope : float
         Of the LeakyReLU for negative values.
-    keep_hidden : bool
-        Whether the result of the first convolution is kept for the backward pass, or computed again.
     activate_inputs : bool
         Whether the inputs pass a LeakyReLU first.
 
@@ -51,52 +68,67 @@ def two_convolutions(
         ``(N, C'', D, H, W)``.
     """
     if inputs[0].device.type != "cpu":
-        joined = inputs[0] if len(inputs) == 1 else torch.cat(tuple(inputs), dim=1)
-        joined = functional.leaky_relu(joined, slope) if activate_inputs else joined
-        hidden = functional.conv3d(joined, first, padding=1)
-        return functional.conv3d(functional.leaky_relu_(hidden, slope), second, padding=1)
+        activated = _activated(inputs, slope, activate_inputs)
+        hidden = [_convolve_either(x, kernel) for x, kernel in zip(activated, first, strict=True)]
+        return functional.conv3d(functional.leaky_relu(sum(hidden[1:], hidden[0]), slope), second, padding=1)
     if torch.is_autocast_enabled("cpu"):
         inputs = [x.to(torch.get_autocast_dtype("cpu")) for x in inputs]
     with torch.autocast("cpu", enabled=False):
-        result: Tensor = _TwoConvolutions.apply(first, second, slope, keep_hidden, activate_inputs, *inputs)
+        result: Tensor = _TwoConvolutions.apply(second, slope, activate_inputs, len(inputs), *inputs, *first)
         return result
+
+
+def _convolve_either(x: Tensor, kernel: Tensor) -> Tensor:
+    if _upsamples(kernel):
+        return functional.conv_transpose3d(x, kernel, stride=2, padding=1)
+    return functional.conv3d(x, kernel, padding=1)
+
+
+def _activated(inputs: Sequence[Tensor], slope: float, activate: bool) -> Sequence[Tensor]:
+    return [functional.leaky_relu(x, slope) for x in inputs] if activate else inputs
+
+
+def _upsamples(kernel: Tensor) -> bool:
+    return kernel.shape[-1] == 4
 
 
 class _TwoConvolutions(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, first, second, slope, keep_hidden, activate_inputs, *inputs):  # type: ignore[no-untyped-def]
-        inputs = tuple(x.contiguous(memory_format=LAYOUT) for x in inputs)
-        ctx.save_for_backward(first, second, *inputs)
-        ctx.slope, ctx.activate_inputs = slope, activate_inputs
-        hidden = _hidden(_activated(ctx, inputs), first, slope)
+    def forward(ctx, second, slope, activate_inputs, count, *operands):  # type: ignore[no-untyped-def]
+        inputs = [x.contiguous(memory_format=LAYOUT) for x in operands[:count]]
+        first = operands[count:]
+        activated = _activated(inputs, slope, activate_inputs)
+        casts = [_cast(kernel, inputs[0]) for kernel in first]
+        hidden = _convolve_either(activated[0], casts[0])
+        for x, kernel in zip(activated[1:], casts[1:], strict=True):
+            for slab in _slabs(x, SLAB_VOXELS):
+                hidden[:, :, slab] += functional.conv3d(_with_halo(x, slab), kernel, padding=(0, 1, 1))
+        functional.leaky_relu_(hidden, slope)
+        ctx.save_for_backward(second, *inputs, *first)
+        ctx.slope, ctx.activate_inputs, ctx.count = slope, activate_inputs, count
         # An attribute, because it can be let go in the middle of the backward pass.
-        ctx.hidden = hidden if keep_hidden else None
-        return functional.conv3d(hidden, _cast(second, hidden), padding=1)
+        ctx.hidden = hidden
+        return _convolve(hidden, second)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        first, second, *inputs = ctx.saved_tensors
-        activated = _activated(ctx, inputs)
-        hidden = _hidden(activated, first, ctx.slope) if ctx.hidden is None else ctx.hidden
-        ctx.hidden = None
+        second, *operands = ctx.saved_tensors
+        inputs, first = operands[: ctx.count], operands[ctx.count :]
+        hidden, ctx.hidden = ctx.hidden, None
         gradient = gradient.contiguous(memory_format=LAYOUT)
-        by_second = _by_weights(gradient, hidden, second)
+        by_second = _by_kernel(gradient, hidden, second)
         by_hidden = _through_activation(_by_input(gradient, second), hidden, ctx.slope)
         del hidden
-        parts = _split(first, inputs)
-        by_first = torch.cat([_by_weights(by_hidden, x, w) for x, w in zip(activated, parts, strict=True)], dim=1)
+        activated = _activated(inputs, ctx.slope, ctx.activate_inputs)
+        by_first = [_by_kernel(by_hidden, x, kernel) for x, kernel in zip(activated, first, strict=True)]
         by_inputs: list[Tensor | None] = []
-        for wanted, x, weights in zip(ctx.needs_input_grad[5:], activated, parts, strict=True):
-            by_input = _by_input(by_hidden, weights) if wanted else None
+        for wanted, x, kernel in zip(ctx.needs_input_grad[4:], activated, first, strict=False):
+            by_input = _by_input(by_hidden, kernel) if wanted else None
             if by_input is not None and ctx.activate_inputs:
                 by_input = _through_activation(by_input, x, ctx.slope)
             by_inputs.append(by_input)
-        return by_first, by_second, None, None, None, *by_inputs
-
-
-def _activated(ctx, inputs: Sequence[Tensor]) -> Sequence[Tensor]:  # type: ignore[no-untyped-def]
-    return [functional.leaky_relu(x, ctx.slope) for x in inputs] if ctx.activate_inputs else inputs
+        return by_second, None, None, None, *by_inputs, *by_first
 
 
 def _through_activation(gradient: Tensor, result: Tensor, slope: float) -> Tensor:
@@ -105,26 +137,81 @@ def _through_activation(gradient: Tensor, result: Tensor, slope: float) -> Tenso
     return gradient
 
 
-def _cast(weights: Tensor, like: Tensor) -> Tensor:
-    return weights.to(like.dtype).contiguous(memory_format=LAYOUT)
+def _cast(kernel: Tensor, like: Tensor) -> Tensor:
+    return kernel.to(like.dtype).contiguous(memory_format=LAYOUT)
 
 
-def _split(weights: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    return weights.split([x.shape[1] for x in inputs], dim=1)
+def _mirrored(kernel: Tensor) -> Tensor:
+    """Kernel of the way back: inputs and outputs exchanged, every axis reversed."""
+    return kernel.flip(2, 3, 4).transpose(0, 1)
 
 
-def _hidden(inputs: Sequence[Tensor], first: Tensor, slope: float) -> Tensor:
-    parts = [_cast(w, x) for w, x in zip(_split(first, inputs), inputs, strict=True)]
-    hidden = functional.conv3d(inputs[0], parts[0], padding=1)
-    for x, weights in zip(inputs[1:], parts[1:], strict=True):
-        for slab in _slabs(x):
-            hidden[:, :, slab] += functional.conv3d(_with_halo(x, slab), weights, padding=(0, 1, 1))
-    return functional.leaky_relu_(hidden, slope)
+def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve with a zero-padded 3x3x3 kernel.
+
+    A few output channels take as long as `LANES` of them. So up to four neighbouring voxels are computed as channels
+    of one, with a kernel that contains the small one at as many places.
+    """
+    outputs, height, width = len(kernel), *x.shape[3:]
+    rows = 2 if 4 * outputs <= LANES and height % 2 == 0 else 1
+    columns = 2 if 2 * outputs <= LANES and width % 2 == 0 else 1
+    places = [(row, column) for row in range(rows) for column in range(columns)]
+    kernels = [functional.pad(kernel, (c, columns - 1 - c, r, rows - 1 - r)) for r, c in places]
+    found = functional.conv3d(x, _cast(torch.cat(kernels), x), stride=(1, rows, columns), padding=1)
+    if len(places) == 1:
+        return found
+    apart = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=LAYOUT)
+    voxels = apart.permute(0, 2, 3, 4, 1).unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
+    voxels.copy_(found.permute(0, 2, 3, 4, 1).unflatten(-1, (rows, columns, outputs)).transpose(3, 4))
+    return apart
 
 
-def _slabs(volume: Tensor) -> list[slice]:
+def _by_input(gradient: Tensor, kernel: Tensor) -> Tensor:
+    """Gradient of a convolution by its input."""
+    if _upsamples(kernel):
+        return functional.conv3d(gradient, _cast(kernel, gradient), stride=2, padding=1)
+    return _convolve(gradient, _mirrored(kernel))
+
+
+def _by_kernel(gradient: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
+    """Gradient of a convolution by its kernel."""
+    if _upsamples(kernel):
+        return _correlate(x, gradient, kernel, stride=2)
+    if gradient.shape[1] >= x.shape[1]:
+        return _correlate(gradient, x, kernel)
+    # Exchanged, because torch takes several times as long where the result has fewer channels than the input.
+    return _mirrored(_correlate(x, gradient, _mirrored(kernel)))
+
+
+def _correlate(result: Tensor, x: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
+    """Gradient by the kernel of a convolution from x to a result, from the gradient by that result.
+
+    Parameters
+    ----------
+    result : Tensor
+        The gradient, ``(N, C', D, H, W)``.
+    x : Tensor
+        ``(N, C, stride D, stride H, stride W)``.
+    kernel : Tensor
+        ``(C', C, 2 + stride, 2 + stride, 2 + stride)``; only its shape and precision count.
+    stride : int
+        1 or 2.
+    """
+    total = torch.zeros_like(kernel)
+    cast = _cast(kernel, x)
+    for slab in _slabs(result, SLAB_VOXELS // stride**3):
+        part = _with_halo(x, slice(stride * slab.start, stride * slab.stop))
+        total += torch.ops.aten.convolution_backward(
+            result[:, :, slab], part, cast, None, [stride] * 3, [0, 1, 1], [1] * 3, False, [0] * 3, 1,
+            [False, True, False],
+        )[1]  # fmt: skip
+    return total
+
+
+def _slabs(volume: Tensor, voxels: int) -> list[slice]:
+    """Parts of about so many voxels along the first axis."""
     depth, height, width = volume.shape[2:]
-    thickness = max(1, SLAB_VOXELS // (height * width))
+    thickness = max(1, voxels // (height * width))
     return [slice(d, min(d + thickness, depth)) for d in range(0, depth, thickness)]
 
 
@@ -134,21 +221,3 @@ def _with_halo(volume: Tensor, slab: slice) -> Tensor:
     part = volume[:, :, max(slab.start - 1, 0) : slab.stop + 1]
     missing = (0, 0, 0, 0, int(slab.start == 0), int(slab.stop == depth))
     return functional.pad(part, missing).contiguous(memory_format=LAYOUT) if any(missing) else part
-
-
-def _by_weights(gradient: Tensor, x: Tensor, weights: Tensor) -> Tensor:
-    """Gradient of a convolution by its weights, summed in their precision."""
-    total = torch.zeros_like(weights)
-    cast = _cast(weights, x)
-    for slab in _slabs(x):
-        total += torch.ops.aten.convolution_backward(
-            gradient[:, :, slab], _with_halo(x, slab), cast, None, [1] * 3, [0, 1, 1], [1] * 3, False, [0] * 3, 1,
-            [False, True, False],
-        )[1]  # fmt: skip
-    return total
-
-
-def _by_input(gradient: Tensor, weights: Tensor) -> Tensor:
-    """Gradient of a convolution by its input: a convolution with the mirrored weights."""
-    mirrored = _cast(weights.flip(2, 3, 4).transpose(0, 1), gradient)
-    return functional.conv3d(gradient, mirrored, padding=1)

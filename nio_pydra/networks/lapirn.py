@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nio_pydra.networks.convolutions import two_convolutions
+from nio_pydra.networks.convolutions import after_upsampling, two_convolutions
 from nio_pydra.spatial.unit_grid import integrate, upsample, warp
 
 __all__ = ["SIZE_MULTIPLE", "LapIRN", "LapIRNConfig", "Level", "LevelOutput"]
@@ -84,13 +84,13 @@ class LevelOutput:
         Unit displacement field ``(N, 3, d, h, w)``.
     parameters : Tensor
         What the level adds up: the velocity for the "diff" variant, the displacement itself for "disp".
-    embedding : Tensor
-        Features ``(N, C, d, h, w)`` handed to the level above.
+    features : Tensor
+        ``(N, C, d/2, h/2, w/2)``: what the level's `up` turns into the embedding for the level above.
     """
 
     field: Tensor
     parameters: Tensor
-    embedding: Tensor
+    features: Tensor
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv3d:
@@ -132,7 +132,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         if self.mapping is None or self.norm1 is None or self.norm2 is None:
-            return two_convolutions([x], self.conv1.weight, self.conv2.weight, SLOPE, activate_inputs=True).add_(x)
+            return two_convolutions([x], [self.conv1.weight], self.conv2.weight, SLOPE, activate_inputs=True).add_(x)
         latent = self.mapping(condition)
         y = self.conv1(functional.leaky_relu_(self.norm1(x, latent), SLOPE))
         y = self.conv2(functional.leaky_relu_(self.norm2(y, latent), SLOPE))
@@ -156,7 +156,7 @@ class Level(nn.Module):
         super().__init__()
         width, encoder = config.channels, config.encoder_channels
         joined = head_channels + encoder
-        # Encoder and head are called through `two_convolutions`; the LeakyReLU keeps the checkpoints' numbering.
+        # Encoder and head are run by `two_convolutions`; the LeakyReLU keeps the checkpoints' numbering.
         self.encoder = nn.Sequential(_conv(inputs, encoder), nn.LeakyReLU(SLOPE, inplace=True), _conv(encoder, encoder))
         self.down = _conv(encoder, width, stride=2)
         self.blocks = nn.ModuleList(ResidualBlock(width, config.conditional) for _ in range(BLOCKS))
@@ -164,7 +164,7 @@ class Level(nn.Module):
         self.head = nn.Sequential(_conv(joined, joined // 2), nn.LeakyReLU(SLOPE, inplace=True), _conv(joined // 2, 3))
 
     def forward(self, x: Tensor, below: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Predict a residual unit field (float32) and the embedding for the level above.
+        """Predict a residual unit field (float32) and the features that `up` makes the level's embedding of.
 
         Parameters
         ----------
@@ -175,16 +175,18 @@ class Level(nn.Module):
         condition : Tensor, optional
             Regularisation weight ``(N, 1)`` of a conditional network.
         """
-        skip = two_convolutions([x], *_kernels(self.encoder), SLOPE)
+        first, second = _kernels(self.encoder)
+        skip = two_convolutions([x], [first], second, SLOPE)
         y = self.down(skip)
         if below is not None:
             y = y + below
         for block in self.blocks:
             y = functional.leaky_relu_(block(y, condition), SLOPE)
-        embedding = self.up(y)
-        # To compute the head's wide first convolution anew would take long.
-        residual = two_convolutions([embedding, skip], *_kernels(self.head), SLOPE, keep_hidden=True)
-        return RANGE * functional.softsign(residual.float()), embedding
+        first, second = _kernels(self.head)  # of the embedding and the skipped features, joined
+        of_embedding, of_skip = first.split([self.up.out_channels, skip.shape[1]], dim=1)
+        kernels = [after_upsampling(self.up.weight, of_embedding), of_skip]
+        residual = two_convolutions([y, skip], kernels, second, SLOPE)
+        return RANGE * functional.softsign(residual.float()), y
 
 
 class LapIRN(nn.Module):
@@ -238,17 +240,24 @@ class LapIRN(nn.Module):
         outputs: list[LevelOutput] = []
         for level, m, f in zip(self.levels[:levels], moving, fixed, strict=False):
             if not outputs:
-                parameters, embedding = level(torch.cat([m, f], dim=1), None, code)
+                parameters, features = level(torch.cat([m, f], dim=1), None, code)
             else:
                 below = outputs[-1]
                 carried = upsample(below.parameters)
                 # The authors upsample the integrated field for warping and hand on the velocity itself.
                 moved = warp(m, carried if self.config.variant == "disp" else upsample(below.field))
-                residual, embedding = level(torch.cat([moved, f, carried], dim=1), below.embedding, code)
+                embedding = self.embedding(below, len(outputs))
+                residual, features = level(torch.cat([moved, f, carried], dim=1), embedding, code)
                 parameters = carried + residual
             field = parameters if self.config.variant == "disp" else integrate(parameters)
-            outputs.append(LevelOutput(field, parameters, embedding))
+            outputs.append(LevelOutput(field, parameters, features))
         return outputs
+
+    def embedding(self, output: LevelOutput, level: int) -> Tensor:
+        """What a level (1 or 2) hands to the one above, ``(N, C, d, h, w)`` at its own resolution."""
+        up: nn.Module = self.levels[level - 1].up  # type: ignore[assignment]
+        embedding: Tensor = up(output.features)
+        return embedding
 
     def _condition(self, value: float | Tensor | None, like: Tensor) -> Tensor | None:
         if not self.config.conditional:

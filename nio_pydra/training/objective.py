@@ -49,9 +49,10 @@ def objective(
             below = network.on_pyramid(moving, fixed, levels=top)[-1]
             carried = upsample(below.parameters)
             moved = warp(source, carried)
+            embedding = network.embedding(below, top)
         box, half = _draw_crop(target, stage.crop, rng)
         network_input = torch.cat([moved, target, carried], dim=1)[box]
-        residual, _ = network.levels[top](network_input, below.embedding[half], None)
+        residual, _ = network.levels[top](network_input, embedding[half], None)
         unit = carried[box] + residual
         shape = (target.shape[2], target.shape[3], target.shape[4])
         positions = identity_grid(shape, device=unit.device)[:, box[2], box[3], box[4]] + unit.permute(0, 2, 3, 4, 1)
