@@ -40,12 +40,14 @@ def test_lncc_gradient_is_the_numerical_one(images, masked):
     assert gradcheck(lambda x: lncc(fixed, x, 3, weights), warped.requires_grad_())
 
 
-def test_compiled_float32_lncc_equals_the_plain_float64_one(images):
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled_float32_lncc_equals_the_plain_float64_one(images, masked):
     values, gradients = [], []
     for dtype in (torch.float32, torch.float64):
         fixed, warped = (image.to(dtype).clone() for image in images)
-        loss = lncc(fixed, warped.requires_grad_(), 7)
-        loss.backward()
+        weights = fixed.round() * fixed if masked else None
+        loss = lncc(fixed, warped.requires_grad_(), 7, weights)
+        (3 * loss).backward()
         values.append(loss.item())
         gradients.append(warped.grad.double())
     assert values[0] == pytest.approx(values[1], rel=1e-5)

@@ -48,6 +48,20 @@ def test_compiled_warp_and_its_gradient_equal_torch(image, field):
     assert torch.allclose(results[0][1], results[1][1], atol=1e-4)
 
 
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4, 6), (1, 1, 1, 2, 1)], ids=str)
+def test_compiled_upsampling_and_its_gradient_equal_torch(shape, factor):
+    coarse = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+    results = []
+    for dtype in (torch.float32, torch.float64):  # only float32 is compiled
+        leaf = coarse.to(dtype, copy=True).requires_grad_()
+        fine = upsample(leaf, factor)
+        (fine * torch.linspace(-1, 1, fine.numel(), dtype=dtype).view_as(fine)).sum().backward()
+        results.append((fine.detach().double(), leaf.grad.double()))
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-5)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-4)
+
+
 def test_integral_of_the_negated_velocity_is_the_inverse():
     velocity = upsample(torch.randn(1, 3, 5, 5, 5, generator=torch.Generator().manual_seed(2)) / 20, 4)
     forward, backward = integrate(velocity), integrate(-velocity)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from nio_pydra.spatial.windows import window_sums
 
 __all__ = ["FixedStatistics", "lncc"]
 
@@ -54,12 +56,12 @@ class FixedStatistics:
         image = image.detach()
         if weights is None:
             count = torch.tensor(float(window**3), dtype=image.dtype, device=image.device)
-            sums = _box(torch.cat([image, image * image]), window)
+            sums = window_sums(torch.cat([image, image * image]), window)
         else:
             if not bool((weights > 0).any()):
                 raise ValueError("the weights are zero everywhere: nothing is left to compare")
             weighted = weights * image
-            sums = _box(torch.cat([weighted, weighted * image, weights]), window)
+            sums = window_sums(torch.cat([weighted, weighted * image, weights]), window)
             count = sums[2 * len(image) :].clamp_min(1e-3)  # windows without any weight
         mean = sums[: len(image)] / count
         variance = (sums[len(image) : 2 * len(image)] - mean * sums[: len(image)]).clamp_min(0)
@@ -92,7 +94,8 @@ def lncc(fixed: Tensor | FixedStatistics, warped: Tensor, window: int = 7, weigh
     """
     if not isinstance(fixed, FixedStatistics):
         fixed = FixedStatistics.of(fixed, window, weights)
-    return _LNCC.apply(warped, fixed)
+    compiled = warped.device.type == "cpu" and warped.dtype == torch.float32 and len(warped) == 1
+    return (_CompiledLNCC if compiled else _LNCC).apply(warped, fixed)
 
 
 class _LNCC(torch.autograd.Function):
@@ -101,7 +104,7 @@ class _LNCC(torch.autograd.Function):
         moving = warped.detach()
         n = len(moving)
         weighted = moving if fixed.weights is None else moving * fixed.weights
-        sums = _box(torch.cat([weighted, weighted * moving, weighted * fixed.image]), fixed.window)
+        sums = window_sums(torch.cat([weighted, weighted * moving, weighted * fixed.image]), fixed.window)
         mean = sums[:n] / fixed.count
         variance = (sums[n : 2 * n] - mean * sums[:n]).clamp_min_(0)
         cross = sums[2 * n :] - fixed.mean * sums[:n]
@@ -128,7 +131,7 @@ class _LNCC(torch.autograd.Function):
         moving, a, b, mean = ctx.saved_tensors
         fixed = ctx.fixed
         n = len(moving)
-        sums = _box(torch.cat([a, b, a * fixed.mean + 2 * b * mean]), fixed.window)
+        sums = window_sums(torch.cat([a, b, a * fixed.mean + 2 * b * mean]), fixed.window)
         gradient = fixed.image * sums[:n]
         gradient.addcmul_(moving, sums[n : 2 * n], value=2).sub_(sums[2 * n :])
         if fixed.weights is not None:
@@ -136,17 +139,42 @@ class _LNCC(torch.autograd.Function):
         return gradient.mul_(upstream), None
 
 
-def _box(volumes: Tensor, window: int) -> Tensor:
-    """Sums over cubes, zero-padded, of ``(N, 1, D, H, W)``."""
-    if volumes.device.type == "cpu" and volumes.dtype == torch.float32:
-        from nio_pydra.spatial.kernels import box_sum
+class _CompiledLNCC(torch.autograd.Function):
+    """The same for one pair in float32 on the CPU, in few passes over memory."""
 
-        flat = volumes[:, 0].contiguous()
-        out = torch.empty_like(flat)
-        box_sum(flat.numpy(), window // 2, out.numpy(), torch.empty_like(flat).numpy())
-        return out[:, None]
-    for axis in range(3):
-        kernel = [1, 1, 1]
-        kernel[axis] = window
-        volumes = functional.avg_pool3d(volumes, tuple(kernel), 1, tuple(k // 2 for k in kernel), divisor_override=1)
-    return volumes
+    @staticmethod
+    def forward(ctx, warped: Tensor, fixed: FixedStatistics) -> Tensor:  # type: ignore[no-untyped-def]
+        from nio_pydra.spatial.kernels import lncc_products, lncc_terms
+
+        image, moving, mean, variance = (_volume(x) for x in (fixed.image, warped, fixed.mean, fixed.variance))
+        weights = moving.new_empty((0, 0, 0)) if fixed.weights is None else _volume(fixed.weights)
+        total = moving.numel() if fixed.weights is None else float(weights.sum(dtype=torch.float64))
+        counts = fixed.count.reshape(1, 1, 1) if fixed.weights is None else _volume(fixed.count)
+        products = moving.new_empty((3, *moving.shape))
+        lncc_products(image.numpy(), moving.numpy(), weights.numpy(), products.numpy())
+        terms = window_sums(products[None], fixed.window)[0]
+        energy = np.empty(len(moving))
+        lncc_terms(
+            terms.numpy(), mean.numpy(), variance.numpy(), counts.numpy(), weights.numpy(),
+            np.float32(EPSILON), np.float32(-1 / total), energy,
+        )  # fmt: skip
+        ctx.save_for_backward(terms, image, moving, weights)
+        ctx.window = fixed.window
+        return warped.new_tensor(-energy.sum() / total)
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        from nio_pydra.spatial.kernels import lncc_gradient
+
+        terms, image, moving, weights = ctx.saved_tensors
+        sums = window_sums(terms[None], ctx.window)[0]
+        gradient = torch.empty_like(moving)
+        lncc_gradient(
+            sums.numpy(), image.numpy(), moving.numpy(), weights.numpy(), np.float32(upstream.item()), gradient.numpy()
+        )
+        return gradient[None, None], None
+
+
+def _volume(image: Tensor) -> Tensor:
+    """The only volume of ``(1, 1, D, H, W)``."""
+    return image.detach()[0, 0].contiguous()

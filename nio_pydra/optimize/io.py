@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from nio_pydra.optimize.problem import Objective, TensorPair
 from nio_pydra.optimize.progress import Progress
-from nio_pydra.spatial.unit_grid import voxel_scale
+from nio_pydra.spatial.unit_grid import upsample, voxel_scale
+from nio_pydra.spatial.windows import window_means
 
 __all__ = ["IOSettings", "optimize_field"]
 
@@ -60,9 +60,9 @@ def optimize_field(initial: Tensor, pair: TensorPair, settings: IOSettings, *, p
     def refined() -> Tensor:
         smooth = control
         for _ in range(settings.smoothings):
-            smooth = functional.avg_pool3d(smooth, 3, stride=1, padding=1, count_include_pad=False)
-        fine = functional.interpolate(smooth, size=initial.shape[2:], mode="trilinear", align_corners=False)
-        return initial + fine / scale
+            smooth = window_means(smooth, 3)
+        depth, height, width = initial.shape[2:]
+        return upsample(smooth / scale, settings.spacing)[:, :, :depth, :height, :width] + initial
 
     with Progress(settings.iterations, "registration", progress) as report:
         for _ in range(settings.iterations):

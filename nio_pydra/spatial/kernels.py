@@ -7,19 +7,26 @@ written by one thread and summed in a fixed order, so results do not depend on t
 
 from __future__ import annotations
 
+import functools
+
 import numba
 import numpy as np
 
 __all__ = [
     "affine_points",
-    "box_sum",
     "invert_displacement",
+    "lncc_gradient",
+    "lncc_products",
+    "lncc_terms",
     "membrane",
     "sample_linear",
     "set_kernel_threads",
     "smallest_determinants",
     "smoothed_at",
+    "upsample_adjoint",
+    "upsample_linear",
     "warp_with_slope",
+    "window_sums",
 ]
 
 
@@ -311,51 +318,250 @@ def smoothed_at(field, voxels, side_weight, out):
             out[n, i] = total
 
 
+@functools.cache
+def window_sums(radius):
+    """Return the kernel ``(volumes, out)`` that sums over cubes of ``2 * radius + 1`` voxels, zero beyond the border.
+
+    Both are ``(N, D, H, W)``. With the radius known when it is compiled, a window's sum stays in registers.
+    """
+
+    @numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
+    def kernel(volumes, out):
+        count, depth, height, width = volumes.shape
+        for job in numba.prange(count * depth):
+            n = job // depth
+            d = job % depth
+            line = np.zeros(width + 2 * radius, np.float32)
+            rows = np.zeros((height + 2 * radius, width), np.float32)
+            for h in range(height):
+                if radius <= d < depth - radius:
+                    for w in range(width):
+                        total = np.float32(0)
+                        for k in range(2 * radius + 1):
+                            total += volumes[n, d - radius + k, h, w]
+                        line[radius + w] = total
+                else:
+                    line[:] = 0
+                    for k in range(max(d - radius, 0), min(d + radius + 1, depth)):
+                        for w in range(width):
+                            line[radius + w] += volumes[n, k, h, w]
+                for w in range(width):
+                    total = np.float32(0)
+                    for k in range(2 * radius + 1):
+                        total += line[w + k]
+                    rows[radius + h, w] = total
+            for h in range(height):
+                for w in range(width):
+                    total = np.float32(0)
+                    for k in range(2 * radius + 1):
+                        total += rows[h + k, w]
+                    out[n, d, h, w] = total
+
+    return kernel
+
+
 @numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
-def box_sum(volumes, radius, out, scratch):
-    """Sums over cubes of ``2 * radius + 1`` voxels, zero beyond the border.
+def lncc_products(fixed, moving, weights, products):
+    """What local cross-correlation sums over windows: the moving image, its square, and its product with the fixed.
 
     Parameters
     ----------
-    volumes, out, scratch : (N, D, H, W)
-        Input, result, and room for the sums within slices.
-    radius : int
-        Half the window.
+    fixed, moving : (D, H, W)
+        Images.
+    weights : (D, H, W)
+        Of the voxels; an array of no voxels stands for ones.
+    products : (3, D, H, W)
+        Output.
     """
-    count, depth, height, width = volumes.shape
-    for job in numba.prange(count * depth):
-        n = job // depth
-        d = job % depth
-        line = np.zeros(width + 2 * radius, np.float32)
-        rows = np.empty((height, width), np.float32)
+    depth, height, width = moving.shape
+    weighted = weights.size > 0
+    for d in numba.prange(depth):
+        factor = np.ones(width, np.float32)
         for h in range(height):
+            if weighted:
+                factor[:] = weights[d, h]
             for w in range(width):
-                line[radius + w] = volumes[n, d, h, w]
-            for w in range(width):
-                rows[h, w] = line[w]
-            for k in range(1, 2 * radius + 1):
-                for w in range(width):
-                    rows[h, w] += line[w + k]
+                m = moving[d, h, w]
+                weighed = factor[w] * m
+                products[0, d, h, w] = weighed
+                products[1, d, h, w] = weighed * m
+                products[2, d, h, w] = weighed * fixed[d, h, w]
+
+
+@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz", "arcp"})
+def lncc_terms(sums, mean, variance, counts, weights, epsilon, scale, energy):
+    """Squared correlation of all windows, and what its gradient sums over windows in turn.
+
+    Parameters
+    ----------
+    sums : (3, D, H, W)
+        Window sums of `lncc_products`. Output: derivative of the loss by each window's covariance (a) and by its
+        moving variance (b), and what their windows' means add (a times the fixed mean plus 2 b times the moving one).
+    mean, variance : (D, H, W)
+        Of the fixed image: mean, and sum of squared deviations.
+    counts : (D, H, W) or (1, 1, 1)
+        Sum of weights of each window, or of all.
+    weights : (D, H, W)
+        Of the voxels; an array of no voxels stands for ones.
+    epsilon : float32
+        Keeps flat windows from dividing by zero.
+    scale : float32
+        Of the loss: minus one over the sum of weights.
+    energy : (D,)
+        Output: weighted sum of the squared correlations in each slice, float64.
+    """
+    _, depth, height, width = sums.shape
+    weighted = weights.size > 0
+    for d in numba.prange(depth):
+        factor = np.ones(width, np.float32)
+        per_window = np.full(width, 1 / counts[0, 0, 0], np.float32)
+        total = np.zeros(width, np.float32)
+        energy[d] = 0
         for h in range(height):
-            first = max(h - radius, 0)
-            for w in range(width):
-                scratch[n, d, h, w] = rows[first, w]
-            for k in range(first + 1, min(h + radius + 1, height)):
+            if weighted:
+                factor[:] = weights[d, h]
                 for w in range(width):
-                    scratch[n, d, h, w] += rows[k, w]
-    for job in numba.prange(count * depth):
-        n = job // depth
-        d = job % depth
-        first = max(d - radius, 0)
-        for h in range(height):
+                    per_window[w] = 1 / counts[d, h, w]
             for w in range(width):
-                out[n, d, h, w] = scratch[n, first, h, w]
-            for k in range(first + 1, min(d + radius + 1, depth)):
-                for w in range(width):
-                    out[n, d, h, w] += scratch[n, k, h, w]
+                fixed_mean = mean[d, h, w]
+                fixed_variance = variance[d, h, w]
+                moving_mean = sums[0, d, h, w] * per_window[w]
+                moving_variance = max(sums[1, d, h, w] - moving_mean * sums[0, d, h, w], np.float32(0))
+                covariance = sums[2, d, h, w] - fixed_mean * sums[0, d, h, w]
+                inverse = 1 / (fixed_variance * moving_variance + epsilon)
+                squared = covariance * covariance * inverse
+                total[w] += factor[w] * squared
+                a = 2 * scale * factor[w] * covariance * inverse
+                b = -scale * factor[w] * squared * inverse * fixed_variance
+                sums[0, d, h, w] = a
+                sums[1, d, h, w] = b
+                sums[2, d, h, w] = a * fixed_mean + 2 * b * moving_mean
+        for w in range(width):
+            energy[d] += total[w]
 
 
 @numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
+def lncc_gradient(sums, fixed, moving, weights, upstream, gradient):
+    """Gradient of local cross-correlation by the moving image.
+
+    Parameters
+    ----------
+    sums : (3, D, H, W)
+        Window sums of what `lncc_terms` leaves.
+    fixed, moving : (D, H, W)
+        Images.
+    weights : (D, H, W)
+        Of the voxels; an array of no voxels stands for ones.
+    upstream : float32
+        Factor.
+    gradient : (D, H, W)
+        Output.
+    """
+    depth, height, width = moving.shape
+    weighted = weights.size > 0
+    for d in numba.prange(depth):
+        factor = np.full(width, upstream, np.float32)
+        for h in range(height):
+            if weighted:
+                for w in range(width):
+                    factor[w] = upstream * weights[d, h, w]
+            for w in range(width):
+                gradient[d, h, w] = factor[w] * (
+                    fixed[d, h, w] * sums[0, d, h, w] + 2 * moving[d, h, w] * sums[1, d, h, w] - sums[2, d, h, w]
+                )
+
+
+@numba.njit(inline="always")
+def _neighbours(fine, factor, size):
+    """Coarse neighbours of a position on the fine grid, and how far it is from the first (half-pixel centres)."""
+    position = max((fine + np.float32(0.5)) / factor - np.float32(0.5), np.float32(0))
+    first = int(position)
+    return first, min(first + 1, size - 1), np.float32(position - first)
+
+
+@numba.njit(inline="always")
+def _share(fine, coarse, factor, size):
+    """Weight of a coarse voxel at a position on the fine grid."""
+    first, second, way = _neighbours(fine, factor, size)
+    share = np.float32(0)
+    if first == coarse:
+        share += 1 - way
+    if second == coarse:
+        share += way
+    return share
+
+
+@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
+def upsample_linear(coarse, factor, fine):
+    """Trilinear upsampling by a whole number, the volumes' outer borders aligned.
+
+    Parameters
+    ----------
+    coarse : (C, D, H, W)
+        Input.
+    factor : int
+        At least 2.
+    fine : (C, factor D, factor H, factor W)
+        Output. Beyond the outermost centres the nearest voxel counts.
+    """
+    channels, depth, height, width = coarse.shape
+    _, fine_depth, fine_height, fine_width = fine.shape
+    for job in numba.prange(channels * fine_depth):
+        c = job // fine_depth
+        z = job % fine_depth
+        below, above, way = _neighbours(z, factor, depth)
+        row = np.empty(width + 2, np.float32)  # with the border twice
+        plane = np.empty((height, fine_width), np.float32)
+        for h in range(height):
+            for w in range(width):
+                low = coarse[c, below, h, w]
+                row[w + 1] = low + way * (coarse[c, above, h, w] - low)
+            row[0] = row[1]
+            row[width + 1] = row[width]
+            for phase in range(factor):
+                shift = (phase + np.float32(0.5)) / factor + np.float32(0.5)
+                start = int(shift)
+                rest = np.float32(shift - start)
+                for w in range(width):
+                    low = row[w + start]
+                    plane[h, factor * w + phase] = low + rest * (row[w + start + 1] - low)
+        for y in range(fine_height):
+            south, north, aside = _neighbours(y, factor, height)
+            for x in range(fine_width):
+                fine[c, z, y, x] = plane[south, x] + aside * (plane[north, x] - plane[south, x])
+
+
+@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
+def upsample_adjoint(fine, factor, coarse):
+    """Gradient of `upsample_linear` by its input, from that by its output; shapes as there."""
+    channels, depth, height, width = coarse.shape
+    _, fine_depth, fine_height, fine_width = fine.shape
+    for job in numba.prange(channels * depth):
+        c = job // depth
+        d = job % depth
+        plane = np.zeros((fine_height, fine_width), np.float32)
+        for z in range(max(factor * (d - 1), 0), min(factor * (d + 2), fine_depth)):
+            share = _share(z, d, factor, depth)
+            if share > 0:
+                for y in range(fine_height):
+                    for x in range(fine_width):
+                        plane[y, x] += share * fine[c, z, y, x]
+        for h in range(height):
+            row = np.zeros(fine_width, np.float32)
+            for y in range(max(factor * (h - 1), 0), min(factor * (h + 2), fine_height)):
+                share = _share(y, h, factor, height)
+                if share > 0:
+                    for x in range(fine_width):
+                        row[x] += share * plane[y, x]
+            coarse[c, d, h] = 0
+            for x in range(fine_width):
+                first, second, way = _neighbours(x, factor, width)
+                coarse[c, d, h, first] += (1 - way) * row[x]
+                coarse[c, d, h, second] += way * row[x]
+
+
+# Without "reassoc" the sum would keep the compiler from working on several voxels at a time: ten times slower.
+@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz", "reassoc"})
 def membrane(field, weights, energy, gradient):
     """Weighted sums of squared forward differences of a field, and their gradient.
 

@@ -127,4 +127,25 @@ def upsample(field: Tensor, factor: int = 2) -> Tensor:
     """Trilinear upsampling between pyramid levels (``align_corners=False``); unit fields keep their magnitude."""
     if factor == 1:
         return field
+    if field.device.type == "cpu" and field.dtype == torch.float32:
+        return _CompiledUpsampling.apply(field, factor)
     return functional.interpolate(field, scale_factor=float(factor), mode="trilinear", align_corners=False)
+
+
+class _CompiledUpsampling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, field: Tensor, factor: int) -> Tensor:  # type: ignore[no-untyped-def]
+        from nio_pydra.spatial.kernels import upsample_linear
+
+        ctx.shape, ctx.factor = field.shape, factor
+        fine = torch.empty((*field.shape[:2], *(factor * n for n in field.shape[2:])))
+        upsample_linear(field.detach().contiguous().flatten(0, 1).numpy(), factor, fine.flatten(0, 1).numpy())
+        return fine
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        from nio_pydra.spatial.kernels import upsample_adjoint
+
+        coarse = torch.empty(ctx.shape)
+        upsample_adjoint(gradient.contiguous().flatten(0, 1).numpy(), ctx.factor, coarse.flatten(0, 1).numpy())
+        return coarse, None
