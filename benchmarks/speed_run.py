@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -61,8 +62,10 @@ def prepare(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def engine(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Register by an engine of this package, propagate the labels and score them."""
-    return _score(request["pair"], _register(request, folder), folder)
+    """Register by an engine of this package, propagate the labels and score them; keep the record."""
+    scored = _score(request["pair"], _register(request, folder), folder)
+    shutil.copyfile(folder / "record.json", folder.parent / "engine_record.json")
+    return scored
 
 
 def memory(request: dict[str, Any], folder: Path) -> dict[str, Any]:
