@@ -5,7 +5,8 @@
 
 Each participant is one call of `nio-pydra` per method, of the first session where there are several, with the same
 masks, affine (cached, so computed once) and threads. Runs that are there already are kept: a killed benchmark goes on,
-and `--methods` may name a part. What never ran, or failed, is listed as such in the table.
+and `--methods` may name a part. `--speed-runs` takes over what `speed.py` ran on the same pairs, so that an hour of
+SyN need not be spent twice. What never ran, or failed, is listed as such in the table.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from typing import Any
 import numpy as np
 
 from nio_pydra.metrics import mean_of_lowest
+from nio_pydra.networks.checkpoints import default_weights
 
 #: Method to engine, preset and which weights it takes.
 METHODS = {
     "affine": ("affine", None, None),
     "LapIRN, our first weights": ("lapirn", "paper", "own"),
     "NIO_m, our first weights": ("nio_m", "paper", "own"),
+    "NIO_m fast, our first weights": ("nio_m", "fast", "own"),
     "LapIRN, authors' weights": ("lapirn", "paper", "authors"),
     "NIO_m, authors' weights": ("nio_m", "paper", "authors"),
+    "NIO_m fast, authors' weights": ("nio_m", "fast", "authors"),
     "SyN fast": ("syn", "fast", None),
     "SyN precise": ("syn", "precise", None),
 }
@@ -46,6 +50,7 @@ def main() -> int:
     parser.add_argument("--labels", type=Path, required=True, help="derivatives with desc-malf_dseg label maps")
     parser.add_argument("--authors", type=Path, required=True, help="the authors' LapIRN_disp_fea7.pth")
     parser.add_argument("--out", type=Path, required=True, help="takes the runs")
+    parser.add_argument("--speed-runs", type=Path, help="runs of speed.py with the same data, atlas and threads")
     parser.add_argument("--atlas", default="1000", help="participant that serves as the atlas")
     parser.add_argument("--participants", nargs="+", default=["1003", "1107", "1125"])
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
@@ -68,11 +73,18 @@ def _slug(method: str) -> str:
 
 def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, Any]]:
     """Record of every participant that this method finished."""
+    engine, preset, weights = METHODS[method]
+    name = {"own": default_weights().name, "authors": options.authors.name}.get(weights)
+    folders = [options.out / _slug(method)]
+    if options.speed_runs:
+        folders.append(options.speed_runs / f"{engine}_{preset}")
     found: dict[str, dict[str, Any]] = {}
     for participant in options.participants:
-        paths = sorted((options.out / _slug(method) / f"sub-{participant}").rglob("*_record.json"))
-        if paths:
-            found[participant] = json.loads(paths[0].read_text())
+        paths = [path for folder in folders for path in sorted((folder / f"sub-{participant}").rglob("*_record.json"))]
+        records = [json.loads(path.read_text()) for path in paths]
+        fitting = [record for record in records if record.get("weights", {}).get("name") == name]
+        if fitting:
+            found[participant] = fitting[0]
     return found
 
 
@@ -121,9 +133,9 @@ def _write(options: argparse.Namespace) -> None:
         "",
         f"Written by `benchmarks/first_results.py`. Atlas: sub-{options.atlas}; registered to it: "
         f"{', '.join('sub-' + p for p in options.participants)}. Dice is the mean over the manual labels that both "
-        "scans have; one affine for all methods. Seconds are of the registration alone, without affine, reading and "
-        "writing. Other work of the machine at that time makes wall seconds longer, and its load average was not "
-        "recorded; processor seconds add up all threads.",
+        "scans have; one affine for all methods. NIO_m is preset `paper` unless its name says another. Seconds are of "
+        "the registration alone, without affine, reading and writing. Other work of the machine at that time makes "
+        "wall seconds longer; processor seconds add up all threads.",
         "",
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads per run.",
         "",
