@@ -212,7 +212,7 @@ def _extra_lines(runs: dict[str, dict[str, Any]]) -> list[str]:
         found = _why(run)
         if _done(run):
             found = (
-                f"{run['step_flop'] / 1e12:.2f} TFLOP by the shapes of its convolutions, in "
+                f"{run['step_flop'] / 1e12:.2f} TFLOP by the shapes of its kernels, in "
                 f"{run['step_seconds']:.2f} s ({run['step_processor_seconds']:.2f} processor seconds): "
                 f"{run['step_flops'][0] / 1e9:.0f} GFLOP/s; "
                 f"a bf16 matrix product reaches {run['matrix_product_flops'][0] / 1e9:.0f}; "

@@ -101,11 +101,11 @@ def step_seconds(
 
 
 def step_flop(network: LapIRN, shape: tuple[int, int, int], level: int = LEVELS) -> int:
-    """Floating-point operations that the convolutions of one step need, counted from the shapes of their layers.
+    """Floating-point operations that the convolutions of one step need, counted from the shapes of their kernels.
 
     A multiply-add counts twice. Every convolution runs forward, for the gradient of its weights and for that of its
     input; only the first one of all needs no gradient of its input, the images. Whatever is computed again in order
-    to save memory does not count.
+    to save memory does not count, nor does what `networks.convolutions.after_upsampling` saves.
 
     Parameters
     ----------
@@ -122,10 +122,15 @@ def step_flop(network: LapIRN, shape: tuple[int, int, int], level: int = LEVELS)
         for name, layer in stage.named_modules():
             if not isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
                 continue
-            # The body works at half the level's resolution. The transposed convolution multiplies per input voxel.
-            halved = name.split(".")[0] in ("down", "blocks", "up")
+            products = layer.weight.numel() * voxels
+            if name.split(".")[0] in ("down", "blocks", "up"):
+                products //= 8  # half the resolution; a transposed convolution multiplies per input voxel
+            if name == "up" and index == level - 1:
+                continue  # nothing above to hand its result to
+            if name == "head.0":  # 64 products per voxel of half the resolution stand for 27 at the full one
+                products += len(layer.weight) * voxels * (stage.up.in_channels * 8 - stage.up.out_channels * 27)
             passes = 2 if index == 0 and name == "encoder.0" else 3
-            total += 2 * passes * layer.weight.numel() * (voxels // 8 if halved else voxels)
+            total += 2 * passes * products
     return total
 
 
