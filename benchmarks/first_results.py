@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from nio_pydra.metrics import mean_of_lowest
-from nio_pydra.networks.checkpoints import default_weights
+from nio_pydra.networks.checkpoints import weights_digest
 
 #: Method to engine, preset and which weights it takes.
 METHODS = {
@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/first.md")
     options = parser.parse_args()
+    options.digests = {None: None, "own": weights_digest(), "authors": weights_digest(options.authors)}
     done = [
         _run(options, method, participant)
         for method in options.methods
@@ -73,19 +74,34 @@ def _slug(method: str) -> str:
 
 def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, Any]]:
     """Record of every participant that this method finished."""
-    engine, preset, weights = METHODS[method]
-    name = {"own": default_weights().name, "authors": options.authors.name}.get(weights)
-    folders = [options.out / _slug(method)]
-    if options.speed_runs:
-        folders.append(options.speed_runs / f"{engine}_{preset}")
+    _, _, weights = METHODS[method]
     found: dict[str, dict[str, Any]] = {}
     for participant in options.participants:
-        paths = [path for folder in folders for path in sorted((folder / f"sub-{participant}").rglob("*_record.json"))]
+        paths = sorted((options.out / _slug(method) / f"sub-{participant}").rglob("*_record.json"))
         records = [json.loads(path.read_text()) for path in paths]
-        fitting = [record for record in records if record.get("weights", {}).get("name") == name]
-        if fitting:
-            found[participant] = fitting[0]
+        records += _taken_over(options, method, participant)
+        for record in records:
+            if record.get("weights", {}).get("sha256") == options.digests[weights]:
+                found.setdefault(participant, record)
     return found
+
+
+def _taken_over(options: argparse.Namespace, method: str, participant: str) -> list[dict[str, Any]]:
+    """The record of a run of speed.py, where there is one with the same atlas and threads."""
+    engine, preset, _ = METHODS[method]
+    if options.speed_runs is None:
+        return []
+    path = options.speed_runs / f"{engine}_{preset}" / f"sub-{participant}" / "run.json"
+    run = json.loads(path.read_text()) if path.is_file() else {}
+    if "record" not in run:
+        return []
+    request = run["request"]
+    same = request["threads"] == options.threads and Path(request["pair"]["fixed"]) == _atlas(options).resolve()
+    return [run["record"]] if same else []
+
+
+def _atlas(options: argparse.Namespace) -> Path:
+    return options.dataset / f"sub-{options.atlas}" / "anat" / f"sub-{options.atlas}_T1w.nii.gz"
 
 
 def _run(options: argparse.Namespace, method: str, participant: str) -> bool:
@@ -96,7 +112,7 @@ def _run(options: argparse.Namespace, method: str, participant: str) -> bool:
     command += ["--participant-label", participant, "--engine", engine, "-w", options.out / "work"]
     sessions = sorted(path.name for path in (options.dataset / f"sub-{participant}").glob("ses-*"))
     command += ["--session-label", sessions[0]] if sessions else []
-    command += ["--atlas", options.dataset / atlas / "anat" / f"{atlas}_T1w.nii.gz", "--atlas-name", atlas[4:]]
+    command += ["--atlas", _atlas(options), "--atlas-name", atlas[4:]]
     command += ["--atlas-labels", options.labels / atlas / "anat" / f"{atlas}_desc-malf_dseg.nii.gz"]
     command += ["-d", f"manual={options.labels}", "--labels-desc", "malf", "--omp-nthreads", options.threads]
     command += ["--preset", preset] if preset else []

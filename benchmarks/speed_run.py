@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -62,10 +61,9 @@ def prepare(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def engine(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Register by an engine of this package, propagate the labels and score them; keep the record."""
+    """Register by an engine of this package, propagate the labels and score them; the whole record comes along."""
     scored = _score(request["pair"], _register(request, folder), folder)
-    shutil.copyfile(folder / "record.json", folder.parent / "engine_record.json")
-    return scored
+    return {**scored, "record": json.loads((folder / "record.json").read_text())}
 
 
 def memory(request: dict[str, Any], folder: Path) -> dict[str, Any]:

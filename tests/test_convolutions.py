@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from nio_pydra.networks import convolutions
-from nio_pydra.networks.convolutions import after_upsampling, two_convolutions
+from nio_pydra.networks.convolutions import _left_to_autograd, after_upsampling, two_convolutions
 
 SLOPE = 0.2
 
@@ -30,8 +30,8 @@ def operands(request):
     return inputs, [random(4, c, 3, 3, 3) for c in (3, 2)], random(outputs, 4, 3, 3, 3)
 
 
-def assert_gradients_equal(found, expected, leaves, upstream):
-    pairs = zip(*(torch.autograd.grad(y, leaves, upstream) for y in (found, expected)), strict=True)
+def assert_gradients_equal(found, expected, leaves, upstream, **options):
+    pairs = zip(*(torch.autograd.grad(y, leaves, upstream, **options) for y in (found, expected)), strict=True)
     for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
@@ -44,7 +44,11 @@ def test_values_and_gradients_equal_those_of_autograd(operands, activate_inputs,
     found = two_convolutions(inputs, first, second, SLOPE, activate_inputs=activate_inputs)
     expected = plain(inputs, first, second, activate_inputs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert_gradients_equal(found, expected, (*inputs, *first, second), torch.randn_like(expected))
+    leaves, upstream = (*inputs, *first, second), torch.randn_like(expected)
+    torch.autograd.grad(found, leaves, upstream, retain_graph=True)
+    assert_gradients_equal(found, expected, leaves, upstream)  # also the second time
+    # What runs on other devices.
+    torch.testing.assert_close(_left_to_autograd(inputs, first, second, SLOPE, activate_inputs), expected)
 
 
 @pytest.mark.parametrize("slab_voxels", [1, 8 * 2 * 12, 10**6], ids=["single slices", "uneven slabs", "all at once"])
@@ -53,10 +57,16 @@ def test_one_kernel_upsamples_and_convolves(slab_voxels, monkeypatch):
     torch.manual_seed(0)
     coarse, fine, up = random(1, 3, 5, 3, 4), random(1, 2, 10, 6, 8), random(3, 5, 2, 2, 2)
     first, second = [random(4, c, 3, 3, 3) for c in (5, 2)], random(3, 4, 3, 3, 3)
-    found = two_convolutions([coarse, fine], [after_upsampling(up, first[0]), first[1]], second, SLOPE)
+    kernels = [after_upsampling(up, first[0]), first[1]]
     expected = plain([functional.conv_transpose3d(coarse, up, stride=2), fine], first, second)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert_gradients_equal(found, expected, (coarse, fine, up, *first, second), torch.randn_like(expected))
+    upstream = torch.randn_like(expected)
+    for found in (
+        two_convolutions([coarse, fine], kernels, second, SLOPE),
+        _left_to_autograd([coarse, fine], kernels, second, SLOPE, False),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        expected = plain([functional.conv_transpose3d(coarse, up, stride=2), fine], first, second)
+        assert_gradients_equal(found, expected, (coarse, fine, up, *first, second), upstream, retain_graph=True)
 
 
 def test_autocast_computes_in_bfloat16_and_returns_gradients_in_float32(operands):

@@ -60,19 +60,31 @@ def test_published_checkpoint_loads_and_registers(real_data, name, tmp_path):
     assert after < 0.5 * before
 
 
-def test_a_level_computes_what_its_layers_say():
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_level_computes_what_its_layers_say(conditional):
     torch.manual_seed(0)
-    network = LapIRN(TINY)
-    level, x, below = network.levels[1], torch.rand(1, 5, 8, 12, 8), torch.randn(1, 2, 4, 6, 4)
-    residual, features = level(x, below, None)
+    widths = LapIRNConfig(encoder_channels=3, channels=4, head_channels=(2, 5, 6), conditional=conditional)
+    level = LapIRN(widths).levels[1]
+    code = torch.full((1, 1), 0.3) if conditional else None
+    x, below = torch.rand(1, 5, 8, 12, 8), torch.randn(1, 4, 4, 6, 4)
     skip = level.encoder(x)
     y = level.down(skip) + below
     for block in level.blocks:
-        z = block.conv1(functional.leaky_relu(y, 0.2))
+        latent = block.mapping(code) if conditional else None
+        z = y if latent is None else block.norm1(y, latent)
+        z = block.conv1(functional.leaky_relu(z, 0.2))
+        z = z if latent is None else block.norm2(z, latent)
         y = functional.leaky_relu(block.conv2(functional.leaky_relu(z, 0.2)) + y, 0.2)
-    torch.testing.assert_close(features, y)
     expected = 0.4 * functional.softsign(level.head(torch.cat([level.up(y), skip], dim=1)))
+    residual, features = level(x, below, code)
+    torch.testing.assert_close(features, y)
     torch.testing.assert_close(residual, expected)
+    gradients = []
+    for field, embedding in ((residual, level.up(features)), (expected, level.up(y))):
+        loss = (field.sum() + embedding.square().sum()) / 100
+        gradients.append(torch.autograd.grad(loss, list(level.parameters()), allow_unused=True))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_levels_build_on_each_other():

@@ -69,6 +69,13 @@ def test_stored_statistics_change_nothing(images):
     assert lncc(FixedStatistics.of(fixed, 5), warped).item() == lncc(fixed, warped, 5).item()
 
 
+def test_images_of_different_sizes_are_refused(images):
+    for dtype in (torch.float32, torch.float64):
+        fixed, warped = images.to(dtype)
+        with pytest.raises(ValueError, match="expected the fixed image's"):
+            lncc(fixed, warped[..., :-1], 5)
+
+
 def test_empty_weights_and_even_windows_are_refused(images):
     with pytest.raises(ValueError, match="zero everywhere"):
         FixedStatistics.of(images[0], 5, torch.zeros_like(images[0]))

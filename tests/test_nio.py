@@ -99,8 +99,10 @@ def test_diff_network_gives_a_field_without_folds(pair):
     assert (jacobian_determinant(DisplacementField(field, np.eye(4)))[2:-2, 2:-2, 2:-2] > 0).all()
 
 
-def test_io_refines_a_field(pair):
-    refined = optimize_field(ZERO, pair, IOSettings(iterations=15, learning_rate=0.3))
+@pytest.mark.parametrize("spacing", [1, 2, 3])  # 3 does not divide the size
+def test_io_refines_a_field(pair, spacing):
+    refined = optimize_field(ZERO, pair, IOSettings(iterations=15, learning_rate=0.3, spacing=spacing))
+    assert refined.shape == ZERO.shape
     assert pair.similarity(refined) < pair.similarity(ZERO) - 0.02
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nio_pydra.spatial.windows import window_sums
 
@@ -87,6 +88,11 @@ def lncc(fixed: Tensor | FixedStatistics, warped: Tensor, window: int = 7, weigh
     Tensor
         Scalar.
 
+    Raises
+    ------
+    ValueError
+        If the images differ in shape, or as :class:`FixedStatistics` says.
+
     Notes
     -----
     Mok et al. 2023, Eq. 3 (window 7). Without weights the sums are zero-padded and always divided by the whole
@@ -94,6 +100,10 @@ def lncc(fixed: Tensor | FixedStatistics, warped: Tensor, window: int = 7, weigh
     """
     if not isinstance(fixed, FixedStatistics):
         fixed = FixedStatistics.of(fixed, window, weights)
+    if warped.shape != fixed.image.shape:
+        raise ValueError(
+            f"warped has shape {tuple(warped.shape)}: expected the fixed image's {tuple(fixed.image.shape)}"
+        )
     compiled = warped.device.type == "cpu" and warped.dtype == torch.float32 and len(warped) == 1
     return (_CompiledLNCC if compiled else _LNCC).apply(warped, fixed)
 
@@ -127,6 +137,7 @@ class _LNCC(torch.autograd.Function):
         return value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         moving, a, b, mean = ctx.saved_tensors
         fixed = ctx.fixed
@@ -163,6 +174,7 @@ class _CompiledLNCC(torch.autograd.Function):
         return warped.new_tensor(-energy.sum() / total)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         from nio_pydra.spatial.kernels import lncc_gradient
 

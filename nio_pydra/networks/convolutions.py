@@ -3,7 +3,7 @@
 At full resolution a level's encoder and head hold a network's largest tensors. Left to autograd, the gradient of a
 convolution's weights makes transposed copies of both its operands, and every intermediate result stays in memory.
 Here the backward pass works slab by slab, which costs no time and needs no copies, joined inputs are never copied
-into one tensor, and activations are computed again instead of kept.
+into one tensor, and activated inputs are computed again instead of kept.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def two_convolutions(
         ``(N, C'', D, H, W)``.
     """
     if inputs[0].device.type != "cpu":
-        activated = _activated(inputs, slope, activate_inputs)
-        hidden = [_convolve_either(x, kernel) for x, kernel in zip(activated, first, strict=True)]
-        return functional.conv3d(functional.leaky_relu(sum(hidden[1:], hidden[0]), slope), second, padding=1)
+        return _left_to_autograd(inputs, first, second, slope, activate_inputs)
     if torch.is_autocast_enabled("cpu"):
         inputs = [x.to(torch.get_autocast_dtype("cpu")) for x in inputs]
     with torch.autocast("cpu", enabled=False):
@@ -78,7 +76,15 @@ def two_convolutions(
         return result
 
 
-def _convolve_either(x: Tensor, kernel: Tensor) -> Tensor:
+def _left_to_autograd(
+    inputs: Sequence[Tensor], first: Sequence[Tensor], second: Tensor, slope: float, activate_inputs: bool
+) -> Tensor:
+    activated = _activated(inputs, slope, activate_inputs)
+    parts = [_convolve_or_upsample(x, kernel) for x, kernel in zip(activated, first, strict=True)]
+    return functional.conv3d(functional.leaky_relu_(sum(parts[1:], parts[0]), slope), second, padding=1)
+
+
+def _convolve_or_upsample(x: Tensor, kernel: Tensor) -> Tensor:
     if _upsamples(kernel):
         return functional.conv_transpose3d(x, kernel, stride=2, padding=1)
     return functional.conv3d(x, kernel, padding=1)
@@ -97,30 +103,25 @@ class _TwoConvolutions(torch.autograd.Function):
     def forward(ctx, second, slope, activate_inputs, count, *operands):  # type: ignore[no-untyped-def]
         inputs = [x.contiguous(memory_format=LAYOUT) for x in operands[:count]]
         first = operands[count:]
-        activated = _activated(inputs, slope, activate_inputs)
-        casts = [_cast(kernel, inputs[0]) for kernel in first]
-        hidden = _convolve_either(activated[0], casts[0])
-        for x, kernel in zip(activated[1:], casts[1:], strict=True):
-            for slab in _slabs(x, SLAB_VOXELS):
-                hidden[:, :, slab] += functional.conv3d(_with_halo(x, slab), kernel, padding=(0, 1, 1))
-        functional.leaky_relu_(hidden, slope)
+        hidden = _hidden(_activated(inputs, slope, activate_inputs), first, slope)
         ctx.save_for_backward(second, *inputs, *first)
         ctx.slope, ctx.activate_inputs, ctx.count = slope, activate_inputs, count
-        # An attribute, because it can be let go in the middle of the backward pass.
+        # An attribute, because it can be let go in the middle of the backward pass; a second pass makes it again.
         ctx.hidden = hidden
-        return _convolve(hidden, second)
+        return _convolve_narrow(hidden, second)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         second, *operands = ctx.saved_tensors
         inputs, first = operands[: ctx.count], operands[ctx.count :]
-        hidden, ctx.hidden = ctx.hidden, None
+        activated = _activated(inputs, ctx.slope, ctx.activate_inputs)
+        hidden = _hidden(activated, first, ctx.slope) if ctx.hidden is None else ctx.hidden
+        ctx.hidden = None
         gradient = gradient.contiguous(memory_format=LAYOUT)
         by_second = _by_kernel(gradient, hidden, second)
         by_hidden = _through_activation(_by_input(gradient, second), hidden, ctx.slope)
         del hidden
-        activated = _activated(inputs, ctx.slope, ctx.activate_inputs)
         by_first = [_by_kernel(by_hidden, x, kernel) for x, kernel in zip(activated, first, strict=True)]
         by_inputs: list[Tensor | None] = []
         for wanted, x, kernel in zip(ctx.needs_input_grad[4:], activated, first, strict=False):
@@ -129,6 +130,16 @@ class _TwoConvolutions(torch.autograd.Function):
                 by_input = _through_activation(by_input, x, ctx.slope)
             by_inputs.append(by_input)
         return by_second, None, None, None, *by_inputs, *by_first
+
+
+def _hidden(inputs: Sequence[Tensor], kernels: Sequence[Tensor], slope: float) -> Tensor:
+    """What lies between the two convolutions, activated."""
+    casts = [_cast(kernel, inputs[0]) for kernel in kernels]
+    hidden = _convolve_or_upsample(inputs[0], casts[0])
+    for x, kernel in zip(inputs[1:], casts[1:], strict=True):
+        for slab in _slabs(x, SLAB_VOXELS):
+            hidden[:, :, slab] += functional.conv3d(_with_halo(x, slab), kernel, padding=(0, 1, 1))
+    return functional.leaky_relu_(hidden, slope)
 
 
 def _through_activation(gradient: Tensor, result: Tensor, slope: float) -> Tensor:
@@ -146,7 +157,7 @@ def _mirrored(kernel: Tensor) -> Tensor:
     return kernel.flip(2, 3, 4).transpose(0, 1)
 
 
-def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
+def _convolve_narrow(x: Tensor, kernel: Tensor) -> Tensor:
     """Convolve with a zero-padded 3x3x3 kernel.
 
     A few output channels take as long as `LANES` of them. So up to four neighbouring voxels are computed as channels
@@ -170,7 +181,7 @@ def _by_input(gradient: Tensor, kernel: Tensor) -> Tensor:
     """Gradient of a convolution by its input."""
     if _upsamples(kernel):
         return functional.conv3d(gradient, _cast(kernel, gradient), stride=2, padding=1)
-    return _convolve(gradient, _mirrored(kernel))
+    return _convolve_narrow(gradient, _mirrored(kernel))
 
 
 def _by_kernel(gradient: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
@@ -180,7 +191,7 @@ def _by_kernel(gradient: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
     if gradient.shape[1] >= x.shape[1]:
         return _correlate(gradient, x, kernel)
     # Exchanged, because torch takes several times as long where the result has fewer channels than the input.
-    return _mirrored(_correlate(x, gradient, _mirrored(kernel)))
+    return _mirrored(_correlate(x, gradient, kernel.transpose(0, 1)))
 
 
 def _correlate(result: Tensor, x: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:

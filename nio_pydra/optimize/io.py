@@ -32,7 +32,7 @@ class IOSettings:
         In voxels of the full grid. Siebert et al. take 1 and start from nothing; a network's prediction is close
         already, so the steps here are smaller.
     spacing : int
-        Distance of control points in voxels.
+        Distance of control points in voxels; where it does not divide the grid's size the last ones lie beyond it.
     smoothings : int
         Average poolings (3 voxels) of the control field.
     objective : Objective

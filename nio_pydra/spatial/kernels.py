@@ -26,7 +26,7 @@ __all__ = [
     "upsample_adjoint",
     "upsample_linear",
     "warp_with_slope",
-    "window_sums",
+    "window_sums_kernel",
 ]
 
 
@@ -319,7 +319,7 @@ def smoothed_at(field, voxels, side_weight, out):
 
 
 @functools.cache
-def window_sums(radius):
+def window_sums_kernel(radius):
     """Return the kernel ``(volumes, out)`` that sums over cubes of ``2 * radius + 1`` voxels, zero beyond the border.
 
     Both are ``(N, D, H, W)``. With the radius known when it is compiled, a window's sum stays in registers.
@@ -412,30 +412,32 @@ def lncc_terms(sums, mean, variance, counts, weights, epsilon, scale, energy):
     """
     _, depth, height, width = sums.shape
     weighted = weights.size > 0
+    one = np.float32(1)  # an int would turn all that it meets into float64
+    two = np.float32(2)
     for d in numba.prange(depth):
         factor = np.ones(width, np.float32)
-        per_window = np.full(width, 1 / counts[0, 0, 0], np.float32)
+        per_window = np.full(width, one / counts[0, 0, 0], np.float32)
         total = np.zeros(width, np.float32)
         energy[d] = 0
         for h in range(height):
             if weighted:
                 factor[:] = weights[d, h]
                 for w in range(width):
-                    per_window[w] = 1 / counts[d, h, w]
+                    per_window[w] = one / counts[d, h, w]
             for w in range(width):
                 fixed_mean = mean[d, h, w]
                 fixed_variance = variance[d, h, w]
                 moving_mean = sums[0, d, h, w] * per_window[w]
                 moving_variance = max(sums[1, d, h, w] - moving_mean * sums[0, d, h, w], np.float32(0))
                 covariance = sums[2, d, h, w] - fixed_mean * sums[0, d, h, w]
-                inverse = 1 / (fixed_variance * moving_variance + epsilon)
+                inverse = one / (fixed_variance * moving_variance + epsilon)
                 squared = covariance * covariance * inverse
                 total[w] += factor[w] * squared
-                a = 2 * scale * factor[w] * covariance * inverse
+                a = two * scale * factor[w] * covariance * inverse
                 b = -scale * factor[w] * squared * inverse * fixed_variance
                 sums[0, d, h, w] = a
                 sums[1, d, h, w] = b
-                sums[2, d, h, w] = a * fixed_mean + 2 * b * moving_mean
+                sums[2, d, h, w] = a * fixed_mean + two * b * moving_mean
         for w in range(width):
             energy[d] += total[w]
 
@@ -459,6 +461,7 @@ def lncc_gradient(sums, fixed, moving, weights, upstream, gradient):
     """
     depth, height, width = moving.shape
     weighted = weights.size > 0
+    two = np.float32(2)
     for d in numba.prange(depth):
         factor = np.full(width, upstream, np.float32)
         for h in range(height):
@@ -467,7 +470,7 @@ def lncc_gradient(sums, fixed, moving, weights, upstream, gradient):
                     factor[w] = upstream * weights[d, h, w]
             for w in range(width):
                 gradient[d, h, w] = factor[w] * (
-                    fixed[d, h, w] * sums[0, d, h, w] + 2 * moving[d, h, w] * sums[1, d, h, w] - sums[2, d, h, w]
+                    fixed[d, h, w] * sums[0, d, h, w] + two * moving[d, h, w] * sums[1, d, h, w] - sums[2, d, h, w]
                 )
 
 
@@ -485,10 +488,10 @@ def _share(fine, coarse, factor, size):
     first, second, way = _neighbours(fine, factor, size)
     share = np.float32(0)
     if first == coarse:
-        share += 1 - way
+        share += np.float32(1) - way
     if second == coarse:
         share += way
-    return share
+    return np.float32(share)
 
 
 @numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
@@ -556,7 +559,7 @@ def upsample_adjoint(fine, factor, coarse):
             coarse[c, d, h] = 0
             for x in range(fine_width):
                 first, second, way = _neighbours(x, factor, width)
-                coarse[c, d, h, first] += (1 - way) * row[x]
+                coarse[c, d, h, first] += (np.float32(1) - way) * row[x]
                 coarse[c, d, h, second] += way * row[x]
 
 
@@ -605,6 +608,6 @@ def membrane(field, weights, energy, gradient):
                     slope -= along_w * step
                 if w > 0:
                     slope += along_w * (here - field[c, d, h, w - 1])
-                gradient[c, d, h, w] = 2 * slope
+                gradient[c, d, h, w] = np.float32(2) * slope
             total += row
         energy[c, d] = total

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 __all__ = ["identity_grid", "integrate", "unit_to_voxel", "upsample", "voxel_scale", "voxel_to_unit", "warp"]
@@ -138,14 +139,15 @@ class _CompiledUpsampling(torch.autograd.Function):
         from nio_pydra.spatial.kernels import upsample_linear
 
         ctx.shape, ctx.factor = field.shape, factor
-        fine = torch.empty((*field.shape[:2], *(factor * n for n in field.shape[2:])))
+        fine = field.new_empty((*field.shape[:2], *(factor * n for n in field.shape[2:])))
         upsample_linear(field.detach().contiguous().flatten(0, 1).numpy(), factor, fine.flatten(0, 1).numpy())
         return fine
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         from nio_pydra.spatial.kernels import upsample_adjoint
 
-        coarse = torch.empty(ctx.shape)
+        coarse = gradient.new_empty(ctx.shape)
         upsample_adjoint(gradient.contiguous().flatten(0, 1).numpy(), ctx.factor, coarse.flatten(0, 1).numpy())
         return coarse, None

@@ -36,12 +36,12 @@ def window_means(volumes: Tensor, window: int) -> Tensor:
 class _CompiledSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, volumes: Tensor, window: int) -> Tensor:  # type: ignore[no-untyped-def]
-        from nio_pydra.spatial import kernels
+        from nio_pydra.spatial.kernels import window_sums_kernel
 
         ctx.window = window
         source = volumes.detach().contiguous()
         out = torch.empty_like(source)
-        kernels.window_sums(window // 2)(source.flatten(0, 1).numpy(), out.flatten(0, 1).numpy())
+        window_sums_kernel(window // 2)(source.flatten(0, 1).numpy(), out.flatten(0, 1).numpy())
         return out
 
     @staticmethod
