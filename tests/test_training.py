@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,14 +13,17 @@ import pytest
 import torch
 
 from nio_pydra.cli import train as train_command
+from nio_pydra.engines.contract import Runtime
 from nio_pydra.errors import InputError
 from nio_pydra.metrics import dice
 from nio_pydra.networks import LapIRN, LapIRNConfig, load_network
+from nio_pydra.training import loop
 from nio_pydra.training.loop import train
 from nio_pydra.training.maps import GRID, TISSUES, prepare_label_maps
 from nio_pydra.training.objective import objective
-from nio_pydra.training.pairs import SyntheticPairs
-from nio_pydra.training.settings import Stage, TrainingSettings
+from nio_pydra.training.pairs import PairStream, RealImages, SyntheticImages
+from nio_pydra.training.scans import TrainingScan, prepare_scans, read_scan_list
+from nio_pydra.training.settings import Stage, TrainingSettings, read_settings
 from nio_pydra.training.synthesis import (
     Anatomy,
     Pose,
@@ -27,7 +32,7 @@ from nio_pydra.training.synthesis import (
     draw_pose,
     synthesise,
 )
-from nio_pydra.training.validation import Validation
+from nio_pydra.training.validation import Score, Validation
 
 SIZE = 48
 SETTINGS = SynthesisSettings(warp_mm=1.0, fine_warp_mm=0.5, pose_mm=1.0, ventricles_mm=1.0)
@@ -55,14 +60,24 @@ def maps(tmp_path):
     return paths
 
 
-def small(**changes) -> TrainingSettings:
-    network = LapIRNConfig(encoder_channels=6, channels=6, head_channels=(6, 6, 6))
+def small(*, conditional: bool = False, **changes) -> TrainingSettings:
+    network = LapIRNConfig(encoder_channels=6, channels=6, head_channels=(6, 6, 6), conditional=conditional)
     return replace(TrainingSettings(network=network, synthesis=SETTINGS), **changes)
+
+
+def run(settings: TrainingSettings, maps, out, log=str, **options):
+    """Train without a second process."""
+    source = SyntheticImages(maps, settings.synthesis, settings.held_out)
+    return train(settings, source, out, background=False, log=log, **options)
+
+
+def stream(maps, seed, start=0):
+    return iter(PairStream(SyntheticImages(maps, SETTINGS), spacing=2, seed=seed, start=start))
 
 
 def test_an_image_without_changes_shows_its_label_map():
     labels = little_brain()
-    quiet = SynthesisSettings(bias=0, noise=0, texture=0, gamma=0, blur_voxels=0)
+    quiet = SynthesisSettings(bias=0, noise=0, texture=0, gamma=0, blur_voxels=0, thick_share=0)
     image, moved = synthesise(Anatomy(labels), T1, STILL, np.random.default_rng(0), quiet, plain=True)
     assert np.array_equal(moved[0, 0].numpy(), labels)
     image = image[0, 0].numpy()
@@ -94,7 +109,7 @@ def test_a_pose_moves_the_brain_by_its_millimetres():
 
 def test_an_image_at_two_millimetres_is_the_pooled_one():
     anatomy = Anatomy(little_brain())
-    quiet = SynthesisSettings(bias=0, noise=0, texture=0, gamma=0, blur_voxels=0)
+    quiet = SynthesisSettings(bias=0, noise=0, texture=0, gamma=0, blur_voxels=0, thick_share=0)
     fine, coarse = (
         synthesise(anatomy, T1, STILL, np.random.default_rng(0), quiet, spacing=spacing, plain=True)[0]
         for spacing in (1, 2)
@@ -114,8 +129,7 @@ def test_warps_do_not_fold_and_change_the_ventricles():
 
 
 def test_a_stream_can_be_entered_anywhere(maps):
-    whole = iter(SyntheticPairs(maps, SETTINGS, spacing=2, seed=5))
-    late = iter(SyntheticPairs(maps, SETTINGS, spacing=2, seed=5, start=4))
+    whole, late = stream(maps, 5), stream(maps, 5, start=4)
     pairs = [next(whole) for _ in range(8)]
     for moving, fixed in pairs[4:]:  # into the next group
         m, f = next(late)
@@ -126,7 +140,7 @@ def test_a_stream_can_be_entered_anywhere(maps):
 def test_a_crop_of_everything_gives_the_loss_of_everything(maps):
     torch.manual_seed(0)
     network = LapIRN(small().network)
-    pair = next(iter(SyntheticPairs(maps, SETTINGS, spacing=2, seed=1)))
+    pair = next(stream(maps, 1))
     whole, crop = (
         objective(network, pair, Stage(2, 1, crop=edge), 0.4, np.random.default_rng(0)).item() for edge in (0, 400)
     )
@@ -137,43 +151,181 @@ def test_a_crop_of_everything_gives_the_loss_of_everything(maps):
     assert network.levels[1].down.weight.grad.abs().sum() > 0 and network.levels[0].down.weight.grad is None
 
 
-def test_a_killed_run_resumes_to_the_same_weights(maps, tmp_path):
-    settings = small(stages=(Stage(1, 3), Stage(2, 5, crop=16)), save_every=2, validate_every=4, held_out=2)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_killed_run_resumes_to_the_same_weights(maps, tmp_path, conditional):
+    stages = (Stage(1, 3), Stage(2, 5, crop=16))
+    settings = small(conditional=conditional, stages=stages, save_every=2, validate_every=4, held_out=2)
 
     def killed(line):
         if "stage 2 step 4" in line:
             raise KeyboardInterrupt
 
-    train(settings, maps, tmp_path / "whole", background=False, log=str)
+    run(settings, maps, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(settings, maps, tmp_path / "cut", background=False, log=killed)
+        run(settings, maps, tmp_path / "cut", log=killed)
     lines: list[str] = []
-    train(settings, maps, tmp_path / "cut", background=False, log=lines.append)
+    run(settings, maps, tmp_path / "cut", log=lines.append)
     assert lines[0] == "resuming at stage 2, step 2"
-    whole, cut = (load_network(tmp_path / run / "weights.safetensors")[0].state_dict() for run in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    whole, cut = (load_network(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(a, b) for a, b in zip(whole[0].parameters(), cut[0].parameters(), strict=True))
+    assert whole[1]["lambda"] == (None if conditional else 0.4)
     with pytest.raises(InputError, match="other settings"):
-        train(replace(settings, seed=1), maps, tmp_path / "cut", background=False, log=str)
+        run(replace(settings, seed=1), maps, tmp_path / "cut")
+    with pytest.raises(InputError, match="other data"):
+        run(settings, maps[:-1], tmp_path / "cut")
+
+
+def test_the_best_weights_are_kept_and_trained_on(maps, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.8])  # unregistered, untrained, then after steps 1 to 3 of a stage
+
+    class Scripted(Validation):
+        def score(self, network, level=0):
+            return Score("Dice", next(scores), 0.0)
+
+    monkeypatch.setattr(loop, "Validation", Scripted)
+    kept = []
+    monkeypatch.setattr(loop._Run, "_export", _noting(loop._Run._export, kept))
+    settings = small(stages=(Stage(1, 3), Stage(1, 1)), validate_every=1, held_out=2)
+    run(replace(settings, stages=settings.stages[:1]), maps, tmp_path)
+    assert len(kept) == 1
+    best, last = (
+        torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"] if i else kept[0] for i in (0, 1)
+    )
+    stored = load_network(tmp_path / "weights.safetensors")[0].state_dict()
+    name = "levels.0.encoder.0.weight"
+    assert torch.equal(stored[name], best[name]) and not torch.equal(stored[name], last[name])
+
+
+def _noting(export, kept):
+    def noted(self, trained):
+        kept.append({name: values.clone() for name, values in self.network.state_dict().items()})
+        export(self, trained)
+
+    return noted
 
 
 def test_a_short_training_lowers_the_loss_on_unseen_pairs(maps, tmp_path):
-    stage = Stage(1, 120, 3e-3)
-    network = train(
-        small(stages=(stage,), save_every=120, validate_every=120), maps, tmp_path, background=False, log=str
-    )
+    settings = small(conditional=True, stages=(Stage(1, 120, 3e-3),), save_every=120, validate_every=120)
+    network = run(settings, maps, tmp_path)
     torch.manual_seed(0)
-    stream = iter(SyntheticPairs(maps[3:], SETTINGS, spacing=2, seed=99))
-    pairs = [next(stream) for _ in range(12)]
+    unseen = stream(maps[3:], 99)
+    pairs = [next(unseen) for _ in range(12)]
     rng = np.random.default_rng(0)
     with torch.no_grad():
         before, after = (
-            np.mean([objective(n, pair, stage, 0.4, rng).item() for pair in pairs])
-            for n in (LapIRN(small().network), network)
+            np.mean([objective(n, pair, settings.stages[0], 0.4, rng).item() for pair in pairs])
+            for n in (LapIRN(settings.network), network)
         )
     assert after < before - 0.01
     _, metadata = load_network(tmp_path / "weights.safetensors")
     assert metadata["orientation"] == "LIA" and metadata["intensity_scaling"] == "percentile"
-    assert Validation(maps[3:], SETTINGS, 2).overlap(network, 1) > 0.5
+
+
+def test_curves_show_loss_and_validation_once_each_step(maps, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    stages = (Stage(1, 2), Stage(2, 3, crop=16))
+    settings = small(stages=stages, save_every=1, validate_every=2, held_out=2)
+
+    def killed(line):
+        if "stage 2 step 2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, maps, tmp_path, log=killed)
+    run(settings, maps, tmp_path)
+    curves = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    steps = {tag: [event.step for event in curves.Scalars(tag)] for tag in curves.Tags()["scalars"]}
+    assert steps["loss/level 1"] == [1, 2] and steps["loss/level 2"] == [3, 4, 5]
+    assert steps["Dice/level 1"] == [2] and steps["folds in percent/level 2"] == [4, 5]
+
+
+@pytest.mark.slow
+def test_the_example_beats_the_affine_on_brains_it_never_saw(tmp_path):
+    path = Path(__file__).parents[1] / "examples" / "train_tiny_network.py"
+    spec = importlib.util.spec_from_file_location("train_tiny_network", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    before, after = example.main(tmp_path)
+    assert after > before + 0.02
+
+
+def test_settings_survive_their_file_and_misspelt_ones_are_refused(tmp_path):
+    settings = small(stages=(Stage(2, 7, 1e-3, joint=True),), seed=3, licence="CC0")
+    settings.write(tmp_path / "settings.json")
+    assert read_settings(tmp_path / "settings.json") == settings
+    for text, message in (
+        ("{", "is not JSON"),
+        ('{"stage": []}', "has no stage; it has network, stages"),
+        ('{"synthesis": {"blurr": 1}}', "SynthesisSettings has no blurr"),
+        ('{"stages": [{"level": 4, "steps": 1}]}', "level is 4"),
+        ('{"stages": [{"level": 1}]}', "cannot be used"),
+        ('{"network": 3}', "found 3 where the settings of LapIRNConfig belong"),
+    ):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_settings(tmp_path / "bad.json")
+    with pytest.raises(InputError, match=r"absent\.json: no settings"):
+        read_settings(tmp_path / "absent.json")
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Five little heads without skull, each turned another way, with labels, and a table of them."""
+    rows = ["image\tlabels"]
+    for number, (shift, stretch) in enumerate([(0, 1), (3, 1.1), (-3, 0.95), (2, 1.1), (-2, 1.05)]):
+        labels = little_brain(72, shift, stretch)
+        image = T1[np.searchsorted([2, 3, 4, 24, 41, 42, 43], labels)] * (labels > 0)
+        affine = np.diag([1.6, 1.6, 1.6, 1.0])
+        for name, data in (("T1w", (image + 5 * labels).astype(np.float32)), ("dseg", labels)):
+            picture = nib.Nifti1Image(data, affine)
+            if number % 2:
+                picture = picture.as_reoriented(np.array([[1, -1], [0, 1], [2, 1]]))
+            nib.save(picture, tmp_path / f"{number}_{name}.nii.gz")
+        rows.append(f"{number}_T1w.nii.gz\t{number}_dseg.nii.gz")
+    (tmp_path / "scans.tsv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "scans.tsv"
+
+
+@pytest.mark.slow
+def test_real_scans_are_aligned_once_and_trained_on(scans, tmp_path):
+    listed = read_scan_list(scans, skull_stripped=True)
+    listed.insert(2, TrainingScan(tmp_path / "absent.nii.gz"))
+    lines: list[str] = []
+    runtime = Runtime(device="cpu", threads=2)
+    files = prepare_scans(listed, tmp_path / "cache", runtime, lines.append)
+    assert len(files) == 5 and sum("left out 3/6" in line and "no such file" in line for line in lines) == 1
+    assert prepare_scans(listed, tmp_path / "cache", runtime, lines.append) == files
+    assert sum(line.startswith("prepared") for line in lines) == 5
+    source = RealImages(files, SETTINGS, held_out=2)
+    pair = source.validation(1)[0]
+    assert pair.fixed.shape[2:] == GRID and pair.fixed.max() == 1 and pair.fixed.min() == 0
+    aligned = Validation(source, 1).score(None)
+    assert aligned.name == "Dice" and aligned.value > 0.6
+    moving, fixed = next(iter(PairStream(source, spacing=2, seed=0)))
+    assert moving.shape[2:] == tuple(n // 2 for n in GRID) and (moving > 0).any() and not torch.equal(moving, fixed)
+    settings = small(stages=(Stage(1, 4),), validate_every=4, held_out=2)
+    train(settings, source, tmp_path / "out", background=False, log=lines.append)
+    assert load_network(tmp_path / "out" / "weights.safetensors")[0].config == settings.network
+
+
+def test_scans_without_labels_are_validated_by_similarity(maps, tmp_path):
+    files = []
+    for number, path in enumerate(maps):
+        files.append(tmp_path / f"scan{number}.npz")
+        np.savez(files[-1], image=(np.load(path)["labels"] % 39 / 39).astype(np.float16))
+    score = Validation(RealImages(files, SETTINGS, held_out=2), 2).score(None)
+    assert score.name == "similarity" and 0 < score.value <= 1
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [("picture\n", "has the columns"), ("image\tmask\n\tm.nii\n", "line 2: names no image")],
+)
+def test_a_table_of_scans_that_cannot_be_used_is_refused(table, message, tmp_path):
+    (tmp_path / "scans.tsv").write_text(table)
+    with pytest.raises(InputError, match=message):
+        read_scan_list(tmp_path / "scans.tsv")
 
 
 def test_label_maps_are_brought_to_one_space_once(tmp_path):

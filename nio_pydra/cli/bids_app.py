@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from nio_pydra import __version__
 from nio_pydra.cli.errors import exit_status
-from nio_pydra.cli.options import add_engine_options, checked_preset, positive
+from nio_pydra.cli.options import add_engine_options, checked_preset, named_path, positive
 from nio_pydra.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     scans.add_argument("--session-label", nargs="+", default=[], metavar="LABEL", help="with or without ses-")
     scans.add_argument("--bids-filter-file", type=Path, metavar="F", help='JSON: {"t1w": {entity: value}}')
     scans.add_argument(
-        "-d", "--derivatives", action="append", default=[], type=_named_path, metavar="NAME=PATH",
+        "-d", "--derivatives", action="append", default=[], type=named_path, metavar="NAME=PATH",
         help="derivative dataset with brain masks (desc-brain_mask), lesion masks (desc-lesion_mask, "
         "label-lesion_mask or label-lesion_roi) or label images; may be repeated",
     )  # fmt: skip
@@ -87,13 +87,6 @@ def _parser() -> argparse.ArgumentParser:
         "(default: cf if N of --nprocs is above 1, else debug)",
     )  # fmt: skip
     return parser
-
-
-def _named_path(text: str) -> tuple[str, Path]:
-    name, separator, path = text.partition("=")
-    if not separator or not name.isalnum() or not path:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH with a name of letters and digits")
-    return name, Path(path)
 
 
 def _participant(options: argparse.Namespace, command: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nio_pydra.engines.names import ENGINES, preset_name
 
-__all__ = ["add_engine_options", "checked_preset", "positive"]
+__all__ = ["add_engine_options", "checked_preset", "named_path", "positive"]
 
 
 def positive(text: str) -> int:
@@ -16,6 +16,14 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above zero")
     return number
+
+
+def named_path(text: str) -> tuple[str, Path]:
+    """Parse NAME=PATH."""
+    name, separator, path = text.partition("=")
+    if not separator or not name.isalnum() or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH with a name of letters and digits")
+    return name, Path(path)
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

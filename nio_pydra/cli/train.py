@@ -1,101 +1,138 @@
-"""Train a network on images generated from label maps; run again to go on where it stopped."""
+"""Train a network, on images generated from label maps or on real scans; run again to go on where it stopped."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from nio_pydra.cli.options import named_path, positive
 from nio_pydra.errors import InputError
+
+if TYPE_CHECKING:
+    from nio_pydra.training.pairs import ImageSource
+    from nio_pydra.training.settings import TrainingSettings
 
 __all__ = ["add_arguments", "main"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `nio train`."""
-    parser.add_argument(
-        "--labels",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="label maps (*.nii.gz), FreeSurfer numbers, 1 mm",
+    data = parser.add_argument_group("what to train on, one of")
+    choice = data.add_mutually_exclusive_group(required=True)
+    choice.add_argument(
+        "--labels", type=Path, metavar="DIR", help="images generated from these label maps (*.nii.gz, FreeSurfer's "
+        "numbers, 1 mm)",
+    )  # fmt: skip
+    choice.add_argument("--bids", type=Path, metavar="DIR", help="the T1w scans of a BIDS dataset")
+    choice.add_argument(
+        "--scans", type=Path, metavar="TSV", help="a table of scans, with a column image and perhaps mask and labels"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="takes weights.safetensors, the checkpoint and the log",
-    )
-    parser.add_argument(
+    scans = parser.add_argument_group("of real scans")
+    scans.add_argument(
+        "-d", "--derivatives", action="append", type=named_path, default=[], metavar="NAME=PATH",
+        help="derivatives of the BIDS dataset, for brain masks and labels",
+    )  # fmt: skip
+    scans.add_argument("--labels-desc", metavar="DESC", help="their desc-DESC_dseg serve validation")
+    scans.add_argument("--participant-label", nargs="+", default=[], metavar="LABEL", help="(default: all)")
+    scans.add_argument("--skull-stripped", action="store_true", help="all scans show brains only")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="takes weights, checkpoint, curves and log")
+    run.add_argument("--weights", type=Path, metavar="FILE", help="start from these (default: from nothing)")
+    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    run.add_argument("--threads", type=positive, default=0, metavar="N", help="(default: all cores)")
+    settings = parser.add_argument_group("settings")
+    settings.add_argument(
+        "--settings", type=Path, metavar="JSON",
+        help="as a run keeps them in settings.json; what it leaves out keeps its default, the options below go first",
+    )  # fmt: skip
+    settings.add_argument(
         "--stage", action="append", default=[], metavar="LEVEL:STEPS:RATE:CROP",
         help="part of the schedule, may be repeated (default: 1:1500:0.001:0 2:1500:0.0005:48 3:400:0.0002:64)",
     )  # fmt: skip
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="start from these (default: from nothing)")
-    parser.add_argument(
-        "--training-data",
-        default="images generated from label maps",
-        metavar="TEXT",
-        help="for the metadata of the weights",
-    )
-    parser.add_argument("--licence", default="unspecified", metavar="TEXT", help="of the weights, for their metadata")
-    parser.add_argument(
-        "--lambda",
-        dest="smoothness",
-        type=float,
-        default=0.4,
-        metavar="L",
-        help="weight of smoothness (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--held-out", type=int, default=3, metavar="N", help="maps kept for validation (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0 for all cores (default)")
-    parser.add_argument("--random-seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    settings.add_argument("--lambda", dest="smoothness", type=float, metavar="L", help="weight of smoothness")
+    settings.add_argument("--held-out", type=int, metavar="N", help="brains kept for validation")
+    settings.add_argument("--random-seed", dest="seed", type=int, metavar="N")
+    settings.add_argument("--training-data", metavar="TEXT", help="for the metadata of the weights")
+    settings.add_argument("--licence", metavar="TEXT", help="of the weights, for their metadata")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run or resume a training; return the exit status."""
-    stages = [_numbers(text) for text in args.stage]
+    settings = _settings(args)
 
-    import torch
+    from tqdm import tqdm
 
     from nio_pydra.bids.description import require_writable
-    from nio_pydra.optimize.resources import keep_freed_memory
-    from nio_pydra.spatial.kernels import set_kernel_threads
+    from nio_pydra.engines.contract import Runtime
+    from nio_pydra.engines.nio import choose_device
+    from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
     from nio_pydra.training.loop import train
-    from nio_pydra.training.maps import prepare_label_maps
-    from nio_pydra.training.settings import Stage, TrainingSettings
 
-    keep_freed_memory()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-        set_kernel_threads(args.threads)
-    try:
-        settings = TrainingSettings(
-            smoothness=args.smoothness,
-            held_out=args.held_out,
-            seed=args.random_seed,
-            training_data=args.training_data,
-            licence=args.licence,
-        )
-        if stages:
-            settings = replace(settings, stages=tuple(Stage(int(a), int(b), c, int(d)) for a, b, c, d in stages))
-    except ValueError as error:
-        raise InputError(f"These settings cannot be trained: {error}.") from None
+    runtime = Runtime(device=args.device, threads=args.threads, seed=settings.seed, progress=False)
+    device = choose_device(runtime)
     require_writable(args.out, "output folder")
-    maps = prepare_label_maps(args.labels, args.out / "maps")
+    keep_freed_memory()
+    limit_threads(runtime.thread_count)
     with (args.out / "train.log").open("a", buffering=1) as file:
 
         def log(line: str) -> None:
             text = f"{time.strftime('%H:%M:%S')} {line}"
-            print(text, flush=True)
+            tqdm.write(text)  # around a bar, if there is one
             file.write(text + "\n")
 
-        train(settings, maps, args.out, initial=args.weights, log=log)
+        source = _source(args, settings, runtime, log)
+        train(settings, source, args.out, initial=args.weights, device=device, log=log)
     print(args.out / "weights.safetensors")
     return 0
+
+
+def _settings(args: argparse.Namespace) -> TrainingSettings:
+    from nio_pydra.training.settings import Stage, TrainingSettings, read_settings
+
+    settings = TrainingSettings() if args.settings is None else read_settings(args.settings)
+    names = ("smoothness", "held_out", "seed", "training_data", "licence")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    try:
+        if args.stage:
+            given["stages"] = tuple(
+                Stage(int(a), int(b), c, int(d)) for a, b, c, d in (_numbers(text) for text in args.stage)
+            )
+        return replace(settings, **given)
+    except ValueError as error:
+        raise InputError(f"These settings cannot be trained: {error}.") from None
+
+
+def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: Callable[[str], None]) -> ImageSource:  # type: ignore[no-untyped-def]
+    """Prepare the data, once."""
+    from nio_pydra.training.pairs import RealImages, SyntheticImages
+
+    if args.labels is not None:
+        from nio_pydra.training.maps import prepare_label_maps
+
+        files = prepare_label_maps(args.labels, args.out / "maps")
+        return SyntheticImages(files, settings.synthesis, settings.held_out)
+    from nio_pydra.training.scans import TrainingScan, prepare_scans, read_scan_list
+
+    if args.scans is not None:
+        scans = read_scan_list(args.scans, skull_stripped=args.skull_stripped)
+    else:
+        from nio_pydra.bids.inputs import find_scans
+
+        scans = [
+            TrainingScan(scan.t1w, scan.mask, scan.labels, args.skull_stripped or scan.skull_stripped)
+            for scan in find_scans(
+                args.bids,
+                args.out / "index",
+                participants=args.participant_label,
+                derivatives=dict(args.derivatives),
+                labels_desc=args.labels_desc,
+            )
+        ]
+    return RealImages(prepare_scans(scans, args.out / "scans", runtime, log), settings.synthesis, settings.held_out)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -236,7 +236,7 @@ class LapIRN(nn.Module):
         condition: float | Tensor | None = None,
     ) -> list[LevelOutput]:
         """As :meth:`forward`, on pyramids made once by :func:`image_pyramid` (coarse to fine)."""
-        code = self._condition(condition, moving[0])
+        code = self.code(condition, moving[0])
         outputs: list[LevelOutput] = []
         for level, m, f in zip(self.levels[:levels], moving, fixed, strict=False):
             if not outputs:
@@ -259,7 +259,8 @@ class LapIRN(nn.Module):
         embedding: Tensor = up(output.features)
         return embedding
 
-    def _condition(self, value: float | Tensor | None, like: Tensor) -> Tensor | None:
+    def code(self, value: float | Tensor | None, like: Tensor) -> Tensor | None:
+        """The condition as the levels take it, ``(N, 1)`` for images of N pairs; None for a plain network."""
         if not self.config.conditional:
             return None
         if value is None:

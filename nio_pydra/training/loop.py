@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from nio_pydra.networks.checkpoints import weights_digest
 from nio_pydra.networks.lapirn import LEVELS
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.training.objective import objective
-from nio_pydra.training.pairs import SyntheticPairs, pair_loader
-from nio_pydra.training.settings import TrainingSettings
+from nio_pydra.training.pairs import ImageSource, PairStream, pair_loader
+from nio_pydra.training.settings import TrainingSettings, read_settings
 from nio_pydra.training.validation import Validation
 
 __all__ = ["inherit", "train"]
@@ -47,10 +48,11 @@ def inherit(network: LapIRN, level: int, head_scale: float) -> None:
 
 def train(
     settings: TrainingSettings,
-    maps: list[Path],
+    source: ImageSource,
     out: Path,
     *,
     initial: Path | None = None,
+    device: torch.device | str = "cpu",
     background: bool = True,
     log: Callable[[str], None] = print,
 ) -> LapIRN:
@@ -60,34 +62,32 @@ def train(
     ----------
     settings : TrainingSettings
         The same as those of the interrupted run, where there is one.
-    maps : list of Path
-        Prepared label maps.
+    source : ImageSource
+        Images to train on and to validate with.
     out : Path
-        Takes ``settings.json``, ``checkpoint.pt`` (from which a killed run resumes exactly) and
-        ``weights.safetensors``, which is usable from the first validation on.
+        Takes ``settings.json``, ``checkpoint.pt`` (from which a killed run resumes exactly),
+        ``weights.safetensors`` (the best so far, usable from the first validation on) and, where the tensorboard
+        package is installed, the curves in ``tensorboard``.
     initial : Path, optional
         Weights to start from instead of random ones; their levels are kept until a stage trains them.
+    device : torch.device or str
+        Where the network learns; images are always made on the CPU.
     background : bool
         Make the images in a process of their own.
     log : callable
         Takes one line at a time.
 
+    Returns
+    -------
+    LapIRN
+        The best network of the last stage.
+
     Raises
     ------
     InputError
-        If `out` holds a run with other settings, too few maps are given, or `initial` is another network.
+        If `out` holds a run with other settings or other data, or `initial` is another network.
     """
-    if len(maps) < settings.held_out + 3:
-        raise InputError(
-            f"{len(maps)} label maps: expected {settings.held_out + 3}, {settings.held_out} of them held out."
-        )
-    shown = json.loads(json.dumps({**asdict(settings), "initial": initial and weights_digest(initial)}))
-    stored = out / "settings.json"
-    if stored.is_file() and json.loads(stored.read_text()) != shown:
-        raise InputError(f"{out} holds a run with other settings: give another --out, or the settings in {stored}.")
-    with atomic_path(stored) as temporary:
-        temporary.write_text(json.dumps(shown, indent=2))
-
+    _claim(out, settings, source, initial)
     torch.manual_seed(settings.seed)
     network, trained = LapIRN(settings.network), 0
     if initial is not None:
@@ -95,11 +95,13 @@ def train(
         trained = int(metadata.get("trained_levels", LEVELS))
         if network.config != settings.network:
             raise InputError(f"{initial} holds a network of another shape than the one to train ({settings.network}).")
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    cut = len(maps) - settings.held_out
-    run = _Run(settings, maps[:cut], maps[cut:], out, network, log, background, trained)
+    device = torch.device(device)
+    network.to(device)
+    if device.type == "cpu":
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    run = _Run(settings, source, out, network, device, log, background, trained)
     checkpoint = out / "checkpoint.pt"
-    state = torch.load(checkpoint, weights_only=True) if checkpoint.is_file() else None
+    state = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.is_file() else None
     first = 0
     if state is not None:
         network.load_state_dict(state["network"])
@@ -110,77 +112,109 @@ def train(
     return network
 
 
+def _claim(out: Path, settings: TrainingSettings, source: ImageSource, initial: Path | None) -> None:
+    """Store what decides the run, or compare it with what is stored."""
+    stored = out / "settings.json"
+    if stored.is_file() and read_settings(stored) != settings:
+        raise InputError(f"{out} holds a run with other settings: give another --out, or --settings {stored}.")
+    settings.write(stored)
+    started_from = {
+        "initial": initial and weights_digest(initial),
+        "brains": [path.name for path in [*source.files, *source.held_out]],
+    }
+    origin = out / "origin.json"
+    if origin.is_file() and json.loads(origin.read_text()) != started_from:
+        raise InputError(f"{out} holds a run with other data or initial weights: give another --out.")
+    with atomic_path(origin) as temporary:
+        temporary.write_text(json.dumps(started_from, indent=1) + "\n")
+
+
 @dataclass
 class _Run:
     settings: TrainingSettings
-    maps: list[Path]
-    held_out: list[Path]
+    source: ImageSource
     out: Path
     network: LapIRN
+    device: torch.device
     log: Callable[[str], None]
     background: bool
     trained: int  # levels that the initial weights bring along
 
     def stage(self, number: int, state: dict[str, Any] | None) -> None:
-        """Run a stage from its beginning, or from a checkpoint's state."""
+        """Run a stage from its beginning, or from a checkpoint's state; leave the network at its best."""
         settings, network = self.settings, self.network
         stage = settings.stages[number]
         spacing = 1 if stage.level == LEVELS else 2
-        validation = Validation(self.held_out, settings.synthesis, spacing)
-        start = 0 if state is None else state["step"]
+        validation = Validation(self.source, spacing, settings.smoothness)
+        start, best = (0, None) if state is None else (state["step"], state["best"])
         trained = max([self.trained, *(s.level for s in settings.stages[:number])])
         if state is None:
             if stage.level == trained + 1 and trained > 0:
                 inherit(network, stage.level, settings.head_scale)
-            self.log(
-                f"stage {number + 1}: level {stage.level}, {stage.steps} steps; unregistered {validation.score(None)}"
-            )
-            self.log(f"stage {number + 1} before training: {validation.score(network, stage.level)}")
+            about = f"stage {number + 1}: level {stage.level}, {stage.steps} steps"
+            self.log(f"{about}; unregistered {validation.score(None) or 'nothing held out'}")
+            self.log(f"stage {number + 1} before training: {validation.score(network, stage.level) or '-'}")
         for i, level in enumerate(network.levels, start=1):
             level.requires_grad_(i == stage.level or (stage.joint and i < stage.level))
         optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=stage.learning_rate)
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
         seed = settings.seed * 1000 + number
-        pairs = SyntheticPairs(self.maps, settings.synthesis, spacing=spacing, seed=seed, start=start)
+        pairs = PairStream(self.source, spacing=spacing, seed=seed, start=start)
+        before = sum(s.steps for s in settings.stages[:number])
         losses: list[float] = []
         begin = time.perf_counter()
         waited = 0.0
         stream = pair_loader(pairs, background=self.background)
-        for step in range(start, stage.steps):
-            rise = min(1.0, (step + 1) / WARM_UP)
-            fall = 0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / stage.steps))
-            optimizer.param_groups[0]["lr"] = float(stage.learning_rate * rise * fall)
-            asked = time.perf_counter()
-            pair = next(stream)
-            waited += time.perf_counter() - asked
-            with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
-                loss = objective(network, pair, stage, settings.smoothness, np.random.default_rng([seed, 1, step]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            done = step + 1
-            if done % settings.save_every == 0 or done == stage.steps:
-                seconds = (time.perf_counter() - begin) / (done - start)
-                self.log(
-                    f"stage {number + 1} step {done}/{stage.steps} loss {np.mean(losses):.4f} "
-                    f"{seconds:.2f} s/step ({waited / (done - start):.2f} waiting)"
-                )
-                losses.clear()
-            if done % settings.validate_every == 0 or done == stage.steps:
-                self.log(f"stage {number + 1} step {done} validation: {validation.score(network, stage.level)}")
-                self._export(max(trained, stage.level))
-            # Last, so that a run killed in between repeats what was not finished.
-            if done % settings.save_every == 0 or done == stage.steps:
-                self._save(number, done, optimizer)
+        with _Curves(self.out / "tensorboard", before + start + 1) as curves, _bar(number, stage.steps, start) as bar:
+            for step in range(start, stage.steps):
+                rise = min(1.0, (step + 1) / WARM_UP)
+                fall = 0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / stage.steps))
+                optimizer.param_groups[0]["lr"] = float(stage.learning_rate * rise * fall)
+                asked = time.perf_counter()
+                moving, fixed = (image.to(self.device) for image in next(stream))
+                waited += time.perf_counter() - asked
+                chance = np.random.default_rng([seed, 1, step])
+                smoothness = chance.random() if settings.network.conditional else settings.smoothness
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    loss = objective(network, (moving, fixed), stage, smoothness, chance)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+                done = step + 1
+                bar.update()
+                last = done == stage.steps
+                if done % settings.save_every == 0 or last:
+                    seconds = (time.perf_counter() - begin) / (done - start)
+                    mean = float(np.mean(losses))
+                    losses.clear()
+                    self.log(
+                        f"stage {number + 1} step {done}/{stage.steps} loss {mean:.4f} "
+                        f"{seconds:.2f} s/step ({waited / (done - start):.2f} waiting)"
+                    )
+                    curves.add(f"loss/level {stage.level}", mean, before + done)
+                if done % settings.validate_every == 0 or last:
+                    score = validation.score(network, stage.level)
+                    self.log(f"stage {number + 1} step {done} validation: {score or 'nothing held out'}")
+                    if score is not None:
+                        curves.add(f"{score.name}/level {stage.level}", score.value, before + done)
+                        curves.add(f"folds in percent/level {stage.level}", score.fold_percent, before + done)
+                    if score is None or best is None or score.value > best:
+                        best = score and score.value
+                        self._export(max(trained, stage.level))
+                # Last, so that a run killed in between repeats what was not finished.
+                if done % settings.save_every == 0 or last:
+                    self._save(number, done, best, optimizer)
+        network.load_state_dict(load_network(self.out / "weights.safetensors")[0].state_dict())
 
-    def _save(self, number: int, step: int, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, number: int, step: int, best: float | None, optimizer: torch.optim.Optimizer) -> None:
         state = {
             "network": self.network.state_dict(),
             "optimizer": optimizer.state_dict(),
             "stage": number,
             "step": step,
+            "best": best,
         }
         with atomic_path(self.out / "checkpoint.pt") as temporary:
             torch.save(state, temporary)
@@ -192,3 +226,35 @@ class _Run:
             inherit(whole, level, self.settings.head_scale)
         metadata = {**self.settings.metadata(), "trained_levels": trained}
         save_network(whole, self.out / "weights.safetensors", metadata)
+
+
+class _Curves:
+    """Curves for TensorBoard; does nothing where that is not installed.
+
+    What a killed run wrote from step `first` on is forgotten: it is written again.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self.writer = None
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder), purge_step=first)
+
+    def add(self, name: str, value: float, step: int) -> None:
+        if self.writer is not None:
+            self.writer.add_scalar(name, value, step)
+
+    def __enter__(self) -> _Curves:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _bar(number: int, steps: int, start: int) -> Any:
+    """A bar on a terminal, nothing elsewhere."""
+    from tqdm import tqdm
+
+    return tqdm(total=steps, initial=start, desc=f"stage {number + 1}", unit="step", dynamic_ncols=True, disable=None)

@@ -16,6 +16,7 @@ from nio_pydra.spatial.images import load_labels
 __all__ = [
     "GRID",
     "ORIENTATION",
+    "STRUCTURES",
     "TISSUES",
     "VENTRICLES",
     "Tissue",
@@ -68,6 +69,8 @@ TISSUES = (
     Tissue("vessels", (30, 62), 87, 15),
     Tissue("lesions", (25, 57), 116, 15),
 )
+#: The labels that segmentations of FreeSurfer are commonly compared by; vessels and specks are none of them.
+STRUCTURES = (2, 3, 4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 26, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)
 VENTRICLES = (4, 43)
 OUTSIDE_BRAIN = (24,)  # not kept by a brain mask of its own right
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from nio_pydra.losses import diffusion, lncc
 from nio_pydra.networks import LapIRN
 from nio_pydra.networks.lapirn import image_pyramid
-from nio_pydra.spatial.unit_grid import identity_grid, upsample, warp
+from nio_pydra.spatial.unit_grid import identity_grid, upsample, voxel_scale, warp
 from nio_pydra.training.settings import Stage
 
 __all__ = ["objective"]
@@ -34,7 +34,7 @@ def objective(
     stage : Stage
         Says which level, and whether a crop of it is enough.
     smoothness : float
-        lambda.
+        lambda; a conditional network is told.
     rng : numpy.random.Generator
         Chooses the crop.
     """
@@ -42,25 +42,25 @@ def objective(
     top = stage.level - 1
     target, source = fixed[top], moving[top]
     if not stage.crop:
-        unit = network.on_pyramid(moving, fixed, levels=stage.level)[-1].field
+        unit = network.on_pyramid(moving, fixed, levels=stage.level, condition=smoothness)[-1].field
         warped, similarity_target = warp(source, unit), target
     else:
         with torch.no_grad():
-            below = network.on_pyramid(moving, fixed, levels=top)[-1]
+            below = network.on_pyramid(moving, fixed, levels=top, condition=smoothness)[-1]
             carried = upsample(below.parameters)
             moved = warp(source, carried)
             embedding = network.embedding(below, top)
         box, half = _draw_crop(target, stage.crop, rng)
         network_input = torch.cat([moved, target, carried], dim=1)[box]
-        residual, _ = network.levels[top](network_input, embedding[half], None)
+        residual, _ = network.levels[top](network_input, embedding[half], network.code(smoothness, target))
         unit = carried[box] + residual
         shape = (target.shape[2], target.shape[3], target.shape[4])
         positions = identity_grid(shape, device=unit.device)[:, box[2], box[3], box[4]] + unit.permute(0, 2, 3, 4, 1)
         warped = functional.grid_sample(source, positions, padding_mode="border", align_corners=True)
         similarity_target = target[box]
         # The units of the whole volume, in those of the crop, so that strain stays strain.
-        whole, part = (torch.tensor(s.shape[:1:-1], dtype=torch.float32) - 1 for s in (target, similarity_target))
-        unit = unit * (whole / part).view(1, 3, 1, 1, 1)
+        whole, part = (voxel_scale(x.shape[2:], device=unit.device) for x in (target, similarity_target))
+        unit = unit * (whole / part)
     similarity = unit.new_zeros(())
     for i in range(stage.level):
         if i:

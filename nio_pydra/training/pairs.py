@@ -1,36 +1,160 @@
-"""An endless, repeatable stream of training pairs, and fixed ones for validation."""
+"""Endless, repeatable streams of training pairs, and fixed pairs for validation."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count, permutations
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
-from nio_pydra.training.maps import TISSUES
-from nio_pydra.training.synthesis import Anatomy, SynthesisSettings, draw_contrast, draw_pose, synthesise
+from nio_pydra.errors import InputError
+from nio_pydra.networks.lapirn import image_pyramid
+from nio_pydra.training.maps import STRUCTURES, TISSUES
+from nio_pydra.training.synthesis import (
+    Anatomy,
+    SynthesisSettings,
+    draw_contrast,
+    draw_pose,
+    posed_positions,
+    synthesise,
+)
 
-__all__ = ["SyntheticPairs", "pair_loader", "validation_pairs"]
+__all__ = ["ImageSource", "PairStream", "RealImages", "SyntheticImages", "ValidationPair", "pair_loader"]
 
-GROUP = 3  # images of one contrast and pose
+GROUP = 3  # images that share contrast and pose
 ORDERED = tuple(permutations(range(GROUP), 2))  # all are paired: making images costs as much as learning from them
+KEPT = 32  # files that stay in memory
 
 Pair = tuple[Tensor, Tensor]
 
 
-class SyntheticPairs(IterableDataset):
+@dataclass(frozen=True)
+class ValidationPair:
+    """Two images that are never trained on.
+
+    Attributes
+    ----------
+    moving, fixed : Tensor
+        ``(1, 1, D, H, W)`` float32 in [0, 1].
+    moving_labels, fixed_labels : Tensor or None
+        Of the same shape, float32; None where the images have no labels.
+    """
+
+    moving: Tensor
+    fixed: Tensor
+    moving_labels: Tensor | None = None
+    fixed_labels: Tensor | None = None
+
+
+class ImageSource(ABC):
+    """Where images come from.
+
+    Parameters
+    ----------
+    files : list of Path
+        Prepared once, on one grid (:mod:`nio_pydra.training.maps`, :mod:`nio_pydra.training.scans`).
+    settings : SynthesisSettings
+        How images differ.
+    held_out : int
+        How many files, the last ones, are kept for validation.
+
+    Raises
+    ------
+    InputError
+        If too few files are left to train on.
+    """
+
+    def __init__(self, files: list[Path], settings: SynthesisSettings, held_out: int = 0) -> None:
+        if len(files) < held_out + GROUP:
+            raise InputError(
+                f"{len(files)} brains to train on: expected at least {held_out + GROUP}, {held_out} of them held out."
+            )
+        cut = len(files) - held_out
+        self.files, self.held_out, self.settings = files[:cut], files[cut:], settings
+
+    @abstractmethod
+    def group(self, rng: np.random.Generator, spacing: int) -> list[Tensor]:
+        """Draw `GROUP` images ``(1, 1, D, H, W)`` of different brains, in voxels of 1 or 2 mm."""
+
+    @abstractmethod
+    def as_it_is(self, number: int, spacing: int) -> tuple[Tensor, Tensor | None]:
+        """Image and labels of a held-out brain, its anatomy unchanged."""
+
+    def validation(self, spacing: int) -> list[ValidationPair]:
+        """Return all ordered pairs of the held-out brains."""
+        made = [self.as_it_is(number, spacing) for number in range(len(self.held_out))]
+        return [ValidationPair(a[0], b[0], a[1], b[1]) for a, b in permutations(made, 2)]
+
+    def _choose(self, rng: np.random.Generator) -> list[Path]:
+        return [self.files[k] for k in rng.choice(len(self.files), GROUP, replace=False)]
+
+
+class SyntheticImages(ImageSource):
+    """Images made of label maps (:func:`nio_pydra.training.maps.prepare_label_maps`)."""
+
+    def group(self, rng: np.random.Generator, spacing: int) -> list[Tensor]:
+        """See :class:`ImageSource`."""
+        settings = self.settings
+        contrast, pose = draw_contrast(rng, settings), draw_pose(rng, settings)
+        return [
+            synthesise(
+                _anatomy(path),
+                contrast,
+                draw_pose(rng, settings, settings.residual).after(pose),
+                rng,
+                settings,
+                spacing=spacing,
+            )[0]
+            for path in self._choose(rng)
+        ]
+
+    def as_it_is(self, number: int, spacing: int) -> tuple[Tensor, Tensor]:
+        """See :class:`ImageSource`; shown as a T1-weighted image, with the labels that brains are compared by."""
+        rng = np.random.default_rng([0, number])
+        pose = draw_pose(rng, self.settings, self.settings.residual / 2)
+        contrast = np.array([tissue.t1 for tissue in TISSUES], np.float32)
+        anatomy = _anatomy(self.held_out[number])
+        image, labels = synthesise(anatomy, contrast, pose, rng, self.settings, spacing=spacing, plain=True)
+        return image, torch.where(torch.isin(labels, torch.tensor(STRUCTURES, dtype=labels.dtype)), labels, 0)
+
+
+class RealImages(ImageSource):
+    """Real scans (:func:`nio_pydra.training.scans.prepare_scans`), turned and flipped at random."""
+
+    def group(self, rng: np.random.Generator, spacing: int) -> list[Tensor]:
+        """See :class:`ImageSource`."""
+        settings = self.settings
+        flip, pose = rng.random() < 0.5, draw_pose(rng, settings)
+        images = []
+        for path in self._choose(rng):
+            image, _ = _scan(path)
+            grid = posed_positions(draw_pose(rng, settings, settings.residual).after(pose), image.shape[2:])
+            posed = functional.grid_sample(image, grid, padding_mode="zeros", align_corners=True)
+            # Left and right lie along the first axis.
+            images.append(_pooled(posed.flip(2) if flip else posed, spacing))
+        return images
+
+    def as_it_is(self, number: int, spacing: int) -> tuple[Tensor, Tensor | None]:
+        """See :class:`ImageSource`."""
+        image, labels = _scan(self.held_out[number])
+        return _pooled(image, spacing), labels if labels is None else labels[:, :, ::spacing, ::spacing, ::spacing]
+
+
+class PairStream(IterableDataset):
     """Pairs (moving, fixed), each image ``(1, 1, D, H, W)``; pair `k` depends on the seed and `k` alone.
 
     Parameters
     ----------
-    maps : list of Path
-        Prepared label maps (:func:`nio_pydra.training.maps.prepare_label_maps`).
-    settings : SynthesisSettings
-        How the images differ.
+    source : ImageSource
+        Where images come from.
     spacing : {1, 2}
         Voxel size in mm.
     seed : int
@@ -39,68 +163,47 @@ class SyntheticPairs(IterableDataset):
         The first pair to give: resuming costs nothing.
     """
 
-    def __init__(
-        self, maps: list[Path], settings: SynthesisSettings, *, spacing: int, seed: int, start: int = 0
-    ) -> None:
-        if len(maps) < GROUP:
-            raise ValueError(f"{len(maps)} label maps: training needs at least {GROUP}")
-        self.maps, self.settings, self.spacing, self.seed, self.start = maps, settings, spacing, seed, start
+    def __init__(self, source: ImageSource, *, spacing: int, seed: int, start: int = 0) -> None:
+        self.source, self.spacing, self.seed, self.start = source, spacing, seed, start
 
     def __iter__(self) -> Iterator[Pair]:
-        anatomies = [load_anatomy(path) for path in self.maps]
         for k in count(self.start):
             group, number = divmod(k, len(ORDERED))
             if number == 0 or k == self.start:
-                images = self._group(anatomies, np.random.default_rng([self.seed, group]))
+                images = self.source.group(np.random.default_rng([self.seed, group]), self.spacing)
             moving, fixed = ORDERED[number]
             yield images[moving], images[fixed]
 
-    def _group(self, anatomies: list[Anatomy], rng: np.random.Generator) -> list[Tensor]:
-        settings = self.settings
-        contrast, pose = draw_contrast(rng, settings), draw_pose(rng, settings)
-        return [
-            synthesise(
-                anatomies[k],
-                contrast,
-                draw_pose(rng, settings, settings.residual).after(pose),
-                rng,
-                settings,
-                spacing=self.spacing,
-            )[0]
-            for k in rng.choice(len(anatomies), GROUP, replace=False)
-        ]
 
-
-def pair_loader(pairs: SyntheticPairs, *, background: bool) -> Iterator[Pair]:
+def pair_loader(pairs: PairStream, *, background: bool) -> Iterator[Pair]:
     """Iterate over pairs, made ahead by one background process where `background` is set."""
     if not background:
         return iter(pairs)
     return iter(DataLoader(pairs, batch_size=None, num_workers=1, prefetch_factor=6, worker_init_fn=_one_thread))
 
 
-def validation_pairs(
-    maps: list[Path], settings: SynthesisSettings, *, spacing: int, seed: int = 0
-) -> list[tuple[Pair, Pair]]:
-    """All ordered pairs of some maps, as T1-weighted images of the real anatomies (no random warp).
-
-    Returns
-    -------
-    list
-        ``((moving, fixed), (moving labels, fixed labels))`` each.
-    """
-    contrast = np.array([tissue.t1 for tissue in TISSUES], np.float32)
-    made = []
-    for number, path in enumerate(maps):
-        rng = np.random.default_rng([seed, number])
-        pose = draw_pose(rng, settings, settings.residual / 2)
-        made.append(synthesise(load_anatomy(path), contrast, pose, rng, settings, spacing=spacing, plain=True))
-    return [((a[0], b[0]), (a[1], b[1])) for a, b in permutations(made, 2)]
+def _pooled(image: Tensor, spacing: int) -> Tensor:
+    return image_pyramid(image, spacing)[0]
 
 
-def load_anatomy(path: Path) -> Anatomy:
+@lru_cache(KEPT)
+def _anatomy(path: Path) -> Anatomy:
     """Read a prepared label map."""
     with np.load(path) as stored:
         return Anatomy(stored["labels"])
+
+
+@lru_cache(KEPT)
+def _scan(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Read a prepared scan and its labels, where it has some: ``(1, 1, D, H, W)`` float32."""
+    with np.load(path) as stored:
+        image, labels = (
+            torch.from_numpy(stored[name].astype(np.float32))[None, None] if name in stored else None
+            for name in ("image", "labels")
+        )
+    if image is None:
+        raise RuntimeError(f"{path} holds no image: was it made by prepare_scans?")
+    return image, labels
 
 
 def _one_thread(_worker: int) -> None:

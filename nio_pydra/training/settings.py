@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
+from nio_pydra.errors import InputError
 from nio_pydra.networks import LapIRNConfig
 from nio_pydra.networks.lapirn import LEVELS
+from nio_pydra.spatial.files import atomic_path
 from nio_pydra.training.maps import ORIENTATION
 from nio_pydra.training.synthesis import SynthesisSettings
 
-__all__ = ["Stage", "TrainingSettings"]
+__all__ = ["Stage", "TrainingSettings", "read_settings"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Stage:
     def __post_init__(self) -> None:
         if not 1 <= self.level <= LEVELS:
             raise ValueError(f"level is {self.level}: expected 1 to {LEVELS}")
+        if self.steps < 1 or not self.learning_rate > 0:
+            raise ValueError(f"a stage has {self.steps} steps at rate {self.learning_rate}: expected positive numbers")
         if self.crop % 4 or (self.crop and (self.joint or self.level == 1)):
             raise ValueError("a crop is a multiple of 4, above level 1, with the levels below frozen")
 
@@ -51,23 +58,24 @@ class TrainingSettings:
     Attributes
     ----------
     network : LapIRNConfig
-        Unconditional.
+        Of the "disp" variant. Of a conditional network lambda is drawn anew, uniformly from [0, 1], at every step.
     stages : tuple of Stage
         In order.
     smoothness : float
-        lambda: the loss is (1 - lambda) LNCC + lambda diffusion, the latter in the authors' scale (`objective`).
+        lambda: the loss is (1 - lambda) LNCC + lambda diffusion, the latter in the authors' scale (`objective`). A
+        conditional network is validated with it.
     head_scale : float
         Factor on the last convolution of a level that was copied from the one below.
     validate_every, save_every : int
         Steps.
     held_out : int
-        How many label maps, the last ones, are kept for validation.
+        How many label maps or scans, the last ones, are kept for validation.
     precision : {"bf16", "float32"}
         Of the convolutions.
     seed : int
         Decides weights, images and crops.
     synthesis : SynthesisSettings
-        How images are made.
+        How images are made of label maps. Of real scans only the pose is changed.
     training_data, licence : str
         For the metadata of the weights.
     """
@@ -86,8 +94,16 @@ class TrainingSettings:
     licence: str = "unspecified"
 
     def __post_init__(self) -> None:
-        if self.network.conditional or self.network.variant != "disp":
-            raise ValueError("only the plain displacement network can be trained so far")
+        if self.network.variant != "disp":
+            raise ValueError("only networks that predict displacements can be trained so far")
+        if not self.stages:
+            raise ValueError("there are no stages")
+        if not 0 <= self.smoothness <= 1:
+            raise ValueError(f"smoothness is {self.smoothness}: expected a number in [0, 1]")
+        if min(self.validate_every, self.save_every) < 1 or self.held_out < 0:
+            raise ValueError("validate_every and save_every are at least 1, held_out is not negative")
+        if self.precision not in ("bf16", "float32"):
+            raise ValueError(f"precision is {self.precision!r}: expected bf16 or float32")
 
     def metadata(self) -> dict[str, Any]:
         """What the weights file says of them."""
@@ -95,7 +111,50 @@ class TrainingSettings:
             "orientation": ORIENTATION,
             "voxel_size_mm": 1.0,
             "intensity_scaling": "percentile",
-            "lambda": self.smoothness,
+            "lambda": None if self.network.conditional else self.smoothness,
             "training_data": self.training_data,
             "licence": self.licence,
         }
+
+    def write(self, path: Path) -> None:
+        """Write all of it as JSON, for :func:`read_settings`."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read_settings(path: Path) -> TrainingSettings:
+    """Read settings from a JSON file; what it leaves out keeps its default.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or holds a setting that does not exist or cannot be.
+    """
+    try:
+        stored = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"{path}: no settings can be read from it ({error.strerror}).") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): expected settings as a run stores in settings.json.") from None
+    try:
+        values = dict(_checked(stored, TrainingSettings))
+        parts = {"network": LapIRNConfig.standard(), "synthesis": SynthesisSettings()}
+        for name, default in parts.items():
+            if name in values:
+                values[name] = replace(default, **_checked(values[name], type(default)))
+        if "stages" in values:
+            values["stages"] = tuple(Stage(**_checked(stage, Stage)) for stage in values["stages"])
+        return TrainingSettings(**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} cannot be used: {error}.") from None
+
+
+def _checked(values: Any, kind: type) -> Mapping[str, Any]:
+    """Those of a dataclass, lists turned into tuples; a misspelt name must not pass for a default."""
+    if not isinstance(values, dict):
+        raise ValueError(f"found {values!r} where the settings of {kind.__name__} belong")
+    known = [entry.name for entry in fields(kind)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

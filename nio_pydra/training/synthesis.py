@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,15 @@ from nio_pydra.spatial.conform import scale_intensities
 from nio_pydra.spatial.unit_grid import identity_grid, integrate, voxel_to_unit
 from nio_pydra.training.maps import TISSUES, VENTRICLES, brain, tissue_index
 
-__all__ = ["Anatomy", "Pose", "SynthesisSettings", "draw_contrast", "draw_pose", "synthesise"]
+__all__ = [
+    "Anatomy",
+    "Pose",
+    "SynthesisSettings",
+    "draw_contrast",
+    "draw_pose",
+    "posed_positions",
+    "synthesise",
+]
 
 CONTROL_SPACING = 8  # mm between the nodes of the random warps
 MASK_BLUR = 9  # mm, width of the box that turns a brain mask into a ramp
@@ -40,6 +49,9 @@ class SynthesisSettings:
         Standard deviation of the bias field's and gamma's logarithm; largest white and largest smooth noise.
     blur_voxels : float
         Largest Gaussian blur, in voxels of the image.
+    thick_share, thickest_mm : float
+        Share of images of lower resolution than their grid, in all directions or in one, and the largest voxels
+        that these are made of; the smallest measure 1 mm.
     """
 
     t1_share: float = 0.7
@@ -55,6 +67,8 @@ class SynthesisSettings:
     texture: float = 0.04
     gamma: float = 0.12
     blur_voxels: float = 0.7
+    thick_share: float = 0.3
+    thickest_mm: float = 3.0
 
 
 class Anatomy:
@@ -158,6 +172,9 @@ def synthesise(
     image += rng.uniform(0, settings.texture) * _noise(rng, tuple(n // 2 for n in shape), shape)
     image *= torch.exp(settings.bias * _noise(rng, (4, 4, 4), shape))
     image = _blur(image, rng.uniform(0, settings.blur_voxels))
+    if rng.random() < settings.thick_share:
+        axes = range(3) if rng.random() < 0.5 else [int(rng.integers(3))]
+        image = _coarsen(image, axes, rng.uniform(1, settings.thickest_mm) / spacing)
     white = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))[None, None]
     image = (image + rng.uniform(0, settings.noise) * white).clamp_min(1e-3)
 
@@ -172,6 +189,30 @@ def synthesise(
     return scale_intensities(image[0, 0].numpy(), "percentile"), moved
 
 
+def posed_positions(pose: Pose, full: tuple[int, ...], shape: tuple[int, ...] | None = None) -> Tensor:
+    """Where each voxel of an image looks into a volume of 1 mm, for a brain in a pose.
+
+    Parameters
+    ----------
+    pose : Pose
+        Of the brain.
+    full : tuple of int
+        (D, H, W) of the volume.
+    shape : tuple of int, optional
+        Of the image, which spans the volume from corner to corner; default: the same.
+
+    Returns
+    -------
+    Tensor
+        Unit coordinates ``(1, D, H, W, 3)``, the last axis ordered W, H, D.
+    """
+    to_unit = np.diag(2 / (np.array(full) - 1))  # millimetres about the middle
+    matrix = to_unit @ pose.matrix @ np.linalg.inv(to_unit)
+    shift = to_unit @ pose.shift
+    affine = torch.from_numpy(np.hstack([matrix[::-1, ::-1], shift[::-1, None]])).float()
+    return functional.affine_grid(affine[None], [1, 1, *(shape or full)], align_corners=True)
+
+
 def _positions(
     anatomy: Anatomy,
     pose: Pose,
@@ -182,12 +223,7 @@ def _positions(
 ) -> Tensor:
     """Where each voxel of the image looks into the label map: unit coordinates ``(1, D, H, W, 3)``."""
     full = np.array(anatomy.labels.shape)
-    # Millimetres about the middle to unit coordinates, in the order W, H, D of grid_sample.
-    to_unit = np.diag(2 / (full - 1))
-    matrix = to_unit @ pose.matrix @ np.linalg.inv(to_unit)
-    shift = to_unit @ pose.shift
-    affine = torch.from_numpy(np.hstack([matrix[::-1, ::-1], shift[::-1, None]])).float()
-    grid = functional.affine_grid(affine[None], [1, 1, *shape], align_corners=True)
+    grid = posed_positions(pose, anatomy.labels.shape, shape)
     if plain:
         return grid
     coarse = tuple(int(n) for n in full // CONTROL_SPACING)
@@ -226,6 +262,14 @@ def _blur(image: Tensor, sigma: float) -> Tensor:
         padding[axis] = 1
         image = functional.conv3d(image, kernel.view(view), padding=padding)
     return image
+
+
+def _coarsen(image: Tensor, axes: Iterable[int], factor: float) -> Tensor:
+    """What is left of an image that was taken in voxels `factor` times as long along some axes."""
+    shape = list(image.shape[2:])
+    small = [max(1, round(n / max(factor, 1))) if axis in axes else n for axis, n in enumerate(shape)]
+    taken = functional.interpolate(image, small, mode="area")
+    return functional.interpolate(taken, shape, mode="trilinear", align_corners=False)
 
 
 def _push_from_ventricles(ventricles: NDArray[np.bool_]) -> Tensor:

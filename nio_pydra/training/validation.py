@@ -1,111 +1,104 @@
-"""How well a network in training aligns label maps that it never saw."""
+"""How well a network in training aligns brains that it never saw."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nio_pydra.losses import lncc
 from nio_pydra.metrics import dice
 from nio_pydra.networks import LapIRN
 from nio_pydra.networks.lapirn import image_pyramid
 from nio_pydra.spatial.unit_grid import unit_to_voxel, upsample, warp
-from nio_pydra.training.pairs import validation_pairs
-from nio_pydra.training.synthesis import SynthesisSettings
+from nio_pydra.training.pairs import ImageSource, ValidationPair
 
-__all__ = ["Validation"]
-
-#: The structures that segmentations of FreeSurfer are commonly compared by; vessels and specks are none of them.
-STRUCTURES = (
-    2,
-    3,
-    4,
-    7,
-    8,
-    10,
-    11,
-    12,
-    13,
-    16,
-    17,
-    18,
-    26,
-    28,
-    41,
-    42,
-    43,
-    46,
-    47,
-    49,
-    50,
-    51,
-    52,
-    53,
-    54,
-    58,
-    60,
-)
+__all__ = ["Score", "Validation"]
 
 
 class Validation:
-    """Ordered pairs of held-out label maps, shown as T1-weighted images of one spacing.
+    """Ordered pairs of held-out brains, of one spacing.
 
     Parameters
     ----------
-    maps : list of Path
-        Prepared label maps; with none, the score is empty.
-    settings : SynthesisSettings
-        How the images are made; their shape stays as it is.
+    source : ImageSource
+        Its held-out brains are used; with fewer than two there is no score.
     spacing : {1, 2}
         Voxel size in mm.
+    condition : float
+        What a conditional network is told.
     """
 
-    def __init__(self, maps: list[Path], settings: SynthesisSettings, spacing: int) -> None:
-        self.spacing = spacing
-        self.pairs = validation_pairs(maps, settings, spacing=spacing) if maps else []
+    def __init__(self, source: ImageSource, spacing: int, condition: float = 0.4) -> None:
+        self.spacing, self.condition = spacing, condition
+        self.pairs = source.validation(spacing)
         if spacing == 1:
-            self.pairs = self.pairs[: len(maps)]  # eight times the voxels: one pair for each map must do
+            self.pairs = self.pairs[: len(source.held_out)]  # eight times the voxels: one pair for each brain must do
 
-    def overlap(self, network: LapIRN | None, level: int = 0) -> float:
-        """Mean Dice over pairs and structures after the first `level` levels (no network: as the images lie)."""
-        return self._measure(network, level)[0]
-
-    def score(self, network: LapIRN | None, level: int = 0) -> str:
-        """As :meth:`overlap`, with the share of folded voxels, in words."""
+    def score(self, network: LapIRN | None, level: int = 0) -> Score | None:
+        """Measure the first `level` levels of a network; without one, the images as they lie."""
         if not self.pairs:
-            return "none held out"
-        overlap, folds = self._measure(network, level)
-        return f"Dice {overlap:.4f}, folds {100 * folds:.3f} %"
+            return None
+        values, folds = [], []
+        labelled = all(pair.fixed_labels is not None and pair.moving_labels is not None for pair in self.pairs)
+        for pair in self.pairs:
+            unit = None if network is None else self._predict(network, pair, level)
+            if unit is not None:
+                folds.append(_folded(unit, pair.fixed))
+            values.append(_overlap(pair, unit) if labelled else _similarity(pair, unit))
+        name = "Dice" if labelled else "similarity"
+        return Score(name, float(np.mean(values)), 100 * float(np.mean(folds or 0)))
 
-    def _measure(self, network: LapIRN | None, level: int) -> tuple[float, float]:
-        overlaps, folds = [], []
-        for images, labels in self.pairs:
-            moved = labels[0]
-            if network is not None:
-                unit = self._predict(network, images, level)
-                moved = warp(moved, unit, mode="nearest")
-                folds.append(_folded(unit, labels[1]))
-            overlaps.append(float(np.mean(list(dice(_structures(moved), _structures(labels[1])).values()))))
-        return float(np.mean(overlaps)), float(np.mean(folds or 0))
-
-    def _predict(self, network: LapIRN, images: tuple[Tensor, Tensor], level: int) -> Tensor:
-        moving, fixed = (image_pyramid(image, 3 if self.spacing == 1 else 2) for image in images)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            unit = network.on_pyramid(moving, fixed, levels=level)[-1].field
-        return upsample(unit, images[0].shape[2] // unit.shape[2])
-
-
-def _structures(labels: Tensor) -> np.ndarray:
-    values = labels[0, 0].numpy().astype(np.int16)
-    return np.where(np.isin(values, STRUCTURES), values, 0)
+    def _predict(self, network: LapIRN, pair: ValidationPair, level: int) -> Tensor:
+        device = next(network.parameters()).device
+        moving, fixed = (
+            image_pyramid(image.to(device), 3 if self.spacing == 1 else 2) for image in (pair.moving, pair.fixed)
+        )
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            unit = network.on_pyramid(moving, fixed, levels=level, condition=self.condition)[-1].field
+        return upsample(unit, pair.moving.shape[2] // unit.shape[2]).float().cpu()
 
 
-def _folded(unit: Tensor, labels: Tensor) -> float:
-    """Share of the brain's voxels where the map turns inside out."""
+@dataclass(frozen=True)
+class Score:
+    """How well held-out brains are aligned.
+
+    Attributes
+    ----------
+    name : str
+        "Dice", the mean over pairs and structures, or "similarity" (local cross-correlation) where there are no labels.
+    value : float
+        Larger is better.
+    fold_percent : float
+        Share of the brain where the map turns inside out.
+    """
+
+    name: str
+    value: float
+    fold_percent: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4f}, folds {self.fold_percent:.3f} %"
+
+
+def _overlap(pair: ValidationPair, unit: Tensor | None) -> float:
+    moving, fixed = pair.moving_labels, pair.fixed_labels
+    assert moving is not None and fixed is not None
+    moved = moving if unit is None else warp(moving, unit, mode="nearest")
+    a, b = (labels[0, 0].numpy().astype(np.int32) for labels in (moved, fixed))
+    return float(np.mean(list(dice(a, b).values())))
+
+
+def _similarity(pair: ValidationPair, unit: Tensor | None) -> float:
+    moved = pair.moving if unit is None else warp(pair.moving, unit)
+    return -float(lncc(pair.fixed, moved, 7, (pair.fixed > 0).float()))
+
+
+def _folded(unit: Tensor, fixed: Tensor) -> float:
+    """Share of the fixed brain's voxels where the map turns inside out."""
     voxels = unit_to_voxel(unit)[0].numpy()
     gradients = np.stack([np.stack(np.gradient(component)) for component in voxels], axis=-1)  # (axis, ..., component)
     jacobian = np.moveaxis(gradients, 0, -2) + np.eye(3, dtype=np.float32)
-    inside = _structures(labels) > 0
-    return float((np.linalg.det(jacobian[inside]) <= 0).mean())
+    return float((np.linalg.det(jacobian[fixed[0, 0].numpy() > 0]) <= 0).mean())
