@@ -69,9 +69,12 @@ def main(args: argparse.Namespace) -> int:
     from nio_pydra.bids.description import require_writable
     from nio_pydra.engines.contract import Runtime
     from nio_pydra.engines.nio import choose_device
+    from nio_pydra.networks.checkpoints import load_network
     from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
     from nio_pydra.training.loop import train
 
+    if args.weights is not None:
+        load_network(args.weights)  # better refused now than after the data were prepared
     runtime = Runtime(device=args.device, threads=args.threads, seed=settings.seed, progress=False)
     device = choose_device(runtime)
     require_writable(args.out, "output folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from nibabel.nifti1 import Nifti1Image
 from nio_pydra.engines.affine import align
 from nio_pydra.engines.brain_mask import make_brain_mask
 from nio_pydra.engines.contract import Runtime, brain_only
-from nio_pydra.errors import InputError
+from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import load_image, load_labels, load_mask
@@ -65,8 +66,10 @@ def read_scan_list(path: Path, *, skull_stripped: bool = False) -> list[Training
             table = csv.DictReader(file, delimiter="\t")
             rows = list(table)
             header = tuple(table.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: the list of scans cannot be read ({error}).") from None
+    except OSError as error:
+        raise InputError(f"{path}: the table of scans cannot be read ({error.strerror}).") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no table ({error}): expected text with tabs between its columns.") from None
     if "image" not in header or not set(header) <= set(COLUMNS):
         raise InputError(f"{path} has the columns {header}: expected image, and perhaps mask and labels, between tabs.")
 
@@ -114,27 +117,30 @@ def prepare_scans(
     """
     if not scans:
         raise InputError("There are no scans to train on.")
-    with tempfile.TemporaryDirectory(prefix="scans-", dir=_made(cache)) as folder:
-        space = _Space(scans[0], Path(folder), runtime)
-        done = []
-        for number, scan in enumerate(scans):
-            target = cache / f"{number:05d}.npz"
-            try:
-                if not target.is_file():
+    cache.mkdir(parents=True, exist_ok=True)
+    done = []
+    with tempfile.TemporaryDirectory(prefix="scans-", dir=cache) as folder:
+        space = None
+        for number, scan in enumerate(scans, start=1):
+            # Named by what went into it: another list in the same place must not meet the old files.
+            target = cache / f"{number:05d}-{_digest(scans[0], scan)}.npz"
+            if not target.is_file():
+                try:
+                    space = space or _Space(scans[0], Path(folder), runtime)
                     space.store(scan, target)
-                    log(f"prepared {number + 1}/{len(scans)}: {scan.image}")
-            except InputError as error:
-                if number == 0:
-                    raise
-                log(f"left out {number + 1}/{len(scans)}: {error}")
-                continue
+                except (InputError, ProgramError) as error:
+                    if number == 1 or space is None:
+                        raise
+                    log(f"left out {number}/{len(scans)}: {error}")
+                    continue
+                log(f"prepared {number}/{len(scans)}: {scan.image}")
             done.append(target)
     return done
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _digest(*scans: TrainingScan) -> str:
+    text = repr([(str(s.image), str(s.mask), str(s.labels), s.skull_stripped) for s in scans])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class _Space:
