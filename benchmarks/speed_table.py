@@ -122,6 +122,7 @@ def write_table(data: dict[str, Any], path: Path) -> None:
     lines += ["## Targets", "", about, "", *_target_table(targets)]
     lines += ["", "## Medians over pairs", "", *_median_table(data), "", "## Runs", "", *_run_table(data)]
     lines += ["", "## Made-up images", "", *_extra_lines(data["runs"])]
+    lines += ["", "Where the time of a step goes (`benchmarks/stages.py`):", "", "![stages](../images/stages.png)"]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     reached = [

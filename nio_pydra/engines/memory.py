@@ -23,11 +23,11 @@ log = logging.getLogger("nio_pydra")
 
 BASE_MB = 400.0
 """Libraries, images and transforms, whatever the network's grid."""
-BYTES_PER_VOXEL_KEPT = 1000.0
+BYTES_PER_VOXEL_KEPT = 970.0
 """Of the network's grid, where all of it is optimised and freed memory is kept (`optimize.resources`)."""
-BYTES_PER_VOXEL = 600.0
+BYTES_PER_VOXEL = 500.0
 """The same on larger grids."""
-BYTES_PER_VOXEL_PREDICTED = 450.0
+BYTES_PER_VOXEL_PREDICTED = 400.0
 """Where the highest level only predicts."""
 CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -46,9 +46,9 @@ def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: boo
 
     Notes
     -----
-    Measured with LapIRN of 28 channels in bfloat16: optimised, 3901 MiB at 160x192x144, 5295 MiB at 160x160x200 and
-    3938 MiB at 160x192x224; predicting only, 2459 MiB at 160x160x200 (`docs/results`). float32 is taken for twice
-    that, not measured.
+    Measured with LapIRN of 28 channels in bfloat16: optimised, 5113 MiB at 160x160x200, 3746 MiB at 160x192x224 and
+    8127 MiB at 256x256x256; level 3 predicting only, 2158 MiB at 160x160x200 (`docs/results`). float32 is taken for
+    twice that.
     """
     from nio_pydra.optimize.resources import KEPT_VOXELS
 
