@@ -11,16 +11,17 @@ EACH = 4000.0
 
 
 @pytest.mark.parametrize(
-    ("shape", "optimised", "measured"),
+    ("shape", "optimised", "float32", "measured"),
     [
-        ((160, 160, 200), True, 5113),
-        ((160, 192, 224), True, 3746),
-        ((256, 256, 256), True, 8127),
-        ((160, 160, 200), False, 2158),
+        ((160, 160, 200), True, False, 5113),
+        ((160, 192, 224), True, False, 3746),
+        ((256, 256, 256), True, False, 8127),
+        ((160, 160, 200), False, False, 2158),
+        ((160, 160, 200), True, True, 7879),
     ],
 )
-def test_prediction_is_within_a_fifth_of_what_was_measured(shape, optimised, measured):
-    found = memory.predicted_memory_mb(shape, optimised=optimised, float32=False)
+def test_prediction_is_within_a_fifth_of_what_was_measured(shape, optimised, float32, measured):
+    found = memory.predicted_memory_mb(shape, optimised=optimised, float32=float32)
     assert found == pytest.approx(measured, rel=0.2)
 
 

@@ -29,6 +29,8 @@ BYTES_PER_VOXEL = 500.0
 """The same on larger grids."""
 BYTES_PER_VOXEL_PREDICTED = 400.0
 """Where the highest level only predicts."""
+FLOAT32_FACTOR = 1.6
+"""How much more it is in float32: not all of it is activations."""
 CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -47,8 +49,8 @@ def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: boo
     Notes
     -----
     Measured with LapIRN of 28 channels in bfloat16: optimised, 5113 MiB at 160x160x200, 3746 MiB at 160x192x224 and
-    8127 MiB at 256x256x256; level 3 predicting only, 2158 MiB at 160x160x200 (`docs/results`). float32 is taken for
-    twice that.
+    8127 MiB at 256x256x256; level 3 predicting only, 2158 MiB at 160x160x200 (`docs/results`).
+    In float32, 7879 MiB, optimised at 160x160x200.
     """
     from nio_pydra.optimize.resources import KEPT_VOXELS
 
@@ -56,7 +58,7 @@ def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: boo
     each = BYTES_PER_VOXEL_PREDICTED
     if optimised:
         each = BYTES_PER_VOXEL_KEPT if voxels <= KEPT_VOXELS else BYTES_PER_VOXEL
-    return BASE_MB + (2 if float32 else 1) * each * voxels / 2**20
+    return BASE_MB + (FLOAT32_FACTOR if float32 else 1) * each * voxels / 2**20
 
 
 def machine_memory_mb() -> float:

@@ -61,7 +61,7 @@ PREDICT = NIOSettings(iterations=(0, 0, 0))
 PRESETS: dict[str, dict[str, NetworkEngineSettings]] = {
     "nio_m": {
         "paper": NetworkEngineSettings(NIOSettings()),
-        "fast": NetworkEngineSettings(NIOSettings(iterations=(20, 12, 0)), IOSettings(iterations=40)),
+        "fast": NetworkEngineSettings(NIOSettings(iterations=(20, 10, 0)), IOSettings(iterations=60, smoothings=0)),
         "draft": NetworkEngineSettings(NIOSettings(iterations=(20, 12, 0))),
     },
     "nio": {
