@@ -49,7 +49,7 @@ def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: boo
     Notes
     -----
     Measured with LapIRN of 28 channels in bfloat16: optimised, 5113 MiB at 160x160x200, 3746 MiB at 160x192x224 and
-    8127 MiB at 256x256x256; level 3 predicting only, 2158 MiB at 160x160x200 (`docs/results`).
+    8127 MiB at 256x256x256; level 3 predicting only, 2232 MiB at 160x160x200 (`docs/results`).
     In float32, 7879 MiB, optimised at 160x160x200.
     """
     from nio_pydra.optimize.resources import KEPT_VOXELS
