@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cloudpickle
+from pydra.utils.hash import PersistentCache
 
-__all__ = ["discard_unfinished", "failure_reason", "in_use", "stored_error"]
+__all__ = ["discard_torn_locks", "discard_unfinished", "failure_reason", "in_use", "stored_error"]
 
 
 @contextmanager
@@ -44,6 +45,23 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield
+
+
+def discard_torn_locks(cache: Path) -> None:
+    """Delete the locks in pydra's cache folder, and in its cache of hashes, that do not say whose they are.
+
+    Such a lock is left by a process killed between creating the file and writing into it, and is waited for, for
+    ever. To be called when processes of this run have been killed and no other one is at work.
+
+    Parameters
+    ----------
+    cache : pathlib.Path
+    """
+    for folder in (cache, Path(PersistentCache.location_default())):
+        for lock in folder.glob("*.lock"):
+            with suppress(FileNotFoundError):
+                if lock.stat().st_size == 0:
+                    lock.unlink()
 
 
 def discard_unfinished(cache: Path) -> None:
