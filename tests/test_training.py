@@ -131,20 +131,22 @@ def test_warps_do_not_fold_and_change_the_ventricles():
 def test_a_stream_can_be_entered_anywhere(maps):
     whole, late = stream(maps, 5), stream(maps, 5, start=4)
     pairs = [next(whole) for _ in range(8)]
-    for moving, fixed in pairs[4:]:  # into the next group
-        m, f = next(late)
-        assert torch.equal(m, moving) and torch.equal(f, fixed)
-    assert not torch.equal(pairs[0][0], pairs[6][0])
+    for pair in pairs[4:]:  # into the next group
+        again = next(late)
+        assert torch.equal(again.moving, pair.moving) and torch.equal(again.fixed_labels, pair.fixed_labels)
+    assert not torch.equal(pairs[0].moving, pairs[6].moving)
 
 
 def test_a_crop_of_everything_gives_the_loss_of_everything(maps):
     torch.manual_seed(0)
     network = LapIRN(small().network)
     pair = next(stream(maps, 1))
-    whole, crop = (
-        objective(network, pair, Stage(2, 1, crop=edge), 0.4, np.random.default_rng(0)).item() for edge in (0, 400)
-    )
-    assert crop == pytest.approx(whole, rel=1e-4)
+    for weight in (0, 1):
+        whole, crop = (
+            objective(network, pair, Stage(2, 1, crop=edge), 0.4, np.random.default_rng(0), label_weight=weight).item()
+            for edge in (0, 400)
+        )
+        assert crop == pytest.approx(whole, rel=1e-4)
     part = objective(network, pair, Stage(2, 1, crop=16), 0.4, np.random.default_rng(0))
     part.backward()
     assert np.isfinite(part.item()) and part.item() != pytest.approx(whole, rel=1e-4)
@@ -202,6 +204,32 @@ def _noting(export, kept):
         export(self, trained)
 
     return noted
+
+
+def test_labels_that_overlap_lower_the_loss_by_their_weight_at_most(maps):
+    torch.manual_seed(0)
+    network = LapIRN(small().network)  # at first it moves nothing
+    pair = next(stream(maps, 1))
+
+    def added(pair):
+        with torch.no_grad():
+            values = [
+                objective(network, pair, Stage(1, 1), 0.4, np.random.default_rng(0), label_weight=w) for w in (0, 2)
+            ]
+        return (values[1] - values[0]).item()
+
+    same = replace(pair, moving_labels=pair.fixed_labels)
+    assert 0 <= added(same) < 0.2 * added(pair) < 0.2 * 2
+    assert added(replace(pair, moving_labels=None)) == 0
+
+
+def test_a_flipped_brain_has_its_left_structures_on_the_left():
+    anatomy, left_seen = Anatomy(little_brain()), []
+    for seed in range(6):
+        _, labels = synthesise(anatomy, T1, STILL, np.random.default_rng(seed), SETTINGS)
+        places = [torch.nonzero(labels[0, 0] == label)[:, 0].float().mean().item() for label in (2, 41)]
+        left_seen.append(places[0] < places[1])
+    assert all(left_seen)
 
 
 def test_a_short_training_lowers_the_loss_on_unseen_pairs(maps, tmp_path):
@@ -302,8 +330,10 @@ def test_real_scans_are_aligned_once_and_trained_on(scans, tmp_path):
     assert pair.fixed.shape[2:] == GRID and pair.fixed.max() == 1 and pair.fixed.min() == 0
     aligned = Validation(source, 1).score(None)
     assert aligned.name == "Dice" and aligned.value > 0.6
-    moving, fixed = next(iter(PairStream(source, spacing=2, seed=0)))
-    assert moving.shape[2:] == tuple(n // 2 for n in GRID) and (moving > 0).any() and not torch.equal(moving, fixed)
+    pair = next(iter(PairStream(source, spacing=2, seed=0)))
+    assert pair.moving.shape[2:] == pair.moving_labels.shape[2:] == tuple(n // 2 for n in GRID)
+    assert (pair.moving > 0).any() and not torch.equal(pair.moving, pair.fixed)
+    assert ((pair.moving_labels > 0) & (pair.moving > 0)).sum() > 0.9 * (pair.moving_labels > 0).sum()
     settings = small(stages=(Stage(1, 4),), validate_every=4, held_out=2)
     train(settings, source, tmp_path / "out", background=False, log=lines.append)
     assert load_network(tmp_path / "out" / "weights.safetensors")[0].config == settings.network

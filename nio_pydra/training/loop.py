@@ -172,12 +172,12 @@ class _Run:
                 fall = 0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / stage.steps))
                 optimizer.param_groups[0]["lr"] = float(stage.learning_rate * rise * fall)
                 asked = time.perf_counter()
-                moving, fixed = (image.to(self.device) for image in next(stream))
+                pair = next(stream).to(self.device)
                 waited += time.perf_counter() - asked
                 chance = np.random.default_rng([seed, 1, step])
                 smoothness = chance.random() if settings.network.conditional else settings.smoothness
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                    loss = objective(network, (moving, fixed), stage, smoothness, chance)
+                    loss = objective(network, pair, stage, smoothness, chance, label_weight=settings.label_weight)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -16,6 +16,7 @@ from nio_pydra.spatial.images import load_labels
 __all__ = [
     "GRID",
     "ORIENTATION",
+    "SIDES",
     "STRUCTURES",
     "TISSUES",
     "VENTRICLES",
@@ -71,6 +72,11 @@ TISSUES = (
 )
 #: The labels that segmentations of FreeSurfer are commonly compared by; vessels and specks are none of them.
 STRUCTURES = (2, 3, 4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 26, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)
+#: Labels of the left and the right side.
+SIDES = (
+    (2, 41), (3, 42), (4, 43), (5, 44), (7, 46), (8, 47), (10, 49), (11, 50), (12, 51), (13, 52), (17, 53), (18, 54),
+    (25, 57), (26, 58), (28, 60), (30, 62), (136, 137), (163, 164),
+)  # fmt: skip
 VENTRICLES = (4, 43)
 OUTSIDE_BRAIN = (24,)  # not kept by a brain mask of its own right
 

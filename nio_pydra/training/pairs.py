@@ -27,18 +27,16 @@ from nio_pydra.training.synthesis import (
     synthesise,
 )
 
-__all__ = ["ImageSource", "PairStream", "RealImages", "SyntheticImages", "ValidationPair", "pair_loader"]
+__all__ = ["ImagePair", "ImageSource", "PairStream", "RealImages", "SyntheticImages", "pair_loader"]
 
 GROUP = 3  # images that share contrast and pose
 ORDERED = tuple(permutations(range(GROUP), 2))  # all are paired: making images costs as much as learning from them
 KEPT = 32  # files that stay in memory
 
-Pair = tuple[Tensor, Tensor]
-
 
 @dataclass(frozen=True)
-class ValidationPair:
-    """Two images that are never trained on.
+class ImagePair:
+    """Two brains to align.
 
     Attributes
     ----------
@@ -52,6 +50,11 @@ class ValidationPair:
     fixed: Tensor
     moving_labels: Tensor | None = None
     fixed_labels: Tensor | None = None
+
+    def to(self, device: torch.device) -> ImagePair:
+        """The same pair on a device."""
+        parts = (self.moving, self.fixed, self.moving_labels, self.fixed_labels)
+        return ImagePair(*(part if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
 
 
 class ImageSource(ABC):
@@ -81,17 +84,17 @@ class ImageSource(ABC):
         self.files, self.held_out, self.settings = files[:cut], files[cut:], settings
 
     @abstractmethod
-    def group(self, rng: np.random.Generator, spacing: int) -> list[Tensor]:
-        """Draw `GROUP` images ``(1, 1, D, H, W)`` of different brains, in voxels of 1 or 2 mm."""
+    def group(self, rng: np.random.Generator, spacing: int) -> list[tuple[Tensor, Tensor | None]]:
+        """Draw `GROUP` images of different brains and their labels, ``(1, 1, D, H, W)`` in voxels of 1 or 2 mm."""
 
     @abstractmethod
     def as_it_is(self, number: int, spacing: int) -> tuple[Tensor, Tensor | None]:
         """Image and labels of a held-out brain, its anatomy unchanged."""
 
-    def validation(self, spacing: int) -> list[ValidationPair]:
+    def validation(self, spacing: int) -> list[ImagePair]:
         """Return all ordered pairs of the held-out brains."""
         made = [self.as_it_is(number, spacing) for number in range(len(self.held_out))]
-        return [ValidationPair(a[0], b[0], a[1], b[1]) for a, b in permutations(made, 2)]
+        return [ImagePair(a[0], b[0], a[1], b[1]) for a, b in permutations(made, 2)]
 
     def _choose(self, rng: np.random.Generator) -> list[Path]:
         return [self.files[k] for k in rng.choice(len(self.files), GROUP, replace=False)]
@@ -100,21 +103,16 @@ class ImageSource(ABC):
 class SyntheticImages(ImageSource):
     """Images made of label maps (:func:`nio_pydra.training.maps.prepare_label_maps`)."""
 
-    def group(self, rng: np.random.Generator, spacing: int) -> list[Tensor]:
+    def group(self, rng: np.random.Generator, spacing: int) -> list[tuple[Tensor, Tensor | None]]:
         """See :class:`ImageSource`."""
         settings = self.settings
         contrast, pose = draw_contrast(rng, settings), draw_pose(rng, settings)
-        return [
-            synthesise(
-                _anatomy(path),
-                contrast,
-                draw_pose(rng, settings, settings.residual).after(pose),
-                rng,
-                settings,
-                spacing=spacing,
-            )[0]
-            for path in self._choose(rng)
-        ]
+        made = []
+        for path in self._choose(rng):
+            own = draw_pose(rng, settings, settings.residual).after(pose)
+            image, labels = synthesise(_anatomy(path), contrast, own, rng, settings, spacing=spacing)
+            made.append((image, _compared(labels)))
+        return made
 
     def as_it_is(self, number: int, spacing: int) -> tuple[Tensor, Tensor]:
         """See :class:`ImageSource`; shown as a T1-weighted image, with the labels that brains are compared by."""
@@ -123,24 +121,28 @@ class SyntheticImages(ImageSource):
         contrast = np.array([tissue.t1 for tissue in TISSUES], np.float32)
         anatomy = _anatomy(self.held_out[number])
         image, labels = synthesise(anatomy, contrast, pose, rng, self.settings, spacing=spacing, plain=True)
-        return image, torch.where(torch.isin(labels, torch.tensor(STRUCTURES, dtype=labels.dtype)), labels, 0)
+        return image, _compared(labels)
 
 
 class RealImages(ImageSource):
     """Real scans (:func:`nio_pydra.training.scans.prepare_scans`), turned and flipped at random."""
 
-    def group(self, rng: np.random.Generator, spacing: int) -> list[Tensor]:
+    def group(self, rng: np.random.Generator, spacing: int) -> list[tuple[Tensor, Tensor | None]]:
         """See :class:`ImageSource`."""
         settings = self.settings
         flip, pose = rng.random() < 0.5, draw_pose(rng, settings)
-        images = []
+        made = []
         for path in self._choose(rng):
-            image, _ = _scan(path)
+            image, labels = _scan(path)
             grid = posed_positions(draw_pose(rng, settings, settings.residual).after(pose), image.shape[2:])
+            if flip:  # all brains of the group, so that left stays apart from right; they lie along the first axis
+                grid = grid.flip(1)
             posed = functional.grid_sample(image, grid, padding_mode="zeros", align_corners=True)
-            # Left and right lie along the first axis.
-            images.append(_pooled(posed.flip(2) if flip else posed, spacing))
-        return images
+            if labels is not None:
+                labels = functional.grid_sample(labels, grid, mode="nearest", padding_mode="zeros", align_corners=True)
+                labels = labels[:, :, ::spacing, ::spacing, ::spacing]
+            made.append((_pooled(posed, spacing), labels))
+        return made
 
     def as_it_is(self, number: int, spacing: int) -> tuple[Tensor, Tensor | None]:
         """See :class:`ImageSource`."""
@@ -149,7 +151,7 @@ class RealImages(ImageSource):
 
 
 class PairStream(IterableDataset):
-    """Pairs (moving, fixed), each image ``(1, 1, D, H, W)``; pair `k` depends on the seed and `k` alone.
+    """Pairs to train on; pair `k` depends on the seed and `k` alone.
 
     Parameters
     ----------
@@ -166,16 +168,16 @@ class PairStream(IterableDataset):
     def __init__(self, source: ImageSource, *, spacing: int, seed: int, start: int = 0) -> None:
         self.source, self.spacing, self.seed, self.start = source, spacing, seed, start
 
-    def __iter__(self) -> Iterator[Pair]:
+    def __iter__(self) -> Iterator[ImagePair]:
         for k in count(self.start):
             group, number = divmod(k, len(ORDERED))
             if number == 0 or k == self.start:
-                images = self.source.group(np.random.default_rng([self.seed, group]), self.spacing)
-            moving, fixed = ORDERED[number]
-            yield images[moving], images[fixed]
+                brains = self.source.group(np.random.default_rng([self.seed, group]), self.spacing)
+            moving, fixed = (brains[k] for k in ORDERED[number])
+            yield ImagePair(moving[0], fixed[0], moving[1], fixed[1])
 
 
-def pair_loader(pairs: PairStream, *, background: bool) -> Iterator[Pair]:
+def pair_loader(pairs: PairStream, *, background: bool) -> Iterator[ImagePair]:
     """Iterate over pairs, made ahead by one background process where `background` is set."""
     if not background:
         return iter(pairs)
@@ -184,6 +186,11 @@ def pair_loader(pairs: PairStream, *, background: bool) -> Iterator[Pair]:
 
 def _pooled(image: Tensor, spacing: int) -> Tensor:
     return image_pyramid(image, spacing)[0]
+
+
+def _compared(labels: Tensor) -> Tensor:
+    """Only those labels that brains are compared by, zero elsewhere."""
+    return torch.where(torch.isin(labels, torch.tensor(STRUCTURES, dtype=labels.dtype)), labels, 0)
 
 
 @lru_cache(KEPT)

@@ -64,6 +64,9 @@ class TrainingSettings:
     smoothness : float
         lambda: the loss is (1 - lambda) LNCC + lambda diffusion, the latter in the authors' scale (`objective`). A
         conditional network is validated with it.
+    label_weight : float
+        Of the overlap of labels, 1 - Dice, where the images have some (those made of label maps always do); 0 leaves
+        that term out.
     head_scale : float
         Factor on the last convolution of a level that was copied from the one below.
     validate_every, save_every : int
@@ -83,6 +86,7 @@ class TrainingSettings:
     network: LapIRNConfig = field(default_factory=LapIRNConfig.standard)
     stages: tuple[Stage, ...] = (Stage(1, 1500), Stage(2, 1500, 5e-4, crop=48), Stage(3, 400, 2e-4, crop=64))
     smoothness: float = 0.4
+    label_weight: float = 0.0
     head_scale: float = 0.5
     validate_every: int = 250
     save_every: int = 50
@@ -100,6 +104,8 @@ class TrainingSettings:
             raise ValueError("there are no stages")
         if not 0 <= self.smoothness <= 1:
             raise ValueError(f"smoothness is {self.smoothness}: expected a number in [0, 1]")
+        if not self.label_weight >= 0:
+            raise ValueError(f"label_weight is {self.label_weight}: expected 0 or more")
         if min(self.validate_every, self.save_every) < 1 or self.held_out < 0:
             raise ValueError("validate_every and save_every are at least 1, held_out is not negative")
         if self.precision not in ("bf16", "float32"):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from nio_pydra.spatial.conform import scale_intensities
 from nio_pydra.spatial.unit_grid import identity_grid, integrate, voxel_to_unit
-from nio_pydra.training.maps import TISSUES, VENTRICLES, brain, tissue_index
+from nio_pydra.training.maps import SIDES, TISSUES, VENTRICLES, brain, tissue_index
 
 __all__ = [
     "Anatomy",
@@ -160,7 +160,7 @@ def synthesise(
     """
     full = anatomy.labels.shape
     shape = (full[0] // spacing, full[1] // spacing, full[2] // spacing)
-    grid = _positions(anatomy, pose, rng, settings, shape, plain)
+    grid, flipped = _positions(anatomy, pose, rng, settings, shape, plain)
 
     jitter = np.exp(0.03 * rng.standard_normal(len(TISSUES))).astype(np.float32)
     means = torch.from_numpy((contrast * jitter)[anatomy.tissues])[None, None] / 255
@@ -184,7 +184,7 @@ def synthesise(
     if spacing == 2:
         image = image * ((ramp - level) * 6 + 0.5).clamp(0, 1)  # pooling blurs the mask's edge as well
 
-    labels = torch.from_numpy(anatomy.labels.astype(np.float32))[None, None]
+    labels = torch.from_numpy((_swapped(anatomy.labels) if flipped else anatomy.labels).astype(np.float32))[None, None]
     moved = functional.grid_sample(labels, grid, mode="nearest", padding_mode="zeros", align_corners=True)
     return scale_intensities(image[0, 0].numpy(), "percentile"), moved
 
@@ -220,12 +220,12 @@ def _positions(
     settings: SynthesisSettings,
     shape: tuple[int, int, int],
     plain: bool,
-) -> Tensor:
-    """Where each voxel of the image looks into the label map: unit coordinates ``(1, D, H, W, 3)``."""
+) -> tuple[Tensor, bool]:
+    """Where each voxel of the image looks into the label map, ``(1, D, H, W, 3)``, and whether that swaps the sides."""
     full = np.array(anatomy.labels.shape)
     grid = posed_positions(pose, anatomy.labels.shape, shape)
     if plain:
-        return grid
+        return grid, False
     coarse = tuple(int(n) for n in full // CONTROL_SPACING)
     velocity = torch.cat([
         settings.warp_mm * _noise(rng, tuple(n // 3 for n in coarse), coarse, channels=1)
@@ -239,9 +239,18 @@ def _positions(
     grid = functional.grid_sample(
         warped.permute(0, 4, 1, 2, 3), grid, padding_mode="border", align_corners=True
     ).permute(0, 2, 3, 4, 1)
-    if rng.random() < 0.5:
+    flipped = bool(rng.random() < 0.5)
+    if flipped:
         grid = grid * torch.tensor([1.0, 1.0, -1.0])  # left and right lie along the first axis
-    return grid
+    return grid, flipped
+
+
+def _swapped(labels: NDArray[np.int16]) -> NDArray[np.int16]:
+    """The same labels with left called right."""
+    table = np.arange(1000, dtype=np.int16)
+    for left, right in SIDES:
+        table[[left, right]] = right, left
+    return table[labels]
 
 
 def _noise(rng: np.random.Generator, nodes: tuple[int, ...], shape: tuple[int, ...], channels: int = 1) -> Tensor:

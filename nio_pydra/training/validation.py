@@ -13,7 +13,7 @@ from nio_pydra.metrics import dice
 from nio_pydra.networks import LapIRN
 from nio_pydra.networks.lapirn import image_pyramid
 from nio_pydra.spatial.unit_grid import unit_to_voxel, upsample, warp
-from nio_pydra.training.pairs import ImageSource, ValidationPair
+from nio_pydra.training.pairs import ImageSource, ImagePair
 
 __all__ = ["Score", "Validation"]
 
@@ -51,7 +51,7 @@ class Validation:
         name = "Dice" if labelled else "similarity"
         return Score(name, float(np.mean(values)), 100 * float(np.mean(folds or 0)))
 
-    def _predict(self, network: LapIRN, pair: ValidationPair, level: int) -> Tensor:
+    def _predict(self, network: LapIRN, pair: ImagePair, level: int) -> Tensor:
         device = next(network.parameters()).device
         moving, fixed = (
             image_pyramid(image.to(device), 3 if self.spacing == 1 else 2) for image in (pair.moving, pair.fixed)
@@ -83,7 +83,7 @@ class Score:
         return f"{self.name} {self.value:.4f}, folds {self.fold_percent:.3f} %"
 
 
-def _overlap(pair: ValidationPair, unit: Tensor | None) -> float:
+def _overlap(pair: ImagePair, unit: Tensor | None) -> float:
     moving, fixed = pair.moving_labels, pair.fixed_labels
     assert moving is not None and fixed is not None
     moved = moving if unit is None else warp(moving, unit, mode="nearest")
@@ -91,7 +91,7 @@ def _overlap(pair: ValidationPair, unit: Tensor | None) -> float:
     return float(np.mean(list(dice(a, b).values())))
 
 
-def _similarity(pair: ValidationPair, unit: Tensor | None) -> float:
+def _similarity(pair: ImagePair, unit: Tensor | None) -> float:
     moved = pair.moving if unit is None else warp(pair.moving, unit)
     return -float(lncc(pair.fixed, moved, 7, (pair.fixed > 0).float()))
 
