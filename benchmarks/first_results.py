@@ -15,12 +15,11 @@ import argparse
 import json
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from app_runs import Scans, records, register, slug
 
 from nio_pydra.metrics import mean_of_lowest
 from nio_pydra.networks.checkpoints import weights_digest
@@ -58,18 +57,25 @@ def main() -> int:
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/first.md")
     options = parser.parse_args()
     options.digests = {None: None, "own": weights_digest(), "authors": weights_digest(options.authors)}
-    done = [
-        _run(options, method, participant)
-        for method in options.methods
-        for participant in options.participants
-        if participant not in _records(options, method)
-    ]
+    files = {None: None, "own": None, "authors": options.authors}
+    done = []
+    for method in options.methods:
+        engine, preset, weights = METHODS[method]
+        missing = [p for p in options.participants if p not in _records(options, method)]
+        done.append(
+            register(
+                _scans(options),
+                missing,
+                options.out / slug(method),
+                options.out / "work",
+                engine=engine,
+                preset=preset,
+                weights=files[weights],
+                threads=options.threads,
+            )
+        )
     _write(options)
     return 0 if all(done) else 1
-
-
-def _slug(method: str) -> str:
-    return "_".join(method.lower().replace(",", "").replace("'", "").split())
 
 
 def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, Any]]:
@@ -77,10 +83,7 @@ def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, An
     _, _, weights = METHODS[method]
     found: dict[str, dict[str, Any]] = {}
     for participant in options.participants:
-        paths = sorted((options.out / _slug(method) / f"sub-{participant}").rglob("*_record.json"))
-        records = [json.loads(path.read_text()) for path in paths]
-        records += _taken_over(options, method, participant)
-        for record in records:
+        for record in [*records(options.out / slug(method), participant), *_taken_over(options, method, participant)]:
             if record.get("weights", {}).get("sha256") == options.digests[weights]:
                 found.setdefault(participant, record)
     return found
@@ -96,36 +99,15 @@ def _taken_over(options: argparse.Namespace, method: str, participant: str) -> l
     if "record" not in run:
         return []
     request = run["request"]
-    same = request["threads"] == options.threads and Path(request["pair"]["fixed"]) == _atlas(options).resolve()
+    same = (
+        request["threads"] == options.threads
+        and Path(request["pair"]["fixed"]) == _scans(options).atlas_image.resolve()
+    )
     return [run["record"]] if same else []
 
 
-def _atlas(options: argparse.Namespace) -> Path:
-    return options.dataset / f"sub-{options.atlas}" / "anat" / f"sub-{options.atlas}_T1w.nii.gz"
-
-
-def _run(options: argparse.Namespace, method: str, participant: str) -> bool:
-    """Register one participant; return whether that went well."""
-    engine, preset, weights = METHODS[method]
-    atlas = f"sub-{options.atlas}"
-    command = [Path(sys.executable).with_name("nio-pydra"), options.dataset, options.out / _slug(method), "participant"]
-    command += ["--participant-label", participant, "--engine", engine, "-w", options.out / "work"]
-    sessions = sorted(path.name for path in (options.dataset / f"sub-{participant}").glob("ses-*"))
-    command += ["--session-label", sessions[0]] if sessions else []
-    command += ["--atlas", _atlas(options), "--atlas-name", atlas[4:]]
-    command += ["--atlas-labels", options.labels / atlas / "anat" / f"{atlas}_desc-malf_dseg.nii.gz"]
-    command += ["-d", f"manual={options.labels}", "--labels-desc", "malf", "--omp-nthreads", options.threads]
-    command += ["--preset", preset] if preset else []
-    command += ["--weights", options.authors] if weights == "authors" else []
-    print(f"== {method}, sub-{participant}", flush=True)
-    try:
-        status = subprocess.run([str(part) for part in command]).returncode
-    except OSError as error:
-        print(f"{method}, sub-{participant}: {command[0]} cannot be run ({error.strerror})", file=sys.stderr)
-        return False
-    if status:
-        print(f"{method}, sub-{participant}: nio-pydra ended with status {status}", file=sys.stderr)
-    return status == 0
+def _scans(options: argparse.Namespace) -> Scans:
+    return Scans(options.dataset, options.labels, "malf", options.atlas, tuple(options.participants))
 
 
 def _row(record: dict[str, Any]) -> list[float | None]:
@@ -160,16 +142,16 @@ def _write(options: argparse.Namespace) -> None:
     ]
     data: dict[str, Any] = {}
     for method in METHODS:
-        records = _records(options, method)
-        data[method] = {p: dict(zip(COLUMNS, _row(r), strict=True)) for p, r in records.items()}
-        rows = {f"sub-{p}": _row(r) for p, r in records.items()}
+        found = _records(options, method)
+        data[method] = {p: dict(zip(COLUMNS, _row(r), strict=True)) for p, r in found.items()}
+        rows = {f"sub-{p}": _row(r) for p, r in found.items()}
         if len(rows) == len(options.participants):  # means over other scans could not be compared
             columns = zip(*rows.values(), strict=True)
             rows["mean"] = [None if None in column else float(np.mean(column)) for column in columns]
         for scan, row in rows.items():
             shown = ["-" if v is None else f"{v:.{n}f}" for v, n in zip(row, COLUMNS.values(), strict=True)]
             lines.append(f"| {method} | {scan} | " + " | ".join(shown) + " |")
-        if missing := [p for p in options.participants if p not in records]:
+        if missing := [p for p in options.participants if p not in found]:
             absent = ", ".join(f"sub-{p}" for p in missing)
             lines.append(f"| {method} | {absent} |" + " not run |" * len(COLUMNS))
     versions = next((r["versions"] for m in METHODS for r in _records(options, m).values()), {})

@@ -1,0 +1,84 @@
+"""Calls of `nio-pydra` that several benchmarks share: what is registered to what, and the records of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Scans of a BIDS dataset, one of which is the atlas.
+
+    Attributes
+    ----------
+    dataset, labels : Path
+        The dataset, and derivatives of it with ``desc-<desc>_dseg`` label maps.
+    desc : str
+    atlas : str
+        Participant that the others are registered to.
+    participants : tuple of str
+        The others; of several sessions the first one counts.
+    """
+
+    dataset: Path
+    labels: Path
+    desc: str
+    atlas: str
+    participants: tuple[str, ...]
+
+    @property
+    def atlas_image(self) -> Path:
+        """The atlas."""
+        return self.dataset / f"sub-{self.atlas}" / "anat" / f"sub-{self.atlas}_T1w.nii.gz"
+
+
+def register(
+    scans: Scans,
+    participants: Sequence[str],
+    out: Path,
+    work: Path,
+    *,
+    engine: str,
+    preset: str | None,
+    weights: Path | None = None,
+    threads: int = 2,
+) -> bool:
+    """Register some of the scans, one call each, so that none shares the machine with another; say if all went well."""
+    atlas = f"sub-{scans.atlas}"
+    well = True
+    for participant in participants:
+        command = [Path(sys.executable).with_name("nio-pydra"), scans.dataset, out, "participant"]
+        command += ["--participant-label", participant, "--engine", engine, "-w", work]
+        sessions = sorted(path.name for path in (scans.dataset / f"sub-{participant}").glob("ses-*"))
+        command += ["--session-label", sessions[0]] if sessions else []
+        command += ["--atlas", scans.atlas_image, "--atlas-name", scans.atlas]
+        command += ["--atlas-labels", scans.labels / atlas / "anat" / f"{atlas}_desc-{scans.desc}_dseg.nii.gz"]
+        command += ["-d", f"manual={scans.labels}", "--labels-desc", scans.desc, "--omp-nthreads", threads]
+        command += ["--preset", preset] if preset else []
+        command += ["--weights", weights] if weights else []
+        print(f"== {out.name}, sub-{participant}", flush=True)
+        try:
+            status = subprocess.run([str(part) for part in command]).returncode
+        except OSError as error:
+            print(f"{command[0]} cannot be run ({error.strerror})", file=sys.stderr)
+            return False
+        if status:
+            print(f"{out.name}, sub-{participant}: nio-pydra ended with status {status}", file=sys.stderr)
+        well = well and status == 0
+    return well
+
+
+def records(out: Path, participant: str) -> list[dict[str, Any]]:
+    """The records that a call of :func:`register` left of one participant."""
+    return [json.loads(path.read_text()) for path in sorted((out / f"sub-{participant}").rglob("*_record.json"))]
+
+
+def slug(name: str) -> str:
+    """A name as a folder."""
+    return "_".join(name.lower().replace(",", "").replace("'", "").split())

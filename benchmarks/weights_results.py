@@ -1,0 +1,205 @@
+"""Register real scans with networks of different training, and write the table `docs/results/weights.md`.
+
+    python benchmarks/weights_results.py DATASET --labels DATASET/derivatives/manual --freesurfer-pairs DIR \
+        --out RUNS --weights "first=first.safetensors" --weights "authors' disp_fea7=LapIRN_disp_fea7.pth"
+
+Every network is used as it is (LapIRN) and as the start of instance optimisation (NIO_m); the default weights and
+random ones always take part. The scans are those that no network of ours saw, and the two scans of another data set.
+Runs that are there already are kept: a killed benchmark goes on, `--methods` and `--participants` may name a part
+(`--methods` with nothing only writes the table), and what never ran is listed as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from app_runs import Scans, records, register, slug
+
+from nio_pydra.metrics import mean_of_lowest
+from nio_pydra.networks import LapIRN, LapIRNConfig, save_network
+from nio_pydra.networks.checkpoints import default_weights, weights_digest
+from nio_pydra.training.settings import TrainingSettings
+
+TEST = ("1003", "1004", "1005", "1101", "1107", "1110", "1116", "1125")
+APART = ("1107", "1110", "1116", "1125")  # the paper's claim is robustness: the old and the ill
+#: Method to engine and preset.
+METHODS = {"LapIRN": ("lapirn", "paper"), "NIO_m fast": ("nio_m", "fast"), "NIO_m": ("nio_m", "paper")}
+#: Column to its number of digits.
+COLUMNS = {"Dice": 3, "Dice, cortical": 3, "Dice, other": 3, "Dice, lowest 30 % of scans": 3, "std of Jacobian": 2,
+           "folds %": 3, "folds before unfolding %": 2, "processor seconds": 0}  # fmt: skip
+
+
+def main() -> int:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--labels", type=Path, required=True, help="derivatives with desc-malf_dseg label maps")
+    parser.add_argument("--freesurfer-pairs", type=Path, help="folder of the two scans with FreeSurfer's labels")
+    parser.add_argument("--weights", action="append", default=[], metavar="NAME=FILE", help="another network's weights")
+    parser.add_argument("--out", type=Path, required=True, help="takes the runs")
+    parser.add_argument("--work", type=Path, help="keeps what runs share, as the affines (default: OUT/work)")
+    parser.add_argument("--atlas", default="1000", help="participant that serves as the atlas")
+    parser.add_argument("--participants", nargs="+", default=TEST)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/weights.md")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    networks = dict(text.split("=", 1) for text in options.weights)
+    networks = {"default": default_weights(), **{name: Path(file) for name, file in networks.items()}}
+    networks["random"] = _random_weights(options.out / "random.safetensors")
+    sets = [Scans(options.dataset, options.labels, "malf", options.atlas, tuple(options.participants))]
+    if options.freesurfer_pairs is not None:
+        sets.append(_freesurfer_scans(options.freesurfer_pairs, options.out / "freesurfer"))
+
+    run = partial(_run, options)
+    well = [run(sets, "affine", None, "affine", None)] if options.methods else []
+    for method in options.methods:
+        for name, file in networks.items():
+            well.append(run(sets, f"{method}, {name}", file, *METHODS[method]))
+    _write(options, sets, networks)
+    return 0 if all(well) else 1
+
+
+def _run(
+    options: argparse.Namespace, sets: list[Scans], row: str, weights: Path | None, engine: str, preset: str | None
+) -> bool:
+    well = True
+    for scans in sets:
+        missing = [p for p in scans.participants if _record(options, row, weights, p) is None]
+        work = options.work or options.out / "work"
+        out = options.out / slug(row)
+        well &= register(
+            scans, missing, out, work, engine=engine, preset=preset, weights=weights, threads=options.threads
+        )
+    return well
+
+
+def _record(options: argparse.Namespace, row: str, weights: Path | None, participant: str) -> dict[str, Any] | None:
+    """The record of a run with these very weights."""
+    digest = None if weights is None else weights_digest(weights)
+    for record in records(options.out / slug(row), participant):
+        if record.get("weights", {}).get("sha256") == digest:
+            return record
+    return None
+
+
+def _random_weights(path: Path) -> Path:
+    torch.manual_seed(0)
+    save_network(LapIRN(LapIRNConfig.standard()), path, {**TrainingSettings().metadata(), "training_data": "none"})
+    return path
+
+
+def _freesurfer_scans(folder: Path, out: Path) -> Scans:
+    """Write the two scans, cropped by FreeSurfer's conform (LIA, 1 mm), as a BIDS dataset."""
+    labels = out / "derivatives" / "aseg"
+    for root in (out, labels):
+        root.mkdir(parents=True, exist_ok=True)
+        description = {"Name": "Two scans with labels of FreeSurfer", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
+        if root == labels:
+            description |= {"DatasetType": "derivative", "GeneratedBy": [{"Name": "FreeSurfer"}]}
+        (root / "dataset_description.json").write_text(json.dumps(description))
+    sources = {
+        "fsatlas": [("l2r2019_subject_1_vol", "vol_data"), ("l2r2019_subject_1_seg", "vol_data")],
+        "fsother": [("voxelmorph_test_scan", "vol"), ("voxelmorph_test_scan", "seg")],
+    }
+    for participant, parts in sources.items():
+        names = (f"sub-{participant}_T1w", f"sub-{participant}_desc-aseg_dseg")
+        for root, name, (file, key) in zip((out, labels), names, parts, strict=True):
+            target = root / f"sub-{participant}" / "anat" / f"{name}.nii.gz"
+            if target.is_file():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            volume = np.load(folder / f"{file}.npz")[key]
+            affine = np.array([[-1.0, 0, 0, 80], [0, 0, 1, -112], [0, -1, 0, 96], [0, 0, 0, 1]])
+            nib.Nifti1Image(volume.astype(np.int16 if root == labels else np.float32), affine).to_filename(target)
+            target.with_name(f"{name}.json").write_text(json.dumps({"SkullStripped": True} if root == out else {}))
+    return Scans(out, labels, "aseg", "fsatlas", ("fsother",))
+
+
+def _figures(record: dict[str, Any]) -> list[float | None]:
+    """What `COLUMNS` shows of one scan."""
+    labels = {int(label): value for label, value in record["dice"]["labels"].items()}
+    # Neuromorphometrics numbers the parcels of the cortex from 100 on; FreeSurfer's aseg has one label for each side.
+    cortical = [value for label, value in labels.items() if label >= 100 or label in (3, 42)]
+    other = [value for label, value in labels.items() if not (label >= 100 or label in (3, 42))]
+    return [
+        record["dice"]["mean"],
+        float(np.mean(cortical)),
+        float(np.mean(other)),
+        None,  # of several scans only
+        record["std_jacobian"],
+        record["fold_percent"],
+        (record.get("before_unfolding") or {}).get("fold_percent"),
+        record["seconds"]["registration_processor"],
+    ]
+
+
+def _summary(figures: list[list[float | None]]) -> list[float | None]:
+    """Means over scans."""
+    columns = list(zip(*figures, strict=True))
+    row = [None if None in column else float(np.mean(column)) for column in columns]
+    row[list(COLUMNS).index("Dice, lowest 30 % of scans")] = mean_of_lowest(columns[0])
+    return row
+
+
+def _write(options: argparse.Namespace, sets: list[Scans], networks: dict[str, Path]) -> None:
+    rows: dict[str, Path | None] = {"affine": None}
+    rows |= {f"{method}, {name}": file for name, file in networks.items() for method in METHODS}
+    found = {
+        row: {p: r for scans in sets for p in scans.participants if (r := _record(options, row, file, p)) is not None}
+        for row, file in rows.items()
+    }
+    figures = {row: {p: _figures(record) for p, record in of.items()} for row, of in found.items()}
+    sections = {
+        f"All {len(sets[0].participants)} test scans": sets[0].participants,
+        **{f"sub-{p} alone": (p,) for p in APART if p in sets[0].participants},
+        **{f"sub-{p} to sub-{scans.atlas}, another data set": (p,) for scans in sets[1:] for p in scans.participants},
+    }
+    lines = [
+        "# What the weights are worth",
+        "",
+        f"Written by `benchmarks/weights_results.py`. Atlas: sub-{options.atlas}; registered to it: "
+        f"{', '.join('sub-' + p for p in options.participants)}. Dice is the mean over the labels that both scans "
+        "have; 'other' is all that is not cortex: deep grey matter, ventricles, white matter, cerebellum, brainstem. "
+        "One affine for all rows. 'Random' is the untrained architecture. The authors trained on OASIS, so these "
+        "scans are not held out for their networks. Processor seconds add up all threads and leave out affine, "
+        "reading and writing.",
+        "",
+        f"Machine: {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads per run.",
+        "",
+        "| weights | SHA-256 |",
+        "|---|---|",
+        *(f"| {name} | {weights_digest(file)[:16]} |" for name, file in networks.items()),
+    ]
+    for title, participants in sections.items():
+        lines += ["", f"## {title}", "", "| method, weights | " + " | ".join(COLUMNS) + " |"]
+        lines.append("|---" * (1 + len(COLUMNS)) + "|")
+        for row, of in figures.items():
+            done = [of[p] for p in participants if p in of]
+            if len(done) < len(participants):  # means over other scans could not be compared
+                lines.append(f"| {row} |" + f" {len(done)} of {len(participants)} run |" + " |" * (len(COLUMNS) - 1))
+                continue
+            values = _summary(done) if len(done) > 1 else done[0]
+            shown = ["-" if v is None else f"{v:.{n}f}" for v, n in zip(values, COLUMNS.values(), strict=True)]
+            lines.append(f"| {row} | " + " | ".join(shown) + " |")
+    versions = next((r["versions"] for of in found.values() for r in of.values()), {})
+    lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."]
+    options.table.parent.mkdir(parents=True, exist_ok=True)
+    options.table.write_text("\n".join(lines) + "\n")
+    data = {row: {p: dict(zip(COLUMNS, f, strict=True)) for p, f in of.items()} for row, of in figures.items()}
+    options.table.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    print(f"written: {options.table}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
