@@ -13,7 +13,7 @@ from nio_pydra.metrics import dice
 from nio_pydra.networks import LapIRN
 from nio_pydra.networks.lapirn import image_pyramid
 from nio_pydra.spatial.unit_grid import unit_to_voxel, upsample, warp
-from nio_pydra.training.pairs import ImageSource, ImagePair
+from nio_pydra.training.pairs import ImagePair, ImageSource
 
 __all__ = ["Score", "Validation"]
 
