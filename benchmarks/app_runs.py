@@ -74,9 +74,11 @@ def register(
     return well
 
 
-def records(out: Path, participant: str) -> list[dict[str, Any]]:
-    """The records that a call of :func:`register` left of one participant."""
-    return [json.loads(path.read_text()) for path in sorted((out / f"sub-{participant}").rglob("*_record.json"))]
+def records(scans: Scans, participant: str, out: Path, threads: int) -> list[dict[str, Any]]:
+    """The records of one participant that calls of :func:`register` left, to the same atlas with as many threads."""
+    paths = sorted((out / f"sub-{participant}").rglob(f"*_space-{scans.atlas}_*_record.json"))
+    found = [json.loads(path.read_text()) for path in paths]
+    return [record for record in found if record["threads"] == threads]
 
 
 def slug(name: str) -> str:

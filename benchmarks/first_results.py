@@ -83,7 +83,8 @@ def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, An
     _, _, weights = METHODS[method]
     found: dict[str, dict[str, Any]] = {}
     for participant in options.participants:
-        for record in [*records(options.out / slug(method), participant), *_taken_over(options, method, participant)]:
+        own = records(_scans(options), participant, options.out / slug(method), options.threads)
+        for record in [*own, *_taken_over(options, method, participant)]:
             if record.get("weights", {}).get("sha256") == options.digests[weights]:
                 found.setdefault(participant, record)
     return found

@@ -27,10 +27,13 @@ from app_runs import Scans, records, register, slug
 from nio_pydra.metrics import mean_of_lowest
 from nio_pydra.networks import LapIRN, LapIRNConfig, save_network
 from nio_pydra.networks.checkpoints import default_weights, weights_digest
+from nio_pydra.spatial.files import atomic_path
 from nio_pydra.training.settings import TrainingSettings
 
 TEST = ("1003", "1004", "1005", "1101", "1107", "1110", "1116", "1125")
 APART = ("1107", "1110", "1116", "1125")  # the paper's claim is robustness: the old and the ill
+#: Labels of the cerebral cortex: the parcels of Neuromorphometrics, the two sides of FreeSurfer's aseg.
+CORTEX = {"malf": range(100, 208), "aseg": (3, 42)}
 #: Method to engine and preset.
 METHODS = {"LapIRN": ("lapirn", "paper"), "NIO_m fast": ("nio_m", "fast"), "NIO_m": ("nio_m", "paper")}
 #: Column to its number of digits.
@@ -54,9 +57,12 @@ def main() -> int:
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/weights.md")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    networks = dict(text.split("=", 1) for text in options.weights)
-    networks = {"default": default_weights(), **{name: Path(file) for name, file in networks.items()}}
-    networks["random"] = _random_weights(options.out / "random.safetensors")
+    networks = {"default": default_weights(), "random": _random_weights(options.out / "random.safetensors")}
+    for text in options.weights:
+        name, _, file = text.partition("=")
+        if not Path(file).is_file() or slug(name) in {slug(known) for known in networks}:
+            parser.error(f"--weights {text}: expected NAME=FILE, a file that is there and a name not in use")
+        networks[name] = Path(file)
     sets = [Scans(options.dataset, options.labels, "malf", options.atlas, tuple(options.participants))]
     if options.freesurfer_pairs is not None:
         sets.append(_freesurfer_scans(options.freesurfer_pairs, options.out / "freesurfer"))
@@ -75,7 +81,7 @@ def _run(
 ) -> bool:
     well = True
     for scans in sets:
-        missing = [p for p in scans.participants if _record(options, row, weights, p) is None]
+        missing = [p for p in scans.participants if _record(options, scans, row, weights, p) is None]
         work = options.work or options.out / "work"
         out = options.out / slug(row)
         well &= register(
@@ -84,10 +90,12 @@ def _run(
     return well
 
 
-def _record(options: argparse.Namespace, row: str, weights: Path | None, participant: str) -> dict[str, Any] | None:
+def _record(
+    options: argparse.Namespace, scans: Scans, row: str, weights: Path | None, participant: str
+) -> dict[str, Any] | None:
     """The record of a run with these very weights."""
     digest = None if weights is None else weights_digest(weights)
-    for record in records(options.out / slug(row), participant):
+    for record in records(scans, participant, options.out / slug(row), options.threads):
         if record.get("weights", {}).get("sha256") == digest:
             return record
     return None
@@ -119,19 +127,21 @@ def _freesurfer_scans(folder: Path, out: Path) -> Scans:
             if target.is_file():
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
+            target.with_name(f"{name}.json").write_text(json.dumps({"SkullStripped": True} if root == out else {}))
             volume = np.load(folder / f"{file}.npz")[key]
             affine = np.array([[-1.0, 0, 0, 80], [0, 0, 1, -112], [0, -1, 0, 96], [0, 0, 0, 1]])
-            nib.Nifti1Image(volume.astype(np.int16 if root == labels else np.float32), affine).to_filename(target)
-            target.with_name(f"{name}.json").write_text(json.dumps({"SkullStripped": True} if root == out else {}))
+            with atomic_path(target) as temporary:
+                nib.Nifti1Image(volume.astype(np.int16 if root == labels else np.float32), affine).to_filename(
+                    temporary
+                )
     return Scans(out, labels, "aseg", "fsatlas", ("fsother",))
 
 
-def _figures(record: dict[str, Any]) -> list[float | None]:
+def _figures(scans: Scans, record: dict[str, Any]) -> list[float | None]:
     """What `COLUMNS` shows of one scan."""
     labels = {int(label): value for label, value in record["dice"]["labels"].items()}
-    # Neuromorphometrics numbers the parcels of the cortex from 100 on; FreeSurfer's aseg has one label for each side.
-    cortical = [value for label, value in labels.items() if label >= 100 or label in (3, 42)]
-    other = [value for label, value in labels.items() if not (label >= 100 or label in (3, 42))]
+    cortical = [value for label, value in labels.items() if label in CORTEX[scans.desc]]
+    other = [value for label, value in labels.items() if label not in CORTEX[scans.desc]]
     return [
         record["dice"]["mean"],
         float(np.mean(cortical)),
@@ -155,11 +165,14 @@ def _summary(figures: list[list[float | None]]) -> list[float | None]:
 def _write(options: argparse.Namespace, sets: list[Scans], networks: dict[str, Path]) -> None:
     rows: dict[str, Path | None] = {"affine": None}
     rows |= {f"{method}, {name}": file for name, file in networks.items() for method in METHODS}
-    found = {
-        row: {p: r for scans in sets for p in scans.participants if (r := _record(options, row, file, p)) is not None}
-        for row, file in rows.items()
-    }
-    figures = {row: {p: _figures(record) for p, record in of.items()} for row, of in found.items()}
+    figures: dict[str, dict[str, list[float | None]]] = {row: {} for row in rows}
+    versions: dict[str, str] = {}
+    for row, file in rows.items():
+        for scans in sets:
+            for participant in scans.participants:
+                if record := _record(options, scans, row, file, participant):
+                    figures[row][participant] = _figures(scans, record)
+                    versions = versions or record["versions"]
     sections = {
         f"All {len(sets[0].participants)} test scans": sets[0].participants,
         **{f"sub-{p} alone": (p,) for p in APART if p in sets[0].participants},
@@ -170,7 +183,7 @@ def _write(options: argparse.Namespace, sets: list[Scans], networks: dict[str, P
         "",
         f"Written by `benchmarks/weights_results.py`. Atlas: sub-{options.atlas}; registered to it: "
         f"{', '.join('sub-' + p for p in options.participants)}. Dice is the mean over the labels that both scans "
-        "have; 'other' is all that is not cortex: deep grey matter, ventricles, white matter, cerebellum, brainstem. "
+        "have; 'other' are all labels but those of the cortex (small vessels and fluid among them). "
         "One affine for all rows. 'Random' is the untrained architecture. The authors trained on OASIS, so these "
         "scans are not held out for their networks. Processor seconds add up all threads and leave out affine, "
         "reading and writing.",
@@ -192,7 +205,6 @@ def _write(options: argparse.Namespace, sets: list[Scans], networks: dict[str, P
             values = _summary(done) if len(done) > 1 else done[0]
             shown = ["-" if v is None else f"{v:.{n}f}" for v, n in zip(values, COLUMNS.values(), strict=True)]
             lines.append(f"| {row} | " + " | ".join(shown) + " |")
-    versions = next((r["versions"] for of in found.values() for r in of.values()), {})
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."]
     options.table.parent.mkdir(parents=True, exist_ok=True)
     options.table.write_text("\n".join(lines) + "\n")

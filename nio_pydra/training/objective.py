@@ -89,26 +89,27 @@ def objective(
         similarity = similarity + weight * lncc(similarity_target, warped, window=2 * (stage.level - i) + 1)
     loss = (1 - smoothness) * similarity + smoothness * AUTHORS_DIFFUSION_SCALE * diffusion(strain_unit)
     if label_weight and pair.moving_labels is not None and pair.fixed_labels is not None:
-        masks = _structures(pair.moving_labels, pair.fixed_labels, rng)
-        moving_share, fixed_share = (image_pyramid(mask, pyramids)[top] for mask in masks)
-        loss = loss + label_weight * (1 - _soft_dice(fixed_share[box], carry(moving_share)))
+        # Crops are taken in the pair's own voxels, so the box serves its labels as they are.
+        shown = _draw_structures(pair.moving_labels, pair.fixed_labels[box], rng)
+        if shown.numel():
+            masks = ((labels == shown).to(source.dtype) for labels in (pair.moving_labels, pair.fixed_labels))
+            moving_share, fixed_share = (image_pyramid(mask, pyramids)[top] for mask in masks)
+            loss = loss + label_weight * (1 - _soft_dice(fixed_share[box], carry(moving_share)))
     return loss
 
 
-def _structures(moving: Tensor, fixed: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Some of the structures that both label maps have, one in each channel: ``(1, C, D, H, W)`` of 0 and 1."""
+def _draw_structures(moving: Tensor, fixed: Tensor, rng: np.random.Generator) -> Tensor:
+    """Labels of some of the structures that both volumes show, ``(1, C, 1, 1, 1)``."""
     common = np.intersect1d(*(labels.unique().cpu().numpy() for labels in (moving, fixed)))
     common = common[common > 0]
     drawn = rng.choice(common, min(STRUCTURES_AT_A_TIME, len(common)), replace=False)
-    values = torch.from_numpy(drawn).to(fixed).view(1, -1, 1, 1, 1)
-    return (moving == values).to(fixed.dtype), (fixed == values).to(fixed.dtype)
+    return torch.from_numpy(drawn).to(moving).view(1, -1, 1, 1, 1)
 
 
 def _soft_dice(a: Tensor, b: Tensor) -> Tensor:
     """Mean overlap over channels, of voxels that belong to a structure in part."""
     axes = (0, 2, 3, 4)
-    # One voxel's worth in the denominator: a structure that a crop hardly shows hardly counts.
-    return (2 * (a * b).sum(axes) / ((a * a).sum(axes) + (b * b).sum(axes) + 1)).mean()
+    return (2 * (a * b).sum(axes) / ((a * a).sum(axes) + (b * b).sum(axes) + 1)).mean()  # 1: finite where empty
 
 
 def _draw_crop(volume: Tensor, edge: int, rng: np.random.Generator) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

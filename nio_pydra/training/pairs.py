@@ -139,8 +139,10 @@ class RealImages(ImageSource):
                 grid = grid.flip(1)
             posed = functional.grid_sample(image, grid, padding_mode="zeros", align_corners=True)
             if labels is not None:
-                labels = functional.grid_sample(labels, grid, mode="nearest", padding_mode="zeros", align_corners=True)
-                labels = labels[:, :, ::spacing, ::spacing, ::spacing]
+                pooled = grid[:, ::spacing, ::spacing, ::spacing]
+                labels = functional.grid_sample(
+                    labels, pooled, mode="nearest", padding_mode="zeros", align_corners=True
+                )
             made.append((_pooled(posed, spacing), labels))
         return made
 

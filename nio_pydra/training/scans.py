@@ -1,4 +1,4 @@
-"""Real scans, brought to one space once, for training without labels."""
+"""Real scans, brought to one space once, for training."""
 
 from __future__ import annotations
 

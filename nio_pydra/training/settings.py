@@ -66,7 +66,7 @@ class TrainingSettings:
         conditional network is validated with it.
     label_weight : float
         Of the overlap of labels, 1 - Dice, where the images have some (those made of label maps always do); 0 leaves
-        that term out.
+        that term out. lambda does not scale it.
     head_scale : float
         Factor on the last convolution of a level that was copied from the one below.
     validate_every, save_every : int
@@ -118,6 +118,7 @@ class TrainingSettings:
             "voxel_size_mm": 1.0,
             "intensity_scaling": "percentile",
             "lambda": None if self.network.conditional else self.smoothness,
+            "label_weight": self.label_weight,
             "training_data": self.training_data,
             "licence": self.licence,
         }

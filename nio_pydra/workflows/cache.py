@@ -6,14 +6,17 @@ import fcntl
 import pickle
 import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cloudpickle
-from pydra.utils.hash import PersistentCache
 
-__all__ = ["discard_torn_locks", "discard_unfinished", "failure_reason", "in_use", "stored_error"]
+__all__ = ["discard_unfinished", "failure_reason", "in_use", "stored_error"]
+
+TORN_LOCK_SECONDS = 10.0
 
 
 @contextmanager
@@ -23,7 +26,8 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[None]:
     pydra locks every job by a file, and waits for ever for one whose owner cannot be proved dead: a run killed on
     another host or in another container, or in the moment between creating the file and writing into it. The kernel
     in contrast releases this function's lock with its process, so whoever is alone with the folder knows that all
-    other locks in it are dead.
+    other locks in it are dead. While the folder is in use, locks that stay empty are deleted too: a process of this
+    very run may be killed in that moment, mostly for lack of memory.
 
     Parameters
     ----------
@@ -39,28 +43,32 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[None]:
         else:
             alone = True
         if alone and discard_locks:
-            for folder in ("pydra", "hashes"):
-                for lock in (work_dir / folder).glob("*.lock"):
-                    lock.unlink(missing_ok=True)
+            for lock in _locks(work_dir):
+                lock.unlink(missing_ok=True)
         with suppress(OSError):
             fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield
+        left = threading.Event()
+        if discard_locks:
+            threading.Thread(target=_discard_torn_locks, args=(work_dir, left), daemon=True).start()
+        try:
+            yield
+        finally:
+            left.set()
 
 
-def discard_torn_locks(cache: Path) -> None:
-    """Delete the locks in pydra's cache folder, and in its cache of hashes, that do not say whose they are.
+def _locks(work_dir: Path) -> Iterator[Path]:
+    """All locks of pydra's jobs, and of its cache of hashes."""
+    for folder in ("pydra", "hashes"):
+        yield from (work_dir / folder).glob("*.lock")
 
-    Such a lock is left by a process killed between creating the file and writing into it, and is waited for, for
-    ever. To be called when processes of this run have been killed and no other one is at work.
 
-    Parameters
-    ----------
-    cache : pathlib.Path
-    """
-    for folder in (cache, Path(PersistentCache.location_default())):
-        for lock in folder.glob("*.lock"):
+def _discard_torn_locks(work_dir: Path, left: threading.Event) -> None:
+    """Until the folder is left, delete locks that have not said for a while whose they are."""
+    while not left.wait(TORN_LOCK_SECONDS):
+        for lock in _locks(work_dir):
             with suppress(FileNotFoundError):
-                if lock.stat().st_size == 0:
+                found = lock.stat()
+                if found.st_size == 0 and found.st_mtime < time.time() - TORN_LOCK_SECONDS:
                     lock.unlink()
 
 

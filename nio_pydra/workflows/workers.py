@@ -16,7 +16,7 @@ import pydra.engine.submitter  # noqa: F401  must come first: pydra.workers.base
 from pydra.engine.job import Job
 from pydra.workers import base, slurm
 
-from nio_pydra.workflows.cache import discard_torn_locks, stored_error
+from nio_pydra.workflows.cache import stored_error
 
 __all__ = ["ForkserverWorker", "SerialWorker", "SlurmWorker"]
 
@@ -83,8 +83,6 @@ class ForkserverWorker(SerialWorker):
             return await _run_in(pool, job, rerun)
         except cf.BrokenExecutor:
             if self._pool is pool:
-                pool.shutdown()  # returns when all its processes are gone
-                discard_torn_locks(job.cache_root)
                 self._pool = _new_pool(self.n_procs)
         async with self._alone:
             with _new_pool(1) as own:
