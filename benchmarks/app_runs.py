@@ -81,6 +81,21 @@ def records(scans: Scans, participant: str, out: Path, threads: int) -> list[dic
     return [record for record in found if record["threads"] == threads]
 
 
+def speed_records(
+    scans: Scans, participant: str, folder: Path | None, engine: str, preset: str | None, threads: int
+) -> list[dict[str, Any]]:
+    """The record of a run of `speed.py`, where there is one with the same atlas and as many threads."""
+    if folder is None:
+        return []
+    path = folder / f"{engine}_{preset}" / f"sub-{participant}" / "run.json"
+    run = json.loads(path.read_text()) if path.is_file() else {}
+    if "record" not in run:
+        return []
+    request = run["request"]
+    same = request["threads"] == threads and Path(request["pair"]["fixed"]) == scans.atlas_image.resolve()
+    return [run["record"]] if same else []
+
+
 def slug(name: str) -> str:
     """A name as a folder."""
     return "_".join(name.lower().replace(",", "").replace("'", "").split())

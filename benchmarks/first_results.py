@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from app_runs import Scans, records, register, slug
+from app_runs import Scans, records, register, slug, speed_records
 
 from nio_pydra.metrics import mean_of_lowest
 from nio_pydra.networks.checkpoints import weights_digest
@@ -27,12 +27,12 @@ from nio_pydra.networks.checkpoints import weights_digest
 #: Method to engine, preset and which weights it takes.
 METHODS = {
     "affine": ("affine", None, None),
-    "LapIRN, our first weights": ("lapirn", "paper", "own"),
-    "NIO_m, our first weights": ("nio_m", "paper", "own"),
-    "NIO_m fast, our first weights": ("nio_m", "fast", "own"),
-    "LapIRN, authors' weights": ("lapirn", "paper", "authors"),
-    "NIO_m, authors' weights": ("nio_m", "paper", "authors"),
-    "NIO_m fast, authors' weights": ("nio_m", "fast", "authors"),
+    "LapIRN, default": ("lapirn", "paper", "own"),
+    "NIO_m, default": ("nio_m", "paper", "own"),
+    "NIO_m fast, default": ("nio_m", "fast", "own"),
+    "LapIRN, authors' disp_fea7": ("lapirn", "paper", "authors"),
+    "NIO_m, authors' disp_fea7": ("nio_m", "paper", "authors"),
+    "NIO_m fast, authors' disp_fea7": ("nio_m", "fast", "authors"),
     "SyN fast": ("syn", "fast", None),
     "SyN precise": ("syn", "precise", None),
 }
@@ -80,31 +80,17 @@ def main() -> int:
 
 def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, Any]]:
     """Record of every participant that this method finished."""
-    _, _, weights = METHODS[method]
+    engine, preset, weights = METHODS[method]
+    scans = _scans(options)
     found: dict[str, dict[str, Any]] = {}
     for participant in options.participants:
-        own = records(_scans(options), participant, options.out / slug(method), options.threads)
-        for record in [*own, *_taken_over(options, method, participant)]:
+        for record in [
+            *records(scans, participant, options.out / slug(method), options.threads),
+            *speed_records(scans, participant, options.speed_runs, engine, preset, options.threads),
+        ]:
             if record.get("weights", {}).get("sha256") == options.digests[weights]:
                 found.setdefault(participant, record)
     return found
-
-
-def _taken_over(options: argparse.Namespace, method: str, participant: str) -> list[dict[str, Any]]:
-    """The record of a run of speed.py, where there is one with the same atlas and threads."""
-    engine, preset, _ = METHODS[method]
-    if options.speed_runs is None:
-        return []
-    path = options.speed_runs / f"{engine}_{preset}" / f"sub-{participant}" / "run.json"
-    run = json.loads(path.read_text()) if path.is_file() else {}
-    if "record" not in run:
-        return []
-    request = run["request"]
-    same = (
-        request["threads"] == options.threads
-        and Path(request["pair"]["fixed"]) == _scans(options).atlas_image.resolve()
-    )
-    return [run["record"]] if same else []
 
 
 def _scans(options: argparse.Namespace) -> Scans:

@@ -15,14 +15,14 @@ import argparse
 import json
 import os
 import platform
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from app_runs import Scans, records, register, slug
+from app_runs import Scans, records, register, slug, speed_records
 
 from nio_pydra.metrics import mean_of_lowest
 from nio_pydra.networks import LapIRN, LapIRNConfig, save_network
@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument("--freesurfer-pairs", type=Path, help="folder of the two scans with FreeSurfer's labels")
     parser.add_argument("--weights", action="append", default=[], metavar="NAME=FILE", help="another network's weights")
     parser.add_argument("--out", type=Path, required=True, help="takes the runs")
+    parser.add_argument("--speed-runs", type=Path, help="runs of speed.py with the same data, atlas and threads")
     parser.add_argument("--work", type=Path, help="keeps what runs share, as the affines (default: OUT/work)")
     parser.add_argument("--atlas", default="1000", help="participant that serves as the atlas")
     parser.add_argument("--participants", nargs="+", default=TEST)
@@ -67,35 +68,48 @@ def main() -> int:
     if options.freesurfer_pairs is not None:
         sets.append(_freesurfer_scans(options.freesurfer_pairs, options.out / "freesurfer"))
 
-    run = partial(_run, options)
-    well = [run(sets, "affine", None, "affine", None)] if options.methods else []
-    for method in options.methods:
-        for name, file in networks.items():
-            well.append(run(sets, f"{method}, {name}", file, *METHODS[method]))
-    _write(options, sets, networks)
+    rows = [Row("affine", "affine", None, None)]
+    rows += [Row(f"{method}, {name}", *METHODS[method], file) for name, file in networks.items() for method in METHODS]
+    # The quick methods first, whatever the order of rows.
+    chosen = [
+        row for method in options.methods for row in rows if row.name == "affine" or row.name.split(",")[0] == method
+    ]
+    well = [_run(options, row, scans) for row in chosen for scans in sets]
+    _write(options, sets, rows, networks)
     return 0 if all(well) else 1
 
 
-def _run(
-    options: argparse.Namespace, sets: list[Scans], row: str, weights: Path | None, engine: str, preset: str | None
-) -> bool:
-    well = True
-    for scans in sets:
-        missing = [p for p in scans.participants if _record(options, scans, row, weights, p) is None]
-        work = options.work or options.out / "work"
-        out = options.out / slug(row)
-        well &= register(
-            scans, missing, out, work, engine=engine, preset=preset, weights=weights, threads=options.threads
-        )
-    return well
+@dataclass(frozen=True)
+class Row:
+    """A row of the table."""
+
+    name: str
+    engine: str
+    preset: str | None
+    weights: Path | None
 
 
-def _record(
-    options: argparse.Namespace, scans: Scans, row: str, weights: Path | None, participant: str
-) -> dict[str, Any] | None:
+def _run(options: argparse.Namespace, row: Row, scans: Scans) -> bool:
+    """Register those scans that are missing; return whether all went well."""
+    return register(
+        scans,
+        [p for p in scans.participants if _record(options, row, scans, p) is None],
+        options.out / slug(row.name),
+        options.work or options.out / "work",
+        engine=row.engine,
+        preset=row.preset,
+        weights=row.weights,
+        threads=options.threads,
+    )
+
+
+def _record(options: argparse.Namespace, row: Row, scans: Scans, participant: str) -> dict[str, Any] | None:
     """The record of a run with these very weights."""
-    digest = None if weights is None else weights_digest(weights)
-    for record in records(scans, participant, options.out / slug(row), options.threads):
+    digest = None if row.weights is None else weights_digest(row.weights)
+    for record in [
+        *records(scans, participant, options.out / slug(row.name), options.threads),
+        *speed_records(scans, participant, options.speed_runs, row.engine, row.preset, options.threads),
+    ]:
         if record.get("weights", {}).get("sha256") == digest:
             return record
     return None
@@ -162,16 +176,14 @@ def _summary(figures: list[list[float | None]]) -> list[float | None]:
     return row
 
 
-def _write(options: argparse.Namespace, sets: list[Scans], networks: dict[str, Path]) -> None:
-    rows: dict[str, Path | None] = {"affine": None}
-    rows |= {f"{method}, {name}": file for name, file in networks.items() for method in METHODS}
-    figures: dict[str, dict[str, list[float | None]]] = {row: {} for row in rows}
+def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row], networks: dict[str, Path]) -> None:
+    figures: dict[str, dict[str, list[float | None]]] = {row.name: {} for row in rows}
     versions: dict[str, str] = {}
-    for row, file in rows.items():
+    for row in rows:
         for scans in sets:
             for participant in scans.participants:
-                if record := _record(options, scans, row, file, participant):
-                    figures[row][participant] = _figures(scans, record)
+                if record := _record(options, row, scans, participant):
+                    figures[row.name][participant] = _figures(scans, record)
                     versions = versions or record["versions"]
     sections = {
         f"All {len(sets[0].participants)} test scans": sets[0].participants,
