@@ -177,8 +177,9 @@ def test_a_killed_run_resumes_to_the_same_weights(maps, tmp_path, conditional):
         run(settings, maps[:-1], tmp_path / "cut")
 
 
-def test_the_best_weights_are_kept_and_trained_on(maps, tmp_path, monkeypatch):
-    scores = iter([0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.8])  # unregistered, untrained, then after steps 1 to 3 of a stage
+@pytest.mark.parametrize(("values", "best"), [((0.1, 0.2, 0.9, 0.3, 0.4), 1), ((0.1, 0.9, 0.2, 0.3, 0.4), 0)])
+def test_the_best_weights_are_kept_and_trained_on(maps, tmp_path, monkeypatch, values, best):
+    scores = iter(values)  # unregistered, before training, then after steps 1 to 3
 
     class Scripted(Validation):
         def score(self, network, level=0):
@@ -187,15 +188,13 @@ def test_the_best_weights_are_kept_and_trained_on(maps, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "Validation", Scripted)
     kept = []
     monkeypatch.setattr(loop._Run, "_export", _noting(loop._Run._export, kept))
-    settings = small(stages=(Stage(1, 3), Stage(1, 1)), validate_every=1, held_out=2)
-    run(replace(settings, stages=settings.stages[:1]), maps, tmp_path)
-    assert len(kept) == 1
-    best, last = (
-        torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"] if i else kept[0] for i in (0, 1)
-    )
+    network = run(small(stages=(Stage(1, 3),), validate_every=1, held_out=2), maps, tmp_path)
+    assert len(kept) == best + 1
+    last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
     stored = load_network(tmp_path / "weights.safetensors")[0].state_dict()
     name = "levels.0.encoder.0.weight"
-    assert torch.equal(stored[name], best[name]) and not torch.equal(stored[name], last[name])
+    assert torch.equal(stored[name], kept[best][name]) and not torch.equal(stored[name], last[name])
+    assert torch.equal(stored[name], network.state_dict()[name])
 
 
 def _noting(export, kept):

@@ -153,7 +153,11 @@ class _Run:
                 inherit(network, stage.level, settings.head_scale)
             about = f"stage {number + 1}: level {stage.level}, {stage.steps} steps"
             self.log(f"{about}; unregistered {validation.score(None) or 'nothing held out'}")
-            self.log(f"stage {number + 1} before training: {validation.score(network, stage.level) or '-'}")
+            before = validation.score(network, stage.level)
+            self.log(f"stage {number + 1} before training: {before or '-'}")
+            if before is not None:  # a copy of the level below may be better than what a short training makes of it
+                best = before.value
+                self._export(max(trained, stage.level))
         for i, level in enumerate(network.levels, start=1):
             level.requires_grad_(i == stage.level or (stage.joint and i < stage.level))
         optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=stage.learning_rate)
@@ -161,12 +165,12 @@ class _Run:
             optimizer.load_state_dict(state["optimizer"])
         seed = settings.seed * 1000 + number
         pairs = PairStream(self.source, spacing=spacing, seed=seed, start=start)
-        before = sum(s.steps for s in settings.stages[:number])
+        earlier = sum(s.steps for s in settings.stages[:number])
         losses: list[float] = []
         begin = time.perf_counter()
         waited = 0.0
         stream = pair_loader(pairs, background=self.background)
-        with _Curves(self.out / "tensorboard", before + start + 1) as curves, _bar(number, stage.steps, start) as bar:
+        with _Curves(self.out / "tensorboard", earlier + start + 1) as curves, _bar(number, stage.steps, start) as bar:
             for step in range(start, stage.steps):
                 rise = min(1.0, (step + 1) / WARM_UP)
                 fall = 0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / stage.steps))
@@ -193,13 +197,13 @@ class _Run:
                         f"stage {number + 1} step {done}/{stage.steps} loss {mean:.4f} "
                         f"{seconds:.2f} s/step ({waited / (done - start):.2f} waiting)"
                     )
-                    curves.add(f"loss/level {stage.level}", mean, before + done)
+                    curves.add(f"loss/level {stage.level}", mean, earlier + done)
                 if done % settings.validate_every == 0 or last:
                     score = validation.score(network, stage.level)
                     self.log(f"stage {number + 1} step {done} validation: {score or 'nothing held out'}")
                     if score is not None:
-                        curves.add(f"{score.name}/level {stage.level}", score.value, before + done)
-                        curves.add(f"folds in percent/level {stage.level}", score.fold_percent, before + done)
+                        curves.add(f"{score.name}/level {stage.level}", score.value, earlier + done)
+                        curves.add(f"folds in percent/level {stage.level}", score.fold_percent, earlier + done)
                     if score is None or best is None or score.value > best:
                         best = score and score.value
                         self._export(max(trained, stage.level))
