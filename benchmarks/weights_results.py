@@ -5,8 +5,8 @@
 
 Every network is used as it is (LapIRN) and as the start of instance optimisation (NIO_m); the default weights and
 random ones always take part. The scans are those that no network of ours saw, and the two scans of another data set.
-Runs that are there already are kept: a killed benchmark goes on, `--methods` and `--participants` may name a part
-(`--methods` with nothing only writes the table), and what never ran is listed as such.
+Runs that are there already are kept: a killed benchmark goes on. `--methods` and `--networks` may name a part
+(`--methods` with nothing only writes the table); what never ran is listed as such.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def main() -> int:
     parser.add_argument("--atlas", default="1000", help="participant that serves as the atlas")
     parser.add_argument("--participants", nargs="+", default=TEST)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="those to run now (default: all)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/weights.md")
     options = parser.parse_args()
@@ -68,14 +69,16 @@ def main() -> int:
     if options.freesurfer_pairs is not None:
         sets.append(_freesurfer_scans(options.freesurfer_pairs, options.out / "freesurfer"))
 
-    rows = [Row("affine", "affine", None, None)]
-    rows += [Row(f"{method}, {name}", *METHODS[method], file) for name, file in networks.items() for method in METHODS]
-    # The quick methods first, whatever the order of rows.
-    chosen = [
-        row for method in options.methods for row in rows if row.name == "affine" or row.name.split(",")[0] == method
-    ]
-    well = [_run(options, row, scans) for row in chosen for scans in sets]
-    _write(options, sets, rows, networks)
+    if unknown := set(options.networks or ()) - set(networks):
+        parser.error(f"--networks: {', '.join(unknown)} is none of {', '.join(networks)}")
+
+    rows = {"affine": Row("affine", "affine", None, None)}
+    for name, file in networks.items():
+        rows |= {f"{method}, {name}": Row(f"{method}, {name}", *how, file) for method, how in METHODS.items()}
+    # By method, so that the quick ones are done for all networks first.
+    chosen = [f"{method}, {name}" for method in options.methods for name in options.networks or networks]
+    well = [_run(options, rows[name], scans) for name in ["affine", *chosen] if chosen for scans in sets]
+    _write(options, sets, list(rows.values()), networks)
     return 0 if all(well) else 1
 
 
