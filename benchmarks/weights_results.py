@@ -58,19 +58,19 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/weights.md")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    networks = {"default": default_weights(), "random": _random_weights(options.out / "random.safetensors")}
+    networks = {"default": default_weights(), "random": options.out / "random.safetensors"}
     for text in options.weights:
         name, _, file = text.partition("=")
         if not Path(file).is_file() or slug(name) in {slug(known) for known in networks}:
             parser.error(f"--weights {text}: expected NAME=FILE, a file that is there and a name not in use")
         networks[name] = Path(file)
+    if unknown := set(options.networks or ()) - set(networks):
+        parser.error(f"--networks: {', '.join(unknown)} is none of {', '.join(networks)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    _write_random_weights(networks["random"])
     sets = [Scans(options.dataset, options.labels, "malf", options.atlas, tuple(options.participants))]
     if options.freesurfer_pairs is not None:
         sets.append(_freesurfer_scans(options.freesurfer_pairs, options.out / "freesurfer"))
-
-    if unknown := set(options.networks or ()) - set(networks):
-        parser.error(f"--networks: {', '.join(unknown)} is none of {', '.join(networks)}")
 
     rows = {"affine": Row("affine", "affine", None, None)}
     for name, file in networks.items():
@@ -118,10 +118,9 @@ def _record(options: argparse.Namespace, row: Row, scans: Scans, participant: st
     return None
 
 
-def _random_weights(path: Path) -> Path:
+def _write_random_weights(path: Path) -> None:
     torch.manual_seed(0)
     save_network(LapIRN(LapIRNConfig.standard()), path, {**TrainingSettings().metadata(), "training_data": "none"})
-    return path
 
 
 def _freesurfer_scans(folder: Path, out: Path) -> Scans:

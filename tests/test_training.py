@@ -275,7 +275,7 @@ def test_the_example_beats_the_affine_on_brains_it_never_saw(tmp_path):
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     before, after = example.main(tmp_path)
-    assert after > before + 0.015  # an untrained network moves nothing
+    assert after > before + 0.02
 
 
 def test_settings_survive_their_file_and_misspelt_ones_are_refused(tmp_path):
