@@ -31,7 +31,7 @@ BRAINS, HELD_OUT = 8, 2
 SHELLS = ((58, 24, 24), (54, 3, 42), (44, 2, 41), (24, 10, 49), (12, 4, 43))
 SETTINGS = TrainingSettings(
     network=LapIRNConfig(encoder_channels=8, channels=8, head_channels=(8, 8, 8)),
-    stages=(Stage(1, 150, 3e-3), Stage(2, 300, 2e-3, crop=32)),
+    stages=(Stage(1, 150, 3e-3), Stage(2, 400, 2e-3, crop=32)),
     validate_every=50,
     smoothness=0.2,
     label_weight=2.0,
