@@ -27,6 +27,8 @@ from nio_pydra.training.validation import Validation
 
 SIZE = 128  # voxels of 1 mm
 BRAINS, HELD_OUT = 8, 2
+#: Ellipsoids, as only those have a pose that an affine can find: longest from front to back, wider than high.
+PROPORTIONS = (0.9, 1.05, 0.8)
 #: Outer radius in mm and FreeSurfer's labels, left and right: fluid, cortex, white matter, thalamus, ventricle.
 SHELLS = ((58, 24, 24), (54, 3, 42), (44, 2, 41), (24, 10, 49), (12, 4, 43))
 SETTINGS = TrainingSettings(
@@ -42,7 +44,7 @@ SETTINGS = TrainingSettings(
 def toy_brain(rng: np.random.Generator) -> NDArray[np.int16]:
     """Shells whose radii vary smoothly with the direction, each brain's in its own way."""
     axis = np.arange(SIZE) - (SIZE - 1) / 2
-    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
+    x, y, z = np.meshgrid(*(axis / proportion for proportion in PROPORTIONS), indexing="ij")
     radius = np.sqrt(x**2 + y**2 + z**2)
     directions = np.stack([x, y, z]) / np.maximum(radius, 1)
     labels = np.zeros((SIZE,) * 3, np.int16)

@@ -388,6 +388,8 @@ def test_label_maps_are_brought_to_one_space_once(tmp_path):
     assert min(dice(a, b).values()) > 0.9
     stamp = paths[1].stat().st_mtime_ns
     assert prepare_label_maps(tmp_path, tmp_path / "cache")[1].stat().st_mtime_ns == stamp
+    again = np.load(prepare_label_maps(tmp_path, tmp_path / "again")[1])["labels"]
+    assert np.array_equal(again, b)
     with pytest.raises(InputError, match="at least two"):
         prepare_label_maps(tmp_path / "nowhere", tmp_path / "cache")
 

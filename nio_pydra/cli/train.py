@@ -80,15 +80,15 @@ def main(args: argparse.Namespace) -> int:
     require_writable(args.out, "output folder")
     keep_freed_memory()
     limit_threads(runtime.thread_count)
-    with (args.out / "train.log").open("a", buffering=1) as file:
 
-        def log(line: str) -> None:
-            text = f"{time.strftime('%H:%M:%S')} {line}"
-            tqdm.write(text)  # around a bar, if there is one
+    def log(line: str) -> None:
+        text = f"{time.strftime('%H:%M:%S')} {line}"
+        tqdm.write(text)  # around a bar, if there is one
+        with (args.out / "train.log").open("a") as file:  # not before there is something to say
             file.write(text + "\n")
 
-        source = _source(args, settings, runtime, log)
-        train(settings, source, args.out, initial=args.weights, device=device, log=log)
+    source = _source(args, settings, runtime, log)
+    train(settings, source, args.out, initial=args.weights, device=device, log=log)
     print(args.out / "weights.safetensors")
     return 0
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
 
+from nio_pydra.engines.ants_process import AntsOptions, run_ants
+from nio_pydra.engines.contract import Runtime
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import load_labels
@@ -148,26 +152,12 @@ def _centred(labels: NDArray[np.int16]) -> NDArray[np.int16]:
 
 
 def _aligned(labels: NDArray[np.int16], reference: NDArray[np.int16]) -> NDArray[np.int16]:
-    import ants
-
-    moving, fixed = _contrast(labels), _contrast(reference)
-    found = ants.registration(
-        ants.from_numpy(fixed[::2, ::2, ::2].copy(), spacing=(2.0, 2.0, 2.0)),
-        ants.from_numpy(moving[::2, ::2, ::2].copy(), spacing=(2.0, 2.0, 2.0)),
-        type_of_transform="Affine",
-        aff_metric="mattes",
-        aff_iterations=(500, 200),
-        aff_shrink_factors=(3, 2),
-        aff_smoothing_sigmas=(2, 1),
-        random_seed=1,
-    )
-    moved = ants.apply_transforms(
-        ants.from_numpy(reference.astype(np.float32)),
-        ants.from_numpy(labels.astype(np.float32)),
-        found["fwdtransforms"],
-        interpolator="nearestNeighbor",
-    )
-    return np.round(moved.numpy()).astype(np.int16)
+    """Resampled on `GRID` where it fits the reference best; on one thread, as only that repeats (see `align`)."""
+    halved = np.diag([2.0, 2.0, 2.0, 1.0])
+    fixed, moving = (nib.Nifti1Image(_contrast(each)[::2, ::2, ::2], halved) for each in (reference, labels))
+    with tempfile.TemporaryDirectory(prefix="nio-pydra-maps-") as folder:
+        found = run_ants(fixed, moving, AntsOptions("Affine"), Path(folder), Runtime(), threads=1).affine
+    return affine_transform(labels, found[:3, :3], found[:3, 3], output_shape=reference.shape, order=0)
 
 
 def _contrast(labels: NDArray[np.int16]) -> NDArray[np.float32]:
