@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from nio_pydra.errors import InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig, convert, load_network, read_metadata, save_network
+from nio_pydra.networks.checkpoints import PUBLISHED as PUBLISHED_METADATA
+from nio_pydra.networks.checkpoints import condition_for
 
 PUBLISHED = {
     "LapIRN_disp_fea7.pth": ("disp", False, 923_748),
@@ -99,6 +101,14 @@ def test_levels_build_on_each_other():
 def test_a_size_that_the_pyramid_cannot_halve_is_refused():
     with pytest.raises(ValueError, match="multiple of 8"):
         LapIRN(TINY)(torch.rand(1, 1, 16, 20, 16), torch.rand(1, 1, 16, 20, 16))
+
+
+def test_a_conditional_network_is_told_lambda_in_the_scale_it_learned():
+    assert condition_for({}, 0.4) == 0.4
+    # Told c, the authors' networks minimise 1.75 LNCC + 10 c diffusion: the ratio must be that of 0.6 LNCC + 0.4.
+    told = condition_for(PUBLISHED_METADATA, 0.4)
+    assert 10 * told / 1.75 == pytest.approx(0.4 / 0.6)
+    assert condition_for(PUBLISHED_METADATA, 0.0) == 0.0 and condition_for(PUBLISHED_METADATA, 1.0) == 1.0
 
 
 def test_conditional_network_obeys_its_condition():

@@ -21,7 +21,7 @@ from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
 from nio_pydra.engines.memory import BASE_MB, predicted_memory_mb
 from nio_pydra.errors import InputError
 from nio_pydra.metrics import regularity
-from nio_pydra.networks.checkpoints import default_weights, load_network, weights_digest
+from nio_pydra.networks.checkpoints import condition_for, default_weights, load_network, weights_digest
 from nio_pydra.networks.lapirn import SIZE_MULTIPLE
 from nio_pydra.optimize.io import IOSettings, optimize_field
 from nio_pydra.optimize.nio import NIOSettings, optimize_network
@@ -109,7 +109,14 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
     tensors = _tensors(pair, brain, grid, metadata["intensity_scaling"], device)
     precision = choose_precision(runtime, device)
     log.info("network grid %s, %s, %s", grid.shape, device, str(precision).removeprefix("torch."))
-    field = optimize_network(network, tensors, settings.nio, precision=precision, progress=runtime.progress)
+    field = optimize_network(
+        network,
+        tensors,
+        settings.nio,
+        condition=condition_for(metadata, settings.nio.objective.weight),
+        precision=precision,
+        progress=runtime.progress,
+    )
     if settings.io is not None:
         field = optimize_field(field, tensors, settings.io, progress=runtime.progress)
     folded = to_displacement_field(field, grid, pair.fixed)

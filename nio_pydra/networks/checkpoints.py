@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,25 @@ from nio_pydra.errors import InputError
 from nio_pydra.networks.lapirn import LapIRN, LapIRNConfig
 from nio_pydra.spatial.files import atomic_path
 
-__all__ = ["convert", "default_weights", "load_network", "read_metadata", "save_network", "weights_digest"]
+__all__ = [
+    "condition_for",
+    "convert",
+    "default_weights",
+    "load_network",
+    "read_metadata",
+    "save_network",
+    "weights_digest",
+]
 
-#: What is known of the authors' checkpoints (their orientation, grid and intensities), as metadata of ours.
+#: What is known of the authors' checkpoints (their orientation, grid and intensities), as metadata of ours. Their
+#: conditional networks learned with a loss of 1.75 LNCC (a pyramid of weights 1, 1/2, 1/4) + 10 c diffusion and are
+#: told c (Train_cLapIRN_lite.py of github.com/cwmok/Conditional_LapIRN); see `condition_for`.
 PUBLISHED = {
     "orientation": "LIA",
     "voxel_size_mm": 1.0,
     "intensity_scaling": "minmax",
     "lambda": None,
+    "condition_scale": 1.75 / 10,
     "training_data": "OASIS-1 brain MRI, neurite preprocessing (Mok & Chung)",
     "licence": "MIT (authors' repository)",
 }
@@ -33,6 +45,28 @@ REQUIRED = ("network", "orientation", "voxel_size_mm", "intensity_scaling")
 def default_weights() -> Path:
     """Return the path of the weights shipped with the package."""
     return Path(str(resources.files("nio_pydra") / "weights" / "default.safetensors"))
+
+
+def condition_for(metadata: Mapping[str, Any], weight: float) -> float:
+    """What a conditional network has to be told so that it registers with a given lambda.
+
+    Parameters
+    ----------
+    metadata : mapping
+        Of its weights. Where these hold ``condition_scale`` s, the network knows the ratio of diffusion to
+        similarity, lambda / (1 - lambda), times s; otherwise lambda itself.
+    weight : float
+        lambda, in [0, 1].
+
+    Returns
+    -------
+    float
+        In [0, 1], which is all that a network learned.
+    """
+    scale = metadata.get("condition_scale")
+    if scale is None:
+        return weight
+    return float(min(1.0, scale * weight / max(1.0 - weight, 1e-6)))
 
 
 def save_network(network: LapIRN, path: Path, metadata: dict[str, Any]) -> None:

@@ -57,6 +57,7 @@ def optimize_network(
     pair: TensorPair,
     settings: NIOSettings,
     *,
+    condition: float | None = None,
     precision: torch.dtype = torch.float32,
     progress: bool | None = None,
 ) -> Tensor:
@@ -70,6 +71,8 @@ def optimize_network(
         On the device to work on; every axis a multiple of 8.
     settings : NIOSettings
         Schedule and objective.
+    condition : float, optional
+        What a conditional network is told (:func:`nio_pydra.networks.checkpoints.condition_for`); default: lambda.
     precision : torch.dtype
         ``torch.bfloat16`` runs the convolutions under autocast; the rest stays float32.
     progress : bool or None
@@ -85,8 +88,7 @@ def optimize_network(
     layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
     network = copy.deepcopy(network).to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
     moving, fixed = image_pyramid(pair.moving), image_pyramid(pair.fixed)
-    # A conditional network was trained with lambda in the authors' scale (see Objective); taken over as it is.
-    condition = settings.objective.weight
+    condition = settings.objective.weight if condition is None else condition
 
     def autocast() -> AbstractContextManager[object]:
         if precision == torch.float32:
