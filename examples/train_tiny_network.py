@@ -29,7 +29,7 @@ SIZE = 128  # voxels of 1 mm
 BRAINS, HELD_OUT = 8, 2
 #: Ellipsoids, as only those have a pose that an affine can find: longest from front to back, wider than high.
 PROPORTIONS = (0.9, 1.05, 0.8)
-#: Outer radius in mm and FreeSurfer's labels, left and right: fluid, cortex, white matter, thalamus, ventricle.
+#: Outer radius in mm, before that, and labels, left and right: fluid, cortex, white matter, thalamus, ventricle.
 SHELLS = ((58, 24, 24), (54, 3, 42), (44, 2, 41), (24, 10, 49), (12, 4, 43))
 SETTINGS = TrainingSettings(
     network=LapIRNConfig(encoder_channels=8, channels=8, head_channels=(8, 8, 8)),

@@ -109,6 +109,24 @@ def test_folds_of_a_network_are_counted_and_removed(scans, tmp_path):
     assert record["fold_percent"] == 0
 
 
+def test_a_conditional_network_is_told_what_its_metadata_say(scans, tmp_path):
+    torch.manual_seed(0)
+    network = LapIRN(LapIRNConfig(encoder_channels=4, channels=4, head_channels=(4, 4, 4), conditional=True))
+    with torch.no_grad():
+        network.levels[0].head[2].weight *= 100  # so that it moves something
+    metadata = {"orientation": "LIA", "voxel_size_mm": 2.0, "intensity_scaling": "percentile"}
+    warped = []
+    for name, scale, told in (("own", {}, 0.4), ("scaled", {"condition_scale": 1.2}, 0.8)):
+        save_network(network, tmp_path / f"{name}.safetensors", metadata | scale)
+        files = register(
+            scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path / name,
+            engine="lapirn", weights=tmp_path / f"{name}.safetensors", runtime=RUNTIME,
+        )  # fmt: skip
+        assert json.loads(files.record.read_text())["condition"] == pytest.approx(told)
+        warped.append(nib.load(files.warped).get_fdata())
+    assert np.abs(warped[0] - warped[1]).max() > 1e-3
+
+
 def test_a_pair_is_masked_aligned_registered_and_scored(scans, tmp_path):
     record = register_pair(
         scans / "fixed.nii.gz", scans / "moving.nii.gz", tmp_path / "out",

@@ -16,7 +16,7 @@ from nio_pydra.cli import train as train_command
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.errors import InputError
 from nio_pydra.metrics import dice
-from nio_pydra.networks import LapIRN, LapIRNConfig, load_network
+from nio_pydra.networks import LapIRN, LapIRNConfig, load_network, save_network
 from nio_pydra.training import loop
 from nio_pydra.training.loop import train
 from nio_pydra.training.maps import GRID, TISSUES, prepare_label_maps
@@ -276,6 +276,13 @@ def test_the_example_beats_the_affine_on_brains_it_never_saw(tmp_path):
     spec.loader.exec_module(example)
     before, after = example.main(tmp_path)
     assert after > before + 0.02
+
+
+def test_weights_that_know_another_lambda_are_not_trained_on(maps, tmp_path):
+    settings = small(conditional=True, stages=(Stage(1, 1),))
+    save_network(LapIRN(settings.network), tmp_path / "w.safetensors", settings.metadata() | {"condition_scale": 0.2})
+    with pytest.raises(InputError, match="lambda in a scale of its own"):
+        run(settings, maps, tmp_path / "out", initial=tmp_path / "w.safetensors")
 
 
 def test_settings_survive_their_file_and_misspelt_ones_are_refused(tmp_path):

@@ -9,14 +9,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from nio_pydra.engines.ants_process import AntsOptions, run_ants
+from nio_pydra.engines.ants_process import AntsOptions, AntsResult, run_ants
 from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_image, load_mask
 from nio_pydra.spatial.itk import write_h5
 from nio_pydra.spatial.transforms import Transform
 
-__all__ = ["PRESETS", "AffineSettings", "align", "run"]
+__all__ = ["PRESETS", "AffineSettings", "align", "align_brains", "run"]
 
 LARGEST_SCALE = 2.0
 """Heads differ by far less in any direction, so a larger stretch (or its inverse) is a failed alignment."""
@@ -47,11 +47,6 @@ def align(
 ) -> dict[str, float]:
     """Align two brains by an affine that maximizes their mutual information.
 
-    The search starts where the two brains' centres of mass meet, so positions far apart and different
-    orientation codes do no harm; turns beyond about 40 degrees are not found. It runs on one thread whatever
-    `runtime.threads` says: ITK adds up this metric in the order in which threads finish, and the optimum
-    found then differs from run to run.
-
     Parameters
     ----------
     fixed, moving : pathlib.Path
@@ -80,13 +75,51 @@ def align(
     fixed_brain = _load_brain(fixed, fixed_mask, "fixed image")
     moving_brain = _load_brain(moving, moving_mask, "moving image")
     lesion = None if lesion_mask is None else load_mask(lesion_mask, like=moving_brain, role="lesion mask")
-    with tempfile.TemporaryDirectory(prefix="nio-pydra-affine-") as folder:
-        result = run_ants(
-            fixed_brain, moving_brain, AntsOptions("Affine"), Path(folder), runtime, lesion=lesion, threads=1
-        )
-    check_affine(result.affine, moving, fixed)
+    result = align_brains(fixed_brain, moving_brain, runtime, names=(fixed, moving), lesion=lesion)
     write_h5(Transform((result.affine,)), out)
     return {"seconds": result.seconds, "peak_memory_mb": result.peak_memory_mb}
+
+
+def align_brains(
+    fixed: nib.Nifti1Image,
+    moving: nib.Nifti1Image,
+    runtime: Runtime,
+    *,
+    names: tuple[Path, Path],
+    lesion: nib.Nifti1Image | None = None,
+) -> AntsResult:
+    """Do the work of :func:`align` on images in memory.
+
+    The search starts where the two brains' centres of mass meet, so positions far apart and different
+    orientation codes do no harm; turns beyond about 40 degrees are not found. It runs on one thread whatever
+    `runtime.threads` says: ITK adds up this metric in the order in which threads finish, and the optimum
+    found then differs from run to run.
+
+    Parameters
+    ----------
+    fixed, moving : nibabel.Nifti1Image, shape (X, Y, Z)
+        Brains, zero outside.
+    runtime : Runtime
+        Gives the seed.
+    names : tuple of pathlib.Path
+        What the fixed and the moving one are called in messages.
+    lesion : nibabel.Nifti1Image, optional
+        On the moving grid, see :func:`run_ants`.
+
+    Returns
+    -------
+    AntsResult
+        Its affine leads from fixed to moving, RAS mm.
+
+    Raises
+    ------
+    InputError, AntsError
+        As :func:`align` does.
+    """
+    with tempfile.TemporaryDirectory(prefix="nio-pydra-affine-") as folder:
+        result = run_ants(fixed, moving, AntsOptions("Affine"), Path(folder), runtime, lesion=lesion, threads=1)
+    check_affine(result.affine, names[1], names[0])
+    return result
 
 
 def check_affine(affine: np.ndarray, moving: Path, fixed: Path) -> None:

@@ -109,13 +109,9 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
     tensors = _tensors(pair, brain, grid, metadata["intensity_scaling"], device)
     precision = choose_precision(runtime, device)
     log.info("network grid %s, %s, %s", grid.shape, device, str(precision).removeprefix("torch."))
+    told = condition_for(metadata, settings.nio.objective.weight) if network.config.conditional else None
     field = optimize_network(
-        network,
-        tensors,
-        settings.nio,
-        condition=condition_for(metadata, settings.nio.objective.weight),
-        precision=precision,
-        progress=runtime.progress,
+        network, tensors, settings.nio, condition=told, precision=precision, progress=runtime.progress
     )
     if settings.io is not None:
         field = optimize_field(field, tensors, settings.io, progress=runtime.progress)
@@ -131,6 +127,8 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
         "before_unfolding": asdict(regularity(folded, pair.fixed_brain)),
         "weights": {"name": path.name, "sha256": weights_digest(path)},
     }
+    if told is not None:
+        details["condition"] = told
     if device.type == "cuda":
         details["peak_device_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
     return Deformation(forward, None, details)

@@ -27,18 +27,18 @@ __all__ = [
     "weights_digest",
 ]
 
-#: What is known of the authors' checkpoints (their orientation, grid and intensities), as metadata of ours. Their
-#: conditional networks learned with a loss of 1.75 LNCC (a pyramid of weights 1, 1/2, 1/4) + 10 c diffusion and are
-#: told c (Train_cLapIRN_lite.py of github.com/cwmok/Conditional_LapIRN); see `condition_for`.
+#: What is known of the authors' checkpoints (their orientation, grid and intensities), as metadata of ours.
 PUBLISHED = {
     "orientation": "LIA",
     "voxel_size_mm": 1.0,
     "intensity_scaling": "minmax",
     "lambda": None,
-    "condition_scale": 1.75 / 10,
     "training_data": "OASIS-1 brain MRI, neurite preprocessing (Mok & Chung)",
     "licence": "MIT (authors' repository)",
 }
+#: Their conditional networks learned with a loss of 1.75 LNCC (a pyramid of weights 1, 1/2, 1/4) + 10 c diffusion and
+#: are told c (Train_cLapIRN_lite.py of github.com/cwmok/Conditional_LapIRN); see `condition_for`.
+PUBLISHED_CONDITION_SCALE = 1.75 / 10
 REQUIRED = ("network", "orientation", "voxel_size_mm", "intensity_scaling")
 
 
@@ -48,7 +48,10 @@ def default_weights() -> Path:
 
 
 def condition_for(metadata: Mapping[str, Any], weight: float) -> float:
-    """What a conditional network has to be told so that it registers with a given lambda.
+    """What a conditional network has to be told for a given lambda.
+
+    Networks learn lambda in the scale of the authors' training code, ours too, where the same lambda weighs four times
+    as much as in instance optimisation (see :class:`nio_pydra.optimize.problem.Objective`).
 
     Parameters
     ----------
@@ -220,4 +223,5 @@ def _load_published(path: Path) -> tuple[LapIRN, dict[str, Any]]:
         ) from None
     network = LapIRN(config)
     _load_state(network, state, path)
-    return network, {**PUBLISHED, "source": path.name}
+    metadata = {**PUBLISHED, "source": path.name}
+    return network, metadata | ({"condition_scale": PUBLISHED_CONDITION_SCALE} if config.conditional else {})

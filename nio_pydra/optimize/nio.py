@@ -88,7 +88,8 @@ def optimize_network(
     layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
     network = copy.deepcopy(network).to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
     moving, fixed = image_pyramid(pair.moving), image_pyramid(pair.fixed)
-    condition = settings.objective.weight if condition is None else condition
+    if condition is None:
+        condition = settings.objective.weight
 
     def autocast() -> AbstractContextManager[object]:
         if precision == torch.float32:

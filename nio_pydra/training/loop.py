@@ -85,7 +85,8 @@ def train(
     Raises
     ------
     InputError
-        If `out` holds a run with other settings or other data, or `initial` is another network.
+        If `out` holds a run with other settings or other data, or `initial` is another network or one that knows
+        lambda in another scale.
     """
     _claim(out, settings, source, initial)
     torch.manual_seed(settings.seed)
@@ -95,6 +96,11 @@ def train(
         trained = int(metadata.get("trained_levels", LEVELS))
         if network.config != settings.network:
             raise InputError(f"{initial} holds a network of another shape than the one to train ({settings.network}).")
+        if "condition_scale" in metadata:
+            raise InputError(
+                f"{initial} is told lambda in a scale of its own (condition_scale), as the authors' conditional "
+                "networks are, but training teaches lambda itself: start from weights made by `nio train`, or without."
+            )
     device = torch.device(device)
     network.to(device)
     if device.type == "cpu":

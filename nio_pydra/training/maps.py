@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform
 
-from nio_pydra.engines.ants_process import AntsOptions, run_ants
+from nio_pydra.engines.affine import align_brains
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import load_labels
+from nio_pydra.spatial.transforms import Transform, resample
 
 __all__ = [
     "GRID",
@@ -106,7 +105,9 @@ def prepare_label_maps(folder: Path, cache: Path) -> list[Path]:
     Raises
     ------
     InputError
-        If the folder holds fewer than two maps, or a map shows no white matter.
+        If the folder holds fewer than two maps, or a map shows no white matter or cannot be aligned.
+    AntsError
+        If the ANTs process fails.
     """
     sources = sorted(folder.glob("*.nii.gz")) if folder.is_dir() else []
     if len(sources) < 2:
@@ -118,7 +119,7 @@ def prepare_label_maps(folder: Path, cache: Path) -> list[Path]:
             continue
         if reference is None:
             reference = _centred(_oriented(sources[0]))
-        labels = reference if source == sources[0] else _aligned(_oriented(source), reference)
+        labels = reference if source == sources[0] else _aligned(source, reference, sources[0])
         with atomic_path(target) as temporary:
             np.savez_compressed(temporary, labels=labels)
     return targets
@@ -151,13 +152,14 @@ def _centred(labels: NDArray[np.int16]) -> NDArray[np.int16]:
     return padded[tuple(slice(m, m + n) for m, n in zip(middle, GRID, strict=True))].copy()
 
 
-def _aligned(labels: NDArray[np.int16], reference: NDArray[np.int16]) -> NDArray[np.int16]:
-    """Resampled on `GRID` where it fits the reference best; on one thread, as only that repeats (see `align`)."""
+def _aligned(source: Path, reference: NDArray[np.int16], first: Path) -> NDArray[np.int16]:
+    """A map where it fits `reference`, made of the first one, best; compared at 2 mm."""
+    labels = _oriented(source)
     halved = np.diag([2.0, 2.0, 2.0, 1.0])
     fixed, moving = (nib.Nifti1Image(_contrast(each)[::2, ::2, ::2], halved) for each in (reference, labels))
-    with tempfile.TemporaryDirectory(prefix="nio-pydra-maps-") as folder:
-        found = run_ants(fixed, moving, AntsOptions("Affine"), Path(folder), Runtime(), threads=1).affine
-    return affine_transform(labels, found[:3, :3], found[:3, 3], output_shape=reference.shape, order=0)
+    found = align_brains(fixed, moving, Runtime(), names=(first, source)).affine
+    image, grid = (nib.Nifti1Image(each, np.eye(4)) for each in (labels, reference))
+    return np.asanyarray(resample(image, grid, Transform((found,)), "nearest").dataobj)
 
 
 def _contrast(labels: NDArray[np.int16]) -> NDArray[np.float32]:
