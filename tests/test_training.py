@@ -283,6 +283,7 @@ def test_weights_that_know_another_lambda_are_not_trained_on(maps, tmp_path):
     save_network(LapIRN(settings.network), tmp_path / "w.safetensors", settings.metadata() | {"condition_scale": 0.2})
     with pytest.raises(InputError, match="lambda in a scale of its own"):
         run(settings, maps, tmp_path / "out", initial=tmp_path / "w.safetensors")
+    assert not (tmp_path / "out").exists()  # so that another try is not told of other settings
 
 
 def test_settings_survive_their_file_and_misspelt_ones_are_refused(tmp_path):

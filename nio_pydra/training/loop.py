@@ -88,7 +88,6 @@ def train(
         If `out` holds a run with other settings or other data, or `initial` is another network or one that knows
         lambda in another scale.
     """
-    _claim(out, settings, source, initial)
     torch.manual_seed(settings.seed)
     network, trained = LapIRN(settings.network), 0
     if initial is not None:
@@ -101,6 +100,7 @@ def train(
                 f"{initial} is told lambda in a scale of its own (condition_scale), as the authors' conditional "
                 "networks are, but training teaches lambda itself: start from weights made by `nio train`, or without."
             )
+    _claim(out, settings, source, initial)
     device = torch.device(device)
     network.to(device)
     if device.type == "cpu":
