@@ -45,7 +45,7 @@ def align(
     runtime: Runtime,
     lesion_mask: Path | None = None,
 ) -> dict[str, float]:
-    """Align two brains by an affine that maximizes their mutual information.
+    """Align two brains by an affine that maximizes their mutual information, as :func:`align_brains` says.
 
     Parameters
     ----------
