@@ -25,7 +25,7 @@ import torch
 from app_runs import Scans, records, register, slug, speed_records
 
 from nio_pydra.metrics import mean_of_lowest
-from nio_pydra.networks import LapIRN, LapIRNConfig, save_network
+from nio_pydra.networks import LapIRN, load_network, save_network
 from nio_pydra.networks.checkpoints import default_weights, weights_digest
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.training.settings import TrainingSettings
@@ -119,8 +119,9 @@ def _record(options: argparse.Namespace, row: Row, scans: Scans, participant: st
 
 
 def _write_random_weights(path: Path) -> None:
+    config = load_network(default_weights())[0].config
     torch.manual_seed(0)
-    save_network(LapIRN(LapIRNConfig.standard()), path, {**TrainingSettings().metadata(), "training_data": "none"})
+    save_network(LapIRN(config), path, {**TrainingSettings().metadata(), "training_data": "none"})
 
 
 def _freesurfer_scans(folder: Path, out: Path) -> Scans:
@@ -198,9 +199,9 @@ def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row], netw
         f"Written by `benchmarks/weights_results.py`. Atlas: sub-{options.atlas}; registered to it: "
         f"{', '.join('sub-' + p for p in options.participants)}. Dice is the mean over the labels that both scans "
         "have; 'other' are all labels but those of the cortex (small vessels and fluid among them). "
-        "One affine for all rows. 'Random' is the untrained architecture. The authors trained on OASIS, so these "
-        "scans are not held out for their networks. Processor seconds add up all threads and leave out affine, "
-        "reading and writing.",
+        "One affine for all rows. 'Random' is the untrained architecture of the default weights. The authors trained "
+        "on OASIS, so these scans are not held out for their networks. Processor seconds add up all threads and leave "
+        "out affine, reading and writing.",
         "",
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads per run.",
         "",

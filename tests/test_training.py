@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -296,6 +297,7 @@ def test_settings_survive_their_file_and_misspelt_ones_are_refused(tmp_path):
         ('{"synthesis": {"blurr": 1}}', "SynthesisSettings has no blurr"),
         ('{"stages": [{"level": 4, "steps": 1}]}', "level is 4"),
         ('{"stages": [{"level": 1}]}', "cannot be used"),
+        ('{"network": {"channels": 16}}', "head_channels is .* expected 16"),
         ('{"network": 3}', "found 3 where the settings of LapIRNConfig belong"),
     ):
         (tmp_path / "bad.json").write_text(text)
@@ -390,14 +392,19 @@ def test_label_maps_are_brought_to_one_space_once(tmp_path):
     ):
         # Written with other axes than the network's: first to the right, then up.
         nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1, 1, 1])), tmp_path / f"{name}.nii.gz")
-    paths = prepare_label_maps(tmp_path, tmp_path / "cache")
+    lines: list[str] = []
+    paths = prepare_label_maps(tmp_path, tmp_path / "cache", lines.append)
+    assert [line.split(":")[0] for line in lines] == ["prepared 1/2", "prepared 2/2"]
     a, b = (np.load(path)["labels"] for path in paths)
     assert a.shape == b.shape == GRID
     assert min(dice(a, b).values()) > 0.9
     stamp = paths[1].stat().st_mtime_ns
-    assert prepare_label_maps(tmp_path, tmp_path / "cache")[1].stat().st_mtime_ns == stamp
+    assert prepare_label_maps(tmp_path, tmp_path / "cache", lines.append)[1].stat().st_mtime_ns == stamp
+    assert len(lines) == 2
     again = np.load(prepare_label_maps(tmp_path, tmp_path / "again")[1])["labels"]
     assert np.array_equal(again, b)
+    shutil.copy(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")  # another map of the same name
+    assert np.array_equal(np.load(prepare_label_maps(tmp_path, tmp_path / "cache")[1])["labels"], a)
     with pytest.raises(InputError, match="at least two"):
         prepare_label_maps(tmp_path / "nowhere", tmp_path / "cache")
 

@@ -116,7 +116,7 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
     if args.labels is not None:
         from nio_pydra.training.maps import prepare_label_maps
 
-        files = prepare_label_maps(args.labels, args.out / "maps")
+        files = prepare_label_maps(args.labels, args.out / "maps", log)
         return SyntheticImages(files, settings.synthesis, settings.held_out)
     from nio_pydra.training.scans import TrainingScan, prepare_scans, read_scan_list
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +94,7 @@ def tissue_index() -> NDArray[np.uint8]:
     return table
 
 
-def prepare_label_maps(folder: Path, cache: Path) -> list[Path]:
+def prepare_label_maps(folder: Path, cache: Path, log: Callable[[str], None] = print) -> list[Path]:
     """Align all label maps of a folder to the first one by an affine, on `GRID`; done once, kept in `cache`.
 
     Parameters
@@ -101,6 +103,13 @@ def prepare_label_maps(folder: Path, cache: Path) -> list[Path]:
         Holds ``*.nii.gz`` label maps with FreeSurfer's numbers (as SynthSeg's training maps), about 1 mm.
     cache : Path
         Takes one ``.npz`` for each map: ``labels`` (144, 160, 192) int16 in LIA, zero outside the head's labels.
+    log : callable
+        Takes one line at a time.
+
+    Returns
+    -------
+    list of Path
+        One for each map, in the order of their names.
 
     Raises
     ------
@@ -112,9 +121,14 @@ def prepare_label_maps(folder: Path, cache: Path) -> list[Path]:
     sources = sorted(folder.glob("*.nii.gz")) if folder.is_dir() else []
     if len(sources) < 2:
         raise InputError(f"{folder} holds {len(sources)} label maps (*.nii.gz): expected at least two to pair.")
-    targets = [cache / source.name.replace(".nii.gz", ".npz") for source in sources]
+    contents = [source.read_bytes() for source in sources]
+    # Named by what went into it: other maps of the same names must not meet the old files.
+    targets = [
+        cache / f"{source.name.removesuffix('.nii.gz')}-{hashlib.sha256(contents[0] + content).hexdigest()[:12]}.npz"
+        for source, content in zip(sources, contents, strict=True)
+    ]
     reference = None
-    for source, target in zip(sources, targets, strict=True):
+    for number, (source, target) in enumerate(zip(sources, targets, strict=True), start=1):
         if target.is_file():
             continue
         if reference is None:
@@ -122,6 +136,7 @@ def prepare_label_maps(folder: Path, cache: Path) -> list[Path]:
         labels = reference if source == sources[0] else _aligned(source, reference, sources[0])
         with atomic_path(target) as temporary:
             np.savez_compressed(temporary, labels=labels)
+        log(f"prepared {number}/{len(sources)}: {source}")
     return targets
 
 

@@ -58,7 +58,8 @@ class TrainingSettings:
     Attributes
     ----------
     network : LapIRNConfig
-        Of the "disp" variant. Of a conditional network lambda is drawn anew, uniformly from [0, 1], at every step.
+        Of the "disp" variant, all levels of one width. Of a conditional network lambda is drawn anew, uniformly from
+        [0, 1], at every step.
     stages : tuple of Stage
         In order.
     smoothness : float
@@ -100,6 +101,11 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.network.variant != "disp":
             raise ValueError("only networks that predict displacements can be trained so far")
+        if set(self.network.head_channels) != {self.network.channels}:
+            raise ValueError(
+                f"head_channels is {self.network.head_channels}: expected {self.network.channels}, which is channels, "
+                "for every level, as a level starts as a copy of the one below"
+            )
         if not self.stages:
             raise ValueError("there are no stages")
         if not 0 <= self.smoothness <= 1:
