@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+#: What every network is compared by: method to engine and preset.
+METHODS = {"LapIRN": ("lapirn", "paper"), "NIO_m fast": ("nio_m", "fast"), "NIO_m": ("nio_m", "paper")}
 
 
 @dataclass(frozen=True)
@@ -99,3 +103,11 @@ def speed_records(
 def slug(name: str) -> str:
     """A name as a folder."""
     return "_".join(name.lower().replace(",", "").replace("'", "").split())
+
+
+def named_file(text: str) -> tuple[str, Path]:
+    """NAME=FILE of a command line, for argparse."""
+    name, _, file = text.partition("=")
+    if not name or not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME=FILE, a file that is there")
+    return name, Path(file)

@@ -9,6 +9,7 @@ those by which `nio train` validates level 3. Runs that are there already are ke
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from app_runs import slug
+from app_runs import METHODS, named_file, slug
 from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines import nio
@@ -30,7 +31,6 @@ from nio_pydra.training.maps import prepare_label_maps
 from nio_pydra.training.pairs import ImagePair, SyntheticImages
 from nio_pydra.training.settings import TrainingSettings
 
-METHODS = {"LapIRN": ("lapirn", "paper"), "NIO_m fast": ("nio_m", "fast"), "NIO_m": ("nio_m", "paper")}
 LIA = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # of the prepared maps, 1 mm
 COLUMNS = {"Dice": 4, "folds before unfolding %": 2, "processor seconds": 0}  # to the number of digits
 
@@ -39,34 +39,37 @@ def main() -> int:
     """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("labels", type=Path, help="folder of the label maps, as for nio train")
-    parser.add_argument("--weights", action="append", required=True, metavar="NAME=FILE")
+    parser.add_argument("--weights", action="append", type=named_file, required=True, metavar="NAME=FILE")
     parser.add_argument("--out", type=Path, required=True, help="takes the runs")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/held_out.md")
     options = parser.parse_args()
-    networks = {name: Path(file) for name, _, file in (text.partition("=") for text in options.weights)}
+    networks = dict(options.weights)
     limit_threads(options.threads)
     settings = TrainingSettings()
     source = SyntheticImages(
         prepare_label_maps(options.labels, options.out / "maps"), settings.synthesis, settings.held_out
     )
-    pairs = source.validation(1)[: settings.held_out]  # as the validation of level 3
+    pairs = source.validation(1)
+    # What else decides a result, so that runs of other data or settings are not taken for these.
+    same = repr(([file.name for file in source.held_out], settings.synthesis, options.threads))
+    runs = options.out / hashlib.sha256(same.encode()).hexdigest()[:12]
     for method in options.methods:
         for name, weights in networks.items():
             for number, pair in enumerate(pairs):
-                target = _target(options.out, method, weights, number)
+                target = _target(runs, method, weights, number)
                 if not target.is_file():
                     result = _run(pair, method, weights, options.threads)
                     with atomic_path(target) as temporary:
                         temporary.write_text(json.dumps(result, indent=1) + "\n")
                     print(f"{time.strftime('%H:%M:%S')} {method}, {name}, pair {number}: {result}", flush=True)
-    _write(options, networks, len(pairs))
+    _write(options, runs, networks, len(pairs))
     return 0
 
 
-def _target(out: Path, method: str, weights: Path, number: int) -> Path:
-    return out / f"{slug(method)}_{weights_digest(weights)[:16]}_{number}.json"
+def _target(runs: Path, method: str, weights: Path, number: int) -> Path:
+    return runs / f"{slug(method)}_{weights_digest(weights)[:16]}_{number}.json"
 
 
 def _run(pair: ImagePair, method: str, weights: Path, threads: int) -> dict[str, float]:
@@ -92,7 +95,7 @@ def _run(pair: ImagePair, method: str, weights: Path, threads: int) -> dict[str,
     return dict(zip(COLUMNS, (float(np.mean(list(overlap.values()))), folds, seconds), strict=True))
 
 
-def _write(options: argparse.Namespace, networks: dict[str, Path], pairs: int) -> None:
+def _write(options: argparse.Namespace, runs: Path, networks: dict[str, Path], pairs: int) -> None:
     lines = [
         "# Networks on label maps held out",
         "",
@@ -111,7 +114,7 @@ def _write(options: argparse.Namespace, networks: dict[str, Path], pairs: int) -
     lines += ["", "| method, weights | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
     for method in METHODS:
         for name, weights in networks.items():
-            files = [_target(options.out, method, weights, number) for number in range(pairs)]
+            files = [_target(runs, method, weights, number) for number in range(pairs)]
             done = [json.loads(file.read_text()) for file in files if file.is_file()]
             if len(done) < pairs:
                 lines.append(f"| {method}, {name} | {len(done)} of {pairs} run |" + " |" * (len(COLUMNS) - 1))

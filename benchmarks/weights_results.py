@@ -4,9 +4,9 @@
         --out RUNS --weights "first=first.safetensors" --weights "authors' disp_fea7=LapIRN_disp_fea7.pth"
 
 Every network is used as it is (LapIRN) and as the start of instance optimisation (NIO_m); the default weights and
-random ones always take part. The scans are those that no network of ours saw, and the two scans of another data set.
-Runs that are there already are kept: a killed benchmark goes on. `--methods` and `--networks` may name a part
-(`--methods` with nothing only writes the table); what never ran is listed as such.
+random ones always take part. The scans are those that no network of ours saw (of the atlas the research network did),
+and the two scans of another data set. Runs that are there already are kept: a killed benchmark goes on. `--methods`
+and `--networks` may name a part (`--methods` with nothing only writes the table); what never ran is listed as such.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from app_runs import Scans, records, register, slug, speed_records
+from app_runs import METHODS, Scans, named_file, records, register, slug, speed_records
 
 from nio_pydra.metrics import mean_of_lowest
 from nio_pydra.networks import LapIRN, load_network, save_network
@@ -34,8 +34,6 @@ TEST = ("1003", "1004", "1005", "1101", "1107", "1110", "1116", "1125")
 APART = ("1107", "1110", "1116", "1125")  # the paper's claim is robustness: the old and the ill
 #: Labels of the cerebral cortex: the parcels of Neuromorphometrics, the two sides of FreeSurfer's aseg.
 CORTEX = {"malf": range(100, 208), "aseg": (3, 42)}
-#: Method to engine and preset.
-METHODS = {"LapIRN": ("lapirn", "paper"), "NIO_m fast": ("nio_m", "fast"), "NIO_m": ("nio_m", "paper")}
 #: Column to its number of digits.
 COLUMNS = {"Dice": 3, "Dice, cortical": 3, "Dice, other": 3, "Dice, lowest 30 % of scans": 3, "std of Jacobian": 2,
            "folds %": 3, "folds before unfolding %": 2, "processor seconds": 0}  # fmt: skip
@@ -47,7 +45,9 @@ def main() -> int:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--labels", type=Path, required=True, help="derivatives with desc-malf_dseg label maps")
     parser.add_argument("--freesurfer-pairs", type=Path, help="folder of the two scans with FreeSurfer's labels")
-    parser.add_argument("--weights", action="append", default=[], metavar="NAME=FILE", help="another network's weights")
+    parser.add_argument(
+        "--weights", action="append", type=named_file, default=[], metavar="NAME=FILE", help="of another network"
+    )
     parser.add_argument("--out", type=Path, required=True, help="takes the runs")
     parser.add_argument("--speed-runs", type=Path, help="runs of speed.py with the same data, atlas and threads")
     parser.add_argument("--work", type=Path, help="keeps what runs share, as the affines (default: OUT/work)")
@@ -59,11 +59,10 @@ def main() -> int:
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/weights.md")
     options = parser.parse_args()
     networks = {"default": default_weights(), "random": options.out / "random.safetensors"}
-    for text in options.weights:
-        name, _, file = text.partition("=")
-        if not Path(file).is_file() or slug(name) in {slug(known) for known in networks}:
-            parser.error(f"--weights {text}: expected NAME=FILE, a file that is there and a name not in use")
-        networks[name] = Path(file)
+    for name, file in options.weights:
+        if slug(name) in {slug(known) for known in networks}:
+            parser.error(f"--weights {name}: expected a name that is not in use")
+        networks[name] = file
     if unknown := set(options.networks or ()) - set(networks):
         parser.error(f"--networks: {', '.join(unknown)} is none of {', '.join(networks)}")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -181,13 +180,14 @@ def _summary(figures: list[list[float | None]]) -> list[float | None]:
 
 def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row], networks: dict[str, Path]) -> None:
     figures: dict[str, dict[str, list[float | None]]] = {row.name: {} for row in rows}
-    versions: dict[str, str] = {}
+    versions: dict[str, set[str]] = {}
     for row in rows:
         for scans in sets:
             for participant in scans.participants:
                 if record := _record(options, row, scans, participant):
                     figures[row.name][participant] = _figures(scans, record)
-                    versions = versions or record["versions"]
+                    for name, version in record["versions"].items():
+                        versions.setdefault(name, set()).add(version)
     sections = {
         f"All {len(sets[0].participants)} test scans": sets[0].participants,
         **{f"sub-{p} alone": (p,) for p in APART if p in sets[0].participants},
@@ -200,8 +200,9 @@ def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row], netw
         f"{', '.join('sub-' + p for p in options.participants)}. Dice is the mean over the labels that both scans "
         "have; 'other' are all labels but those of the cortex (small vessels and fluid among them). "
         "One affine for all rows. 'Random' is the untrained architecture of the default weights. The authors trained "
-        "on OASIS, so these scans are not held out for their networks. Processor seconds add up all threads and leave "
-        "out affine, reading and writing.",
+        "on OASIS, so these scans are not held out for their networks; the atlas is one of the 15 scans that the "
+        "research network learned from. Processor seconds add up all threads and leave out affine, reading and "
+        "writing.",
         "",
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads per run.",
         "",
@@ -220,7 +221,10 @@ def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row], netw
             values = _summary(done) if len(done) > 1 else done[0]
             shown = ["-" if v is None else f"{v:.{n}f}" for v, n in zip(values, COLUMNS.values(), strict=True)]
             lines.append(f"| {row} | " + " | ".join(shown) + " |")
-    lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."]
+    lines += [
+        "",
+        "Versions: " + ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in versions.items()) + ".",
+    ]
     options.table.parent.mkdir(parents=True, exist_ok=True)
     options.table.write_text("\n".join(lines) + "\n")
     data = {row: {p: dict(zip(COLUMNS, f, strict=True)) for p, f in of.items()} for row, of in figures.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from nio_pydra.training.synthesis import (
     Anatomy,
     Pose,
     SynthesisSettings,
+    _positions,
     draw_contrast,
     draw_pose,
     synthesise,
@@ -63,7 +65,7 @@ def maps(tmp_path):
 
 def small(*, conditional: bool = False, **changes) -> TrainingSettings:
     network = LapIRNConfig(encoder_channels=6, channels=6, head_channels=(6, 6, 6), conditional=conditional)
-    return replace(TrainingSettings(network=network, synthesis=SETTINGS), **changes)
+    return TrainingSettings(**{"network": network, "synthesis": SETTINGS, **changes})
 
 
 def run(settings: TrainingSettings, maps, out, log=str, **options):
@@ -120,13 +122,27 @@ def test_an_image_at_two_millimetres_is_the_pooled_one():
     assert np.corrcoef(pooled.flatten(), coarse.flatten())[0, 1] > 0.98
 
 
-def test_warps_do_not_fold_and_change_the_ventricles():
-    labels = little_brain()
-    sizes = {
-        int((synthesise(Anatomy(labels), T1, STILL, np.random.default_rng(s), SynthesisSettings())[1] % 39 == 4).sum())
-        for s in range(4)
-    }  # 4 and 43 are the same modulo 39
-    assert len(sizes) == 4 and min(sizes) > 0
+def test_warps_do_not_fold():
+    anatomy = Anatomy(little_brain())
+    for seed in range(4):
+        grid, flipped = _positions(
+            anatomy, STILL, np.random.default_rng(seed), SynthesisSettings(), anatomy.labels.shape, False
+        )
+        voxels = grid[0].flip(-1).numpy() * (SIZE - 1) / 2  # ordered D, H, W
+        jacobian = np.stack(np.gradient(voxels, axis=(0, 1, 2)), axis=-1)
+        assert (np.linalg.det(jacobian) * (-1 if flipped else 1) > 0).all()
+
+
+def test_the_ventricles_grow_and_shrink():
+    anatomy = Anatomy(little_brain())
+
+    def size(seed, push):
+        settings = SynthesisSettings(ventricles_mm=push)
+        labels = synthesise(anatomy, T1, STILL, np.random.default_rng(seed), settings)[1]
+        return int((labels % 39 == 4).sum())  # 4 and 43 are the same modulo 39
+
+    changes = [size(seed, 6.0) / size(seed, 0.0) for seed in range(8)]
+    assert min(changes) < 0.95 and max(changes) > 1.2
 
 
 def test_a_stream_can_be_entered_anywhere(maps):
@@ -152,11 +168,16 @@ def test_a_crop_of_everything_gives_the_loss_of_everything(maps):
     part.backward()
     assert np.isfinite(part.item()) and part.item() != pytest.approx(whole, rel=1e-4)
     assert network.levels[1].down.weight.grad.abs().sum() > 0 and network.levels[0].down.weight.grad is None
+    speck = torch.zeros_like(pair.fixed)
+    speck[..., 8:12, 8:12, 8:12] = 1  # no crop holds enough of such a brain
+    assert np.isfinite(
+        objective(network, replace(pair, fixed=speck), Stage(2, 1, crop=16), 0.4, np.random.default_rng(0)).item()
+    )
 
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_a_killed_run_resumes_to_the_same_weights(maps, tmp_path, conditional):
-    stages = (Stage(1, 3), Stage(2, 5, crop=16))
+    stages = (Stage(1, 3), Stage(2, 5, crop=0 if conditional else 16))
     settings = small(conditional=conditional, stages=stages, save_every=2, validate_every=4, held_out=2)
 
     def killed(line):
@@ -176,6 +197,32 @@ def test_a_killed_run_resumes_to_the_same_weights(maps, tmp_path, conditional):
         run(replace(settings, seed=1), maps, tmp_path / "cut")
     with pytest.raises(InputError, match="other data"):
         run(settings, maps[:-1], tmp_path / "cut")
+
+
+def test_a_run_killed_before_the_first_checkpoint_of_a_stage_resumes_to_the_same_weights(maps, tmp_path):
+    # The second stage trains the level of the first one on, and validates more often than it saves.
+    settings = small(stages=(Stage(1, 3, 1e-2), Stage(1, 6, 1e-2)), save_every=4, validate_every=1, held_out=2)
+
+    def killed(line):
+        if "stage 2 step 3" in line:
+            raise KeyboardInterrupt
+
+    run(settings, maps, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, maps, tmp_path / "cut", log=killed)
+    lines: list[str] = []
+    run(settings, maps, tmp_path / "cut", log=lines.append)
+    assert lines[0] == "resuming at stage 2, step 0"
+    whole, cut = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "cut"))
+    assert whole["best"] == cut["best"]
+    assert all(torch.equal(value, cut["network"][name]) for name, value in whole["network"].items())
+
+
+@pytest.mark.parametrize("stages", [(Stage(2, 1),), (Stage(1, 1), Stage(3, 1))])
+def test_a_level_above_one_that_was_never_trained_is_refused(maps, tmp_path, stages):
+    with pytest.raises(InputError, match="was never trained"):
+        run(small(stages=stages), maps, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("values", "best"), [((0.1, 0.2, 0.9, 0.3, 0.4), 1), ((0.1, 0.9, 0.2, 0.3, 0.4), 0)])
@@ -225,12 +272,14 @@ def test_labels_that_overlap_lower_the_loss_by_their_weight_at_most(maps):
 
 
 def test_a_flipped_brain_has_its_left_structures_on_the_left():
-    anatomy, left_seen = Anatomy(little_brain()), []
+    anatomy, flips = Anatomy(little_brain()), set()
     for seed in range(6):
         _, labels = synthesise(anatomy, T1, STILL, np.random.default_rng(seed), SETTINGS)
         places = [torch.nonzero(labels[0, 0] == label)[:, 0].float().mean().item() for label in (2, 41)]
-        left_seen.append(places[0] < places[1])
-    assert all(left_seen)
+        assert places[0] < places[1]
+        grid = (anatomy, STILL, np.random.default_rng(seed), SETTINGS, anatomy.labels.shape, False)
+        flips.add(_positions(*grid)[1])
+    assert flips == {True, False}
 
 
 def test_a_short_training_lowers_the_loss_on_unseen_pairs(maps, tmp_path):
@@ -297,6 +346,15 @@ def test_settings_survive_their_file_and_misspelt_ones_are_refused(tmp_path):
         ('{"synthesis": {"blurr": 1}}', "SynthesisSettings has no blurr"),
         ('{"stages": [{"level": 4, "steps": 1}]}', "level is 4"),
         ('{"stages": [{"level": 1}]}', "cannot be used"),
+        ('{"stages": [{"level": 1, "steps": 10.5}]}', "steps is 10.5: expected a whole number"),
+        ('{"stages": [{"level": 2, "steps": 1, "crop": -4}]}', "a crop is a multiple of 4"),
+        ('{"network": {"conditional": true}}', "whole images"),
+        ('{"held_out": 1}', "held_out is 1"),
+        ('{"seed": -1}', "seed is not negative"),
+        ('{"label_weight": Infinity}', "label_weight is inf"),
+        ('{"precision": "bf16"}', "expected auto or float32"),
+        ('{"synthesis": {"noise": -1}}', "noise is -1"),
+        ('{"synthesis": {"thick_share": "a"}}', "thick_share is 'a'"),
         ('{"network": {"channels": 16}}', "head_channels is .* expected 16"),
         ('{"network": 3}', "found 3 where the settings of LapIRNConfig belong"),
     ):
@@ -332,9 +390,14 @@ def test_real_scans_are_aligned_once_and_trained_on(scans, tmp_path):
     lines: list[str] = []
     runtime = Runtime(device="cpu", threads=2)
     files = prepare_scans(listed, tmp_path / "cache", runtime, lines.append)
-    assert len(files) == 5 and sum("left out 3/6" in line and "no such file" in line for line in lines) == 1
+    assert len(files) == 5
+    assert sum("left out 3/6" in line and "cannot be read (No such file" in line for line in lines) == 1
     assert prepare_scans(listed, tmp_path / "cache", runtime, lines.append) == files
     assert sum(line.startswith("prepared") for line in lines) == 5
+    labels = nib.load(listed[1].labels)  # a file that was mended is read again
+    nib.save(nib.Nifti1Image(np.asarray(labels.dataobj) * (labels.get_fdata() != 24), labels.affine), listed[1].labels)
+    again = prepare_scans(listed, tmp_path / "cache", runtime, lines.append)
+    assert [a == b for a, b in zip(again, files, strict=True)] == [True, False, True, True, True]
     source = RealImages(files, SETTINGS, held_out=2)
     pair = source.validation(1)[0]
     assert pair.fixed.shape[2:] == GRID and pair.fixed.max() == 1 and pair.fixed.min() == 0
@@ -405,14 +468,74 @@ def test_label_maps_are_brought_to_one_space_once(tmp_path):
     assert np.array_equal(again, b)
     shutil.copy(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")  # another map of the same name
     assert np.array_equal(np.load(prepare_label_maps(tmp_path, tmp_path / "cache")[1])["labels"], a)
+    labels = little_brain(64)
+    labels[labels == 3], labels[labels == 42] = 1012, 103  # a parcel of aparc+aseg, and a number of another scheme
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "b.nii.gz")
+    with pytest.raises(InputError, match=r"b\.nii\.gz has labels that .* lacks \(103\)"):
+        prepare_label_maps(tmp_path, tmp_path / "cache")
+    labels[labels == 103] = 2012
+    nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1, 1, 1])), tmp_path / "b.nii.gz")
+    parcels = np.load(prepare_label_maps(tmp_path, tmp_path / "cache")[1])["labels"]
+    assert np.array_equal(parcels, a)
     with pytest.raises(InputError, match="at least two"):
         prepare_label_maps(tmp_path / "nowhere", tmp_path / "cache")
 
 
-@pytest.mark.parametrize("text", ["1:2:3", "1:x:0.1:0"])
-def test_a_schedule_that_cannot_be_read_is_refused(text, tmp_path):
+def command(*words: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     train_command.add_arguments(parser)
-    args = parser.parse_args(["--labels", str(tmp_path), "--out", str(tmp_path / "out"), "--stage", text])
+    return parser.parse_args([str(word) for word in words])
+
+
+@pytest.mark.parametrize("text", ["1:2:3", "1:x:0.1:0", "1:2.9:0.1:0", "1:inf:0.1:0"])
+def test_a_schedule_that_cannot_be_read_is_refused(text, tmp_path):
     with pytest.raises(InputError, match="LEVEL:STEPS:RATE:CROP"):
-        train_command.main(args)
+        train_command.main(command("--labels", tmp_path, "--out", tmp_path / "out", "--stage", text))
+
+
+def test_options_without_effect_are_refused(tmp_path):
+    for words, message in (
+        (("--labels", tmp_path, "--skull-stripped"), "--skull-stripped has no effect with --labels"),
+        (("--scans", "s.tsv", "--participant-label", "01"), "--participant-label has no effect with --scans"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train_command.main(command(*words, "--out", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_scans_and_absent_labels_are_told_before_any_work(scans, tmp_path):
+    (tmp_path / "settings.json").write_text('{"label_weight": 1, "held_out": 2}')
+    words = ("--scans", scans, "--out", tmp_path / "out", "--settings", tmp_path / "settings.json")
+    with pytest.raises(InputError, match="5 brains to train on: expected at least 9"):
+        train_command.main(command(*words, "--held-out", 6))
+    scans.write_text("image\n" + "".join(f"{number}_T1w.nii.gz\n" for number in range(5)))
+    with pytest.raises(InputError, match="no scan has labels"):
+        train_command.main(command(*words))
+    assert not (tmp_path / "out" / "scans").exists()
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_the_first_session_of_each_participant(scans, tmp_path):
+    bids, derived = tmp_path / "bids", tmp_path / "bids/derivatives/manual"
+    for root, extra in ((bids, {}), (derived, {"GeneratedBy": [{"Name": "by hand"}]})):
+        root.mkdir(parents=True)
+        kind = "derivative" if extra else "raw"
+        description = {"Name": "heads", "BIDSVersion": "1.10.0", "DatasetType": kind, **extra}
+        (root / "dataset_description.json").write_text(json.dumps(description))
+    for number in range(5):
+        for session in ("1", "2")[: 2 if number == 4 else 1]:
+            name = f"sub-{number}/ses-{session}/anat/sub-{number}_ses-{session}"
+            for root, kind, suffix in ((bids, "T1w", "T1w"), (derived, "dseg", "desc-hand_dseg")):
+                target = root / f"{name}_{suffix}.nii.gz"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(scans.parent / f"{number}_{kind}.nii.gz", target)
+    settings = small(stages=(Stage(1, 2),), held_out=2, label_weight=1.0, save_every=1)
+    settings.write(tmp_path / "settings.json")
+    words = ("--bids", bids, "-d", f"manual={derived}", "--labels-desc", "hand", "--skull-stripped", "--device", "cpu")
+    words += ("--threads", 2, "--settings", tmp_path / "settings.json", "--out", tmp_path / "out")
+    assert train_command.main(command(*words)) == 0
+    log = (tmp_path / "out" / "train.log").read_text()
+    assert "of 6 scans the first of each of 5 participants is taken" in log and "prepared 5/5" in log
+    assert "stage 1 step 2 validation: Dice" in log
+    _, metadata = load_network(tmp_path / "out" / "weights.safetensors")
+    assert metadata["training_data"] == "real scans" and metadata["label_weight"] == 1.0

@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run or resume a training; return the exit status."""
+    _refuse_unused(args)
     settings = _settings(args)
 
     from tqdm import tqdm
@@ -93,25 +94,43 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """What would have no effect is a misunderstanding."""
+    given = {
+        "--derivatives": args.derivatives,
+        "--labels-desc": args.labels_desc,
+        "--participant-label": args.participant_label,
+    }
+    unused = [name for name, value in given.items() if value and args.bids is None]
+    if args.labels is not None and args.skull_stripped:
+        unused.append("--skull-stripped")
+    if unused:
+        source = "--labels" if args.labels is not None else "--scans"
+        raise InputError(f"{', '.join(unused)} has no effect with {source}: leave it out, or train on --bids.")
+
+
 def _settings(args: argparse.Namespace) -> TrainingSettings:
     from nio_pydra.training.settings import Stage, TrainingSettings, read_settings
 
     settings = TrainingSettings() if args.settings is None else read_settings(args.settings)
     names = ("smoothness", "held_out", "seed", "training_data", "licence")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    parts = [_numbers(text) for text in args.stage]
     try:
-        if args.stage:
-            given["stages"] = tuple(
-                Stage(int(a), int(b), c, int(d)) for a, b, c, d in (_numbers(text) for text in args.stage)
-            )
-        return replace(settings, **given)
+        if parts:
+            given["stages"] = tuple(Stage(*numbers) for numbers in parts)
+        settings = replace(settings, **given)
+        if settings.training_data == TrainingSettings.training_data:
+            made = "images generated from label maps" if args.labels is not None else "real scans"
+            settings = replace(settings, training_data=made)
+        return settings
     except ValueError as error:
         raise InputError(f"These settings cannot be trained: {error}.") from None
 
 
 def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: Callable[[str], None]) -> ImageSource:  # type: ignore[no-untyped-def]
     """Prepare the data, once."""
-    from nio_pydra.training.pairs import RealImages, SyntheticImages
+    from nio_pydra.training.pairs import RealImages, SyntheticImages, require_enough
 
     if args.labels is not None:
         from nio_pydra.training.maps import prepare_label_maps
@@ -125,24 +144,33 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
     else:
         from nio_pydra.bids.inputs import find_scans
 
+        found = find_scans(
+            args.bids,
+            args.out / "index",
+            participants=args.participant_label,
+            derivatives=dict(args.derivatives),
+            labels_desc=args.labels_desc,
+        )
+        first = {scan.entities["subject"]: scan for scan in reversed(found)}
+        kept = [scan for scan in found if scan is first[scan.entities["subject"]]]
+        if len(kept) < len(found):
+            # Nobody may be paired with himself, nor be seen in training and validation.
+            log(f"of {len(found)} scans the first of each of {len(kept)} participants is taken")
         scans = [
-            TrainingScan(scan.t1w, scan.mask, scan.labels, args.skull_stripped or scan.skull_stripped)
-            for scan in find_scans(
-                args.bids,
-                args.out / "index",
-                participants=args.participant_label,
-                derivatives=dict(args.derivatives),
-                labels_desc=args.labels_desc,
-            )
+            TrainingScan(scan.t1w, scan.mask, scan.labels, args.skull_stripped or scan.skull_stripped) for scan in kept
         ]
+    require_enough(len(scans), settings.held_out)
+    if settings.label_weight and not any(scan.labels for scan in scans):
+        raise InputError(
+            f"label_weight is {settings.label_weight}, but no scan has labels: give --labels-desc and their "
+            "--derivatives, or a column labels."
+        )
     return RealImages(prepare_scans(scans, args.out / "scans", runtime, log), settings.synthesis, settings.held_out)
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _numbers(text: str) -> tuple[int, int, float, int]:
     try:
-        values = tuple(float(part) for part in text.split(":"))
-        if len(values) != 4:
-            raise ValueError
+        level, steps, rate, crop = text.split(":")
+        return int(level), int(steps), float(rate), int(crop)
     except ValueError:
         raise InputError(f"--stage {text}: expected LEVEL:STEPS:RATE:CROP, as 2:1500:0.0005:48.") from None
-    return values

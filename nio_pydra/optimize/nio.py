@@ -12,7 +12,6 @@ Optimization" (MLMI 2023), Section 2.
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from nio_pydra.networks.lapirn import LEVELS, LapIRN, image_pyramid
 from nio_pydra.optimize.problem import Objective, TensorPair
 from nio_pydra.optimize.progress import Progress
+from nio_pydra.optimize.resources import autocast
 from nio_pydra.spatial.unit_grid import upsample
 
 __all__ = ["NIOSettings", "optimize_network"]
@@ -91,13 +91,8 @@ def optimize_network(
     if condition is None:
         condition = settings.objective.weight
 
-    def autocast() -> AbstractContextManager[object]:
-        if precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(device.type, dtype=precision)
-
     def predict(levels: int) -> Tensor:
-        with autocast():
+        with autocast(device, precision):
             outputs = network.on_pyramid(moving, fixed, levels=levels, condition=condition)
         return upsample(outputs[-1].field, 2 ** (LEVELS - levels))
 

@@ -1,12 +1,13 @@
-"""Memory and threads of this process."""
+"""Memory, threads and precision of the computation."""
 
 from __future__ import annotations
 
 import ctypes
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-__all__ = ["keep_freed_memory", "limit_threads"]
+__all__ = ["autocast", "keep_freed_memory", "limit_threads"]
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -43,3 +44,10 @@ def limit_threads(threads: int) -> None:
 
     torch.set_num_threads(threads)
     set_kernel_threads(threads)
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    """Context in which convolutions run in `precision`; with ``torch.float32`` it does nothing."""
+    if precision == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=precision)

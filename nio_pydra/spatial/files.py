@@ -1,8 +1,9 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and what tells them apart."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from nio_pydra.errors import InputError
 
-__all__ = ["atomic_path"]
+__all__ = ["atomic_path", "contents_digest"]
 
 
 @contextmanager
@@ -44,3 +45,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"{path} cannot be written ({error.strerror}): make room, or choose another folder.") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def contents_digest(*paths: Path | None) -> str:
+    """Twelve hexadecimal digits (of a SHA-256) that stand for the contents of files, in order; None is one of its own.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            content = b"" if path is None else hashlib.sha256(path.read_bytes()).digest()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+        digest.update(content + b";")
+    return digest.hexdigest()[:12]

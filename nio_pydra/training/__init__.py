@@ -1,1 +1,1 @@
-"""Training networks on images generated from label maps."""
+"""Training networks, on images generated from label maps or on real scans."""

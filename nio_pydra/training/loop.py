@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.nio import choose_precision
 from nio_pydra.errors import InputError
 from nio_pydra.networks import LapIRN, load_network, save_network
 from nio_pydra.networks.checkpoints import weights_digest
 from nio_pydra.networks.lapirn import LEVELS
+from nio_pydra.optimize.resources import autocast
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.training.objective import objective
 from nio_pydra.training.pairs import ImageSource, PairStream, pair_loader
@@ -65,7 +68,8 @@ def train(
     source : ImageSource
         Images to train on and to validate with.
     out : Path
-        Takes ``settings.json``, ``checkpoint.pt`` (from which a killed run resumes exactly),
+        Takes ``settings.json``, ``origin.json`` (which brains and weights it began with), ``checkpoint.pt`` (from
+        which a killed run resumes, exactly so on a CPU with as many threads),
         ``weights.safetensors`` (the best so far, usable from the first validation on) and, where the tensorboard
         package is installed, the curves in ``tensorboard``.
     initial : Path, optional
@@ -85,8 +89,8 @@ def train(
     Raises
     ------
     InputError
-        If `out` holds a run with other settings or other data, or `initial` is another network or one that knows
-        lambda in another scale.
+        If `out` holds a run with other settings or other data, `initial` is another network or one that knows
+        lambda in another scale, or a stage trains a level above one that was never trained.
     """
     torch.manual_seed(settings.seed)
     network, trained = LapIRN(settings.network), 0
@@ -100,12 +104,14 @@ def train(
                 f"{initial} is told lambda in a scale of its own (condition_scale), as the authors' conditional "
                 "networks are, but training teaches lambda itself: start from weights made by `nio train`, or without."
             )
+    _require_levels_below(settings, trained)
     _claim(out, settings, source, initial)
     device = torch.device(device)
+    precision = choose_precision(Runtime(precision=settings.precision), device)
     network.to(device)
     if device.type == "cpu":
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    run = _Run(settings, source, out, network, device, log, background, trained)
+    run = _Run(settings, source, out, network, device, precision, log, background, trained)
     checkpoint = out / "checkpoint.pt"
     state = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.is_file() else None
     first = 0
@@ -116,6 +122,16 @@ def train(
     for number in range(first, len(settings.stages)):
         run.stage(number, state if number == first else None)
     return network
+
+
+def _require_levels_below(settings: TrainingSettings, trained: int) -> None:
+    for number, stage in enumerate(settings.stages, start=1):
+        if stage.level > trained + 1:
+            raise InputError(
+                f"Stage {number} trains level {stage.level}, but level {trained + 1} below it was never trained: put "
+                "a stage of it before, or give --weights that have it."
+            )
+        trained = max(trained, stage.level)
 
 
 def _claim(out: Path, settings: TrainingSettings, source: ImageSource, initial: Path | None) -> None:
@@ -142,6 +158,7 @@ class _Run:
     out: Path
     network: LapIRN
     device: torch.device
+    precision: torch.dtype
     log: Callable[[str], None]
     background: bool
     trained: int  # levels that the initial weights bring along
@@ -151,7 +168,7 @@ class _Run:
         settings, network = self.settings, self.network
         stage = settings.stages[number]
         spacing = 1 if stage.level == LEVELS else 2
-        validation = Validation(self.source, spacing, settings.smoothness)
+        validation = Validation(self.source, spacing, settings.smoothness, self.precision)
         start, best = (0, None) if state is None else (state["step"], state["best"])
         trained = max([self.trained, *(s.level for s in settings.stages[:number])])
         if state is None:
@@ -167,7 +184,9 @@ class _Run:
         for i, level in enumerate(network.levels, start=1):
             level.requires_grad_(i == stage.level or (stage.joint and i < stage.level))
         optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=stage.learning_rate)
-        if state is not None:
+        if state is None:
+            self._save(number, 0, best, optimizer)  # before weights of this stage take the place of the last one's
+        else:
             optimizer.load_state_dict(state["optimizer"])
         seed = settings.seed * 1000 + number
         pairs = PairStream(self.source, spacing=spacing, seed=seed, start=start)
@@ -186,7 +205,7 @@ class _Run:
                 waited += time.perf_counter() - asked
                 chance = np.random.default_rng([seed, 1, step])
                 smoothness = chance.random() if settings.network.conditional else settings.smoothness
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                with autocast(self.device, self.precision):
                     loss = objective(network, pair, stage, smoothness, chance, label_weight=settings.label_weight)
                 optimizer.zero_grad()
                 loss.backward()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from nio_pydra.engines.affine import align_brains
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.spatial.files import atomic_path, contents_digest
 from nio_pydra.spatial.images import load_labels
 from nio_pydra.spatial.transforms import Transform, resample
 
@@ -58,12 +57,12 @@ class Tissue:
 
 TISSUES = (
     Tissue("cerebrospinal fluid", (24,), 44, 10),
-    Tissue("ventricles", (4, 5, 14, 15, 43, 44, 72, 136, 137, 163, 164), 42, 10),
-    Tissue("white matter", (2, 41, 85), 160, 10),
+    Tissue("ventricles", (4, 5, 14, 15, 31, 43, 44, 63, 72, 136, 137, 163, 164), 42, 10),
+    Tissue("white matter", (2, 41, 85, 251, 252, 253, 254, 255), 160, 10),
     Tissue("cerebral cortex", (3, 42), 96, 9),
     Tissue("cerebellar white matter", (7, 46), 140, 11),
     Tissue("cerebellar cortex", (8, 47), 90, 9),
-    Tissue("thalamus", (10, 49), 128, 12),
+    Tissue("thalamus", (9, 10, 48, 49), 128, 12),
     Tissue("caudate", (11, 50), 104, 10),
     Tissue("putamen", (12, 51), 118, 12),
     Tissue("pallidum", (13, 52), 146, 12),
@@ -73,7 +72,7 @@ TISSUES = (
     Tissue("accumbens", (26, 58), 103, 10),
     Tissue("ventral diencephalon", (28, 60), 138, 12),
     Tissue("vessels", (30, 62), 87, 15),
-    Tissue("lesions", (25, 57), 116, 15),
+    Tissue("lesions", (25, 57, 77, 78, 79, 80), 116, 15),
 )
 #: The labels that segmentations of FreeSurfer are commonly compared by; vessels and specks are none of them.
 STRUCTURES = (2, 3, 4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 26, 28, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)
@@ -83,11 +82,17 @@ SIDES = (
     (25, 57), (26, 58), (28, 60), (30, 62), (136, 137), (163, 164),
 )  # fmt: skip
 VENTRICLES = (4, 43)
+#: First and last number of parcels, in aparc+aseg and wmparc, and the structure of which they are part.
+PARCELS = (
+    (1000, 1999, 3), (2000, 2999, 42), (11100, 11199, 3), (12100, 12199, 42),
+    (3000, 3999, 2), (4000, 4999, 41), (5001, 5001, 2), (5002, 5002, 41),
+)  # fmt: skip
+HEAD = range(500, 1000)  # beyond FreeSurfer's segmentation: what SynthSeg's maps call the rest of the head
 OUTSIDE_BRAIN = (24,)  # not kept by a brain mask of its own right
 
 
 def tissue_index() -> NDArray[np.uint8]:
-    """Table from label (0 to 999) to position in `TISSUES`; labels outside the brain count as fluid."""
+    """Table from label (0 to 999) to position in `TISSUES`; labels of the head around it count as fluid."""
     table = np.zeros(1000, np.uint8)
     for position, tissue in enumerate(TISSUES):
         table[list(tissue.labels)] = position
@@ -100,7 +105,8 @@ def prepare_label_maps(folder: Path, cache: Path, log: Callable[[str], None] = p
     Parameters
     ----------
     folder : Path
-        Holds ``*.nii.gz`` label maps with FreeSurfer's numbers (as SynthSeg's training maps), about 1 mm.
+        Holds ``*.nii.gz`` label maps with FreeSurfer's numbers (SynthSeg's training maps, aseg, aparc+aseg, wmparc),
+        about 1 mm.
     cache : Path
         Takes one ``.npz`` for each map: ``labels`` (144, 160, 192) int16 in LIA, zero outside the head's labels.
     log : callable
@@ -114,18 +120,17 @@ def prepare_label_maps(folder: Path, cache: Path, log: Callable[[str], None] = p
     Raises
     ------
     InputError
-        If the folder holds fewer than two maps, or a map shows no white matter or cannot be aligned.
+        If the folder holds fewer than two maps, or a map shows no white matter, has numbers that are none of
+        FreeSurfer's segmentation, or cannot be aligned.
     AntsError
         If the ANTs process fails.
     """
     sources = sorted(folder.glob("*.nii.gz")) if folder.is_dir() else []
     if len(sources) < 2:
         raise InputError(f"{folder} holds {len(sources)} label maps (*.nii.gz): expected at least two to pair.")
-    contents = [source.read_bytes() for source in sources]
     # Named by what went into it: other maps of the same names must not meet the old files.
     targets = [
-        cache / f"{source.name.removesuffix('.nii.gz')}-{hashlib.sha256(contents[0] + content).hexdigest()[:12]}.npz"
-        for source, content in zip(sources, contents, strict=True)
+        cache / f"{source.name.removesuffix('.nii.gz')}-{contents_digest(sources[0], source)}.npz" for source in sources
     ]
     reference = None
     for number, (source, target) in enumerate(zip(sources, targets, strict=True), start=1):
@@ -153,10 +158,24 @@ def _oriented(path: Path) -> NDArray[np.int16]:
     spacing = np.asarray(image.header.get_zooms()[:3])
     if np.abs(spacing - 1).max() > 0.1:
         raise InputError(f"{path} has voxels of {spacing} mm: expected label maps of 1 mm.")
-    labels = nib.orientations.apply_orientation(np.asarray(image.dataobj), turn).astype(np.int16)
+    labels = _structures(nib.orientations.apply_orientation(np.asarray(image.dataobj), turn), path)
     if not np.isin(labels, (2, 41)).any():
         raise InputError(f"{path} has no white matter (labels 2 and 41): expected FreeSurfer's numbers.")
     return labels
+
+
+def _structures(labels: NDArray[np.integer], path: Path) -> NDArray[np.int16]:
+    """Parcels turned into the structures that they are part of; numbers of another kind of map are refused."""
+    for first, last, structure in PARCELS:
+        labels = np.where((labels >= first) & (labels <= last), structure, labels)
+    known = {0, *HEAD, *(label for tissue in TISSUES for label in tissue.labels)}
+    if unknown := sorted(set(np.unique(labels).tolist()) - known):
+        shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+        raise InputError(
+            f"{path} has labels that FreeSurfer's segmentation lacks ({shown}): give label maps such as aseg or "
+            "aparc+aseg, or turn yours into its numbers."
+        )
+    return labels.astype(np.int16)
 
 
 def _centred(labels: NDArray[np.int16]) -> NDArray[np.int16]:

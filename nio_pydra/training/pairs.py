@@ -27,7 +27,7 @@ from nio_pydra.training.synthesis import (
     synthesise,
 )
 
-__all__ = ["ImagePair", "ImageSource", "PairStream", "RealImages", "SyntheticImages", "pair_loader"]
+__all__ = ["ImagePair", "ImageSource", "PairStream", "RealImages", "SyntheticImages", "pair_loader", "require_enough"]
 
 GROUP = 3  # images that share contrast and pose
 ORDERED = tuple(permutations(range(GROUP), 2))  # all are paired: making images costs as much as learning from them
@@ -76,10 +76,7 @@ class ImageSource(ABC):
     """
 
     def __init__(self, files: list[Path], settings: SynthesisSettings, held_out: int = 0) -> None:
-        if len(files) < held_out + GROUP:
-            raise InputError(
-                f"{len(files)} brains to train on: expected at least {held_out + GROUP}, {held_out} of them held out."
-            )
+        require_enough(len(files), held_out)
         cut = len(files) - held_out
         self.files, self.held_out, self.settings = files[:cut], files[cut:], settings
 
@@ -92,12 +89,31 @@ class ImageSource(ABC):
         """Image and labels of a held-out brain, its anatomy unchanged."""
 
     def validation(self, spacing: int) -> list[ImagePair]:
-        """Return all ordered pairs of the held-out brains."""
+        """Return pairs of the held-out brains: all ordered ones, or in voxels of 1 mm each with the next one."""
         made = [self.as_it_is(number, spacing) for number in range(len(self.held_out))]
-        return [ImagePair(a[0], b[0], a[1], b[1]) for a, b in permutations(made, 2)]
+        if spacing == 1:  # eight times the voxels: one pair for each brain must do
+            chosen = zip(made, made[1:] + made[:1], strict=True) if len(made) > 1 else []
+        else:
+            chosen = permutations(made, 2)
+        return [ImagePair(a[0], b[0], a[1], b[1]) for a, b in chosen]
 
     def _choose(self, rng: np.random.Generator) -> list[Path]:
         return [self.files[k] for k in rng.choice(len(self.files), GROUP, replace=False)]
+
+
+def require_enough(brains: int, held_out: int) -> None:
+    """Refuse too few brains.
+
+    Raises
+    ------
+    InputError
+        If fewer than `GROUP` are left to train on.
+    """
+    if brains < held_out + GROUP:
+        raise InputError(
+            f"{brains} brains to train on: expected at least {held_out + GROUP}, as {held_out} of them are held out "
+            "(--held-out)."
+        )
 
 
 class SyntheticImages(ImageSource):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from nio_pydra.engines.brain_mask import make_brain_mask
 from nio_pydra.engines.contract import Runtime, brain_only
 from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.spatial.files import atomic_path, contents_digest
 from nio_pydra.spatial.images import load_image, load_labels, load_mask
 from nio_pydra.spatial.itk import read_affine
 from nio_pydra.spatial.transforms import Transform, resample
@@ -40,7 +39,7 @@ class TrainingScan:
     mask : Path or None
         Brain mask on its grid; None: the image shows the brain only, or its mask is made.
     labels : Path or None
-        Label map on its grid, for validation.
+        Label map on its grid, for validation and, where that is asked for, the loss.
     skull_stripped : bool
         Whether the image shows the brain only.
     """
@@ -122,25 +121,23 @@ def prepare_scans(
     with tempfile.TemporaryDirectory(prefix="scans-", dir=cache) as folder:
         space = None
         for number, scan in enumerate(scans, start=1):
-            # Named by what went into it: another list in the same place must not meet the old files.
-            target = cache / f"{number:05d}-{_digest(scans[0], scan)}.npz"
-            if not target.is_file():
-                try:
+            try:
+                # Named by what went into it: another list in the same place must not meet the old files.
+                both = (scans[0], scan)
+                files = (file for each in both for file in (each.image, each.mask, each.labels))
+                stripped = "".join("b" if each.skull_stripped else "h" for each in both)  # brain or head
+                target = cache / f"{number:05d}-{contents_digest(*files)}-{stripped}.npz"
+                if not target.is_file():
                     space = space or _Space(scans[0], Path(folder), runtime)
                     space.store(scan, target)
-                except (InputError, ProgramError) as error:
-                    if number == 1 or space is None:
-                        raise
-                    log(f"left out {number}/{len(scans)}: {error}")
-                    continue
-                log(f"prepared {number}/{len(scans)}: {scan.image}")
+                    log(f"prepared {number}/{len(scans)}: {scan.image}")
+            except (InputError, ProgramError) as error:
+                if number == 1:
+                    raise
+                log(f"left out {number}/{len(scans)}: {error}")
+                continue
             done.append(target)
     return done
-
-
-def _digest(*scans: TrainingScan) -> str:
-    text = repr([(str(s.image), str(s.mask), str(s.labels), s.skull_stripped) for s in scans])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class _Space:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nio_pydra.errors import InputError
 from nio_pydra.networks import LapIRNConfig
@@ -16,6 +16,12 @@ from nio_pydra.training.maps import ORIENTATION
 from nio_pydra.training.synthesis import SynthesisSettings
 
 __all__ = ["Stage", "TrainingSettings", "read_settings"]
+
+
+def _require_whole(**numbers: object) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, int):
+            raise ValueError(f"{name} is {value!r}: expected a whole number")
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Stage:
     learning_rate : float
         Adam's, falling to a twentieth along a cosine.
     crop : int
-        Edge of the random crop in voxels of the level, a multiple of 4; 0 for whole images.
+        Edge of the random crop in voxels of the level, a multiple of 4; 0 for whole images. Not for conditional
+        networks, whose normalisation would see the crop here and the whole image later.
     joint : bool
         Train the levels below as well (whole images only).
     """
@@ -43,11 +50,12 @@ class Stage:
     joint: bool = False
 
     def __post_init__(self) -> None:
+        _require_whole(level=self.level, steps=self.steps, crop=self.crop)
         if not 1 <= self.level <= LEVELS:
             raise ValueError(f"level is {self.level}: expected 1 to {LEVELS}")
-        if self.steps < 1 or not self.learning_rate > 0:
+        if self.steps < 1 or not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"a stage has {self.steps} steps at rate {self.learning_rate}: expected positive numbers")
-        if self.crop % 4 or (self.crop and (self.joint or self.level == 1)):
+        if self.crop < 0 or self.crop % 4 or (self.crop and (self.joint or self.level == 1)):
             raise ValueError("a crop is a multiple of 4, above level 1, with the levels below frozen")
 
 
@@ -73,9 +81,9 @@ class TrainingSettings:
     validate_every, save_every : int
         Steps.
     held_out : int
-        How many label maps or scans, the last ones, are kept for validation.
-    precision : {"bf16", "float32"}
-        Of the convolutions.
+        How many label maps or scans, the last ones, are kept for validation: 0, or at least 2 to make a pair.
+    precision : {"auto", "float32"}
+        Of the convolutions; "auto" takes bfloat16 where that is faster.
     seed : int
         Decides weights, images and crops.
     synthesis : SynthesisSettings
@@ -92,10 +100,10 @@ class TrainingSettings:
     validate_every: int = 250
     save_every: int = 50
     held_out: int = 3
-    precision: str = "bf16"
+    precision: Literal["auto", "float32"] = "auto"
     seed: int = 0
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
-    training_data: str = "images generated from label maps"
+    training_data: str = "unspecified"
     licence: str = "unspecified"
 
     def __post_init__(self) -> None:
@@ -108,14 +116,23 @@ class TrainingSettings:
             )
         if not self.stages:
             raise ValueError("there are no stages")
+        if self.network.conditional and any(stage.crop for stage in self.stages):
+            raise ValueError("conditional networks are trained on whole images: expected stages with crop 0")
+        _require_whole(
+            validate_every=self.validate_every, save_every=self.save_every, held_out=self.held_out, seed=self.seed
+        )
         if not 0 <= self.smoothness <= 1:
             raise ValueError(f"smoothness is {self.smoothness}: expected a number in [0, 1]")
-        if not self.label_weight >= 0:
+        if not 0 <= self.label_weight < float("inf"):
             raise ValueError(f"label_weight is {self.label_weight}: expected 0 or more")
-        if min(self.validate_every, self.save_every) < 1 or self.held_out < 0:
-            raise ValueError("validate_every and save_every are at least 1, held_out is not negative")
-        if self.precision not in ("bf16", "float32"):
-            raise ValueError(f"precision is {self.precision!r}: expected bf16 or float32")
+        if not 0 <= self.head_scale < float("inf"):
+            raise ValueError(f"head_scale is {self.head_scale}: expected 0 or more")
+        if min(self.validate_every, self.save_every) < 1 or self.seed < 0:
+            raise ValueError("validate_every and save_every are at least 1, seed is not negative")
+        if self.held_out < 0 or self.held_out == 1:
+            raise ValueError(f"held_out is {self.held_out}: expected 0, or at least 2 brains to make a pair of")
+        if self.precision not in ("auto", "float32"):
+            raise ValueError(f"precision is {self.precision!r}: expected auto or float32")
 
     def metadata(self) -> dict[str, Any]:
         """What the weights file says of them."""

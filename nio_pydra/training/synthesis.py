@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -69,6 +69,12 @@ class SynthesisSettings:
     blur_voxels: float = 0.7
     thick_share: float = 0.3
     thickest_mm: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            limits = {"t1_share": (0, 1), "thick_share": (0, 1), "thickest_mm": (1, 20)}.get(name, (0, 1000))
+            if not isinstance(value, int | float) or not limits[0] <= value <= limits[1]:
+                raise ValueError(f"{name} is {value!r}: expected a number from {limits[0]} to {limits[1]}")
 
 
 class Anatomy:

@@ -12,6 +12,7 @@ from nio_pydra.losses import lncc
 from nio_pydra.metrics import dice
 from nio_pydra.networks import LapIRN
 from nio_pydra.networks.lapirn import image_pyramid
+from nio_pydra.optimize.resources import autocast
 from nio_pydra.spatial.unit_grid import unit_to_voxel, upsample, warp
 from nio_pydra.training.pairs import ImagePair, ImageSource
 
@@ -19,7 +20,7 @@ __all__ = ["Score", "Validation"]
 
 
 class Validation:
-    """Ordered pairs of held-out brains, of one spacing.
+    """Pairs of held-out brains, of one spacing.
 
     Parameters
     ----------
@@ -29,13 +30,15 @@ class Validation:
         Voxel size in mm.
     condition : float
         What a conditional network is told.
+    precision : torch.dtype
+        Of the convolutions, bfloat16 or float32.
     """
 
-    def __init__(self, source: ImageSource, spacing: int, condition: float = 0.4) -> None:
-        self.spacing, self.condition = spacing, condition
+    def __init__(
+        self, source: ImageSource, spacing: int, condition: float = 0.4, precision: torch.dtype = torch.float32
+    ) -> None:
+        self.spacing, self.condition, self.precision = spacing, condition, precision
         self.pairs = source.validation(spacing)
-        if spacing == 1:
-            self.pairs = self.pairs[: len(source.held_out)]  # eight times the voxels: one pair for each brain must do
 
     def score(self, network: LapIRN | None, level: int = 0) -> Score | None:
         """Measure the first `level` levels of a network; without one, the images as they lie."""
@@ -56,7 +59,7 @@ class Validation:
         moving, fixed = (
             image_pyramid(image.to(device), 3 if self.spacing == 1 else 2) for image in (pair.moving, pair.fixed)
         )
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), autocast(device, self.precision):
             unit = network.on_pyramid(moving, fixed, levels=level, condition=self.condition)[-1].field
         return upsample(unit, pair.moving.shape[2] // unit.shape[2]).float().cpu()
 
