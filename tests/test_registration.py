@@ -154,7 +154,7 @@ def test_unknown_names_are_answered_with_the_known_ones(scans, tmp_path):
     arguments = (scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path)
     with pytest.raises(InputError, match="choose one of nio_m"):
         register(*arguments, engine="magic", runtime=RUNTIME)
-    with pytest.raises(InputError, match="choose one of paper, fast, draft"):
+    with pytest.raises(InputError, match="choose one of paper, precise, fast, draft"):
         register(*arguments, engine="nio_m", preset="magic", runtime=RUNTIME)
     with pytest.raises(InputError, match="uses no network"):
         register(*arguments, engine="syn", weights=scans / "tiny.safetensors", runtime=RUNTIME)

@@ -31,7 +31,7 @@ class Engine:
 
 #: The default first. A test keeps this and the modules alike.
 ENGINES = {
-    "nio_m": Engine("nio", ("paper", "fast", "draft"), network=True),
+    "nio_m": Engine("nio", ("paper", "precise", "fast", "draft"), network=True),
     "nio": Engine("nio", ("paper", "draft"), network=True),
     "io": Engine("nio", ("paper", "draft"), network=True),
     "lapirn": Engine("nio", ("paper",), network=True),

@@ -57,10 +57,12 @@ class NetworkEngineSettings:
 PREDICT = NIOSettings(iterations=(0, 0, 0))
 
 #: "paper" is what Mok et al. 2023 use; "draft" is for trying things out. Most of the gain comes early and at the
-#: lower levels, so a draft of NIO_m stops there; "fast" refines the field itself after that, which costs little.
+#: lower levels, so a draft of NIO_m stops there; "fast" refines the field itself after that, which costs little, and
+#: "precise" does so after the whole schedule of the paper.
 PRESETS: dict[str, dict[str, NetworkEngineSettings]] = {
     "nio_m": {
         "paper": NetworkEngineSettings(NIOSettings()),
+        "precise": NetworkEngineSettings(NIOSettings(), IOSettings(iterations=30, smoothings=0)),
         "fast": NetworkEngineSettings(NIOSettings(iterations=(20, 10, 0)), IOSettings(iterations=60, smoothings=0)),
         "draft": NetworkEngineSettings(NIOSettings(iterations=(20, 12, 0))),
     },
