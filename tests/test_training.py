@@ -74,6 +74,26 @@ def run(settings: TrainingSettings, maps, out, log=str, **options):
     return train(settings, source, out, background=False, log=log, **options)
 
 
+def run_until(settings: TrainingSettings, maps, out, words: str) -> None:
+    """Train, and kill the run when its log says some words."""
+
+    def killed(line):
+        if words in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, maps, out, log=killed)
+
+
+def run_whole_and_cut(settings: TrainingSettings, maps, folder, words: str) -> list[str]:
+    """Train in one go (`whole`), and killed and resumed (`cut`); return what the resumed run said."""
+    lines: list[str] = []
+    run(settings, maps, folder / "whole")
+    run_until(settings, maps, folder / "cut", words)
+    run(settings, maps, folder / "cut", log=lines.append)
+    return lines
+
+
 def stream(maps, seed, start=0):
     return iter(PairStream(SyntheticImages(maps, SETTINGS), spacing=2, seed=seed, start=start))
 
@@ -180,15 +200,7 @@ def test_a_killed_run_resumes_to_the_same_weights(maps, tmp_path, conditional):
     stages = (Stage(1, 3), Stage(2, 5, crop=0 if conditional else 16))
     settings = small(conditional=conditional, stages=stages, save_every=2, validate_every=4, held_out=2)
 
-    def killed(line):
-        if "stage 2 step 4" in line:
-            raise KeyboardInterrupt
-
-    run(settings, maps, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(settings, maps, tmp_path / "cut", log=killed)
-    lines: list[str] = []
-    run(settings, maps, tmp_path / "cut", log=lines.append)
+    lines = run_whole_and_cut(settings, maps, tmp_path, "stage 2 step 4")
     assert lines[0] == "resuming at stage 2, step 2"
     whole, cut = (load_network(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(a, b) for a, b in zip(whole[0].parameters(), cut[0].parameters(), strict=True))
@@ -203,15 +215,7 @@ def test_a_run_killed_before_the_first_checkpoint_of_a_stage_resumes_to_the_same
     # The second stage trains the level of the first one on, and validates more often than it saves.
     settings = small(stages=(Stage(1, 3, 1e-2), Stage(1, 6, 1e-2)), save_every=4, validate_every=1, held_out=2)
 
-    def killed(line):
-        if "stage 2 step 3" in line:
-            raise KeyboardInterrupt
-
-    run(settings, maps, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(settings, maps, tmp_path / "cut", log=killed)
-    lines: list[str] = []
-    run(settings, maps, tmp_path / "cut", log=lines.append)
+    lines = run_whole_and_cut(settings, maps, tmp_path, "stage 2 step 3")
     assert lines[0] == "resuming at stage 2, step 0"
     whole, cut = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "cut"))
     assert whole["best"] == cut["best"]
@@ -277,8 +281,8 @@ def test_a_flipped_brain_has_its_left_structures_on_the_left():
         _, labels = synthesise(anatomy, T1, STILL, np.random.default_rng(seed), SETTINGS)
         places = [torch.nonzero(labels[0, 0] == label)[:, 0].float().mean().item() for label in (2, 41)]
         assert places[0] < places[1]
-        grid = (anatomy, STILL, np.random.default_rng(seed), SETTINGS, anatomy.labels.shape, False)
-        flips.add(_positions(*grid)[1])
+        rng = np.random.default_rng(seed)
+        flips.add(_positions(anatomy, STILL, rng, SETTINGS, anatomy.labels.shape, False)[1])
     assert flips == {True, False}
 
 
@@ -304,12 +308,7 @@ def test_curves_show_loss_and_validation_once_each_step(maps, tmp_path):
     stages = (Stage(1, 2), Stage(2, 3, crop=16))
     settings = small(stages=stages, save_every=1, validate_every=2, held_out=2)
 
-    def killed(line):
-        if "stage 2 step 2" in line:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(settings, maps, tmp_path, log=killed)
+    run_until(settings, maps, tmp_path, "stage 2 step 2")
     run(settings, maps, tmp_path)
     curves = events.EventAccumulator(str(tmp_path / "tensorboard"))
     curves.Reload()

@@ -119,11 +119,11 @@ def _settings(args: argparse.Namespace) -> TrainingSettings:
     try:
         if parts:
             given["stages"] = tuple(Stage(*numbers) for numbers in parts)
-        settings = replace(settings, **given)
         if settings.training_data == TrainingSettings.training_data:
-            made = "images generated from label maps" if args.labels is not None else "real scans"
-            settings = replace(settings, training_data=made)
-        return settings
+            given.setdefault(
+                "training_data", "images generated from label maps" if args.labels is not None else "real scans"
+            )
+        return replace(settings, **given)
     except ValueError as error:
         raise InputError(f"These settings cannot be trained: {error}.") from None
 
@@ -151,14 +151,14 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
             derivatives=dict(args.derivatives),
             labels_desc=args.labels_desc,
         )
-        first = {scan.entities["subject"]: scan for scan in reversed(found)}
-        kept = [scan for scan in found if scan is first[scan.entities["subject"]]]
-        if len(kept) < len(found):
+        first: dict[str, TrainingScan] = {}
+        for scan in found:
+            skull_stripped = args.skull_stripped or scan.skull_stripped
+            first.setdefault(scan.entities["subject"], TrainingScan(scan.t1w, scan.mask, scan.labels, skull_stripped))
+        scans = list(first.values())
+        if len(scans) < len(found):
             # Nobody may be paired with himself, nor be seen in training and validation.
-            log(f"of {len(found)} scans the first of each of {len(kept)} participants is taken")
-        scans = [
-            TrainingScan(scan.t1w, scan.mask, scan.labels, args.skull_stripped or scan.skull_stripped) for scan in kept
-        ]
+            log(f"of {len(found)} scans the first of each of {len(scans)} participants is taken")
     require_enough(len(scans), settings.held_out)
     if settings.label_weight and not any(scan.labels for scan in scans):
         raise InputError(

@@ -129,8 +129,9 @@ def prepare_label_maps(folder: Path, cache: Path, log: Callable[[str], None] = p
     if len(sources) < 2:
         raise InputError(f"{folder} holds {len(sources)} label maps (*.nii.gz): expected at least two to pair.")
     # Named by what went into it: other maps of the same names must not meet the old files.
+    first = contents_digest(sources[0])
     targets = [
-        cache / f"{source.name.removesuffix('.nii.gz')}-{contents_digest(sources[0], source)}.npz" for source in sources
+        cache / f"{source.name.removesuffix('.nii.gz')}-{first}-{contents_digest(source)}.npz" for source in sources
     ]
     reference = None
     for number, (source, target) in enumerate(zip(sources, targets, strict=True), start=1):

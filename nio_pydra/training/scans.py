@@ -116,17 +116,14 @@ def prepare_scans(
     """
     if not scans:
         raise InputError("There are no scans to train on.")
+    first, done = _digest(scans[0]), []
     cache.mkdir(parents=True, exist_ok=True)
-    done = []
     with tempfile.TemporaryDirectory(prefix="scans-", dir=cache) as folder:
         space = None
         for number, scan in enumerate(scans, start=1):
             try:
                 # Named by what went into it: another list in the same place must not meet the old files.
-                both = (scans[0], scan)
-                files = (file for each in both for file in (each.image, each.mask, each.labels))
-                stripped = "".join("b" if each.skull_stripped else "h" for each in both)  # brain or head
-                target = cache / f"{number:05d}-{contents_digest(*files)}-{stripped}.npz"
+                target = cache / f"{number:05d}-{first}-{_digest(scan)}.npz"
                 if not target.is_file():
                     space = space or _Space(scans[0], Path(folder), runtime)
                     space.store(scan, target)
@@ -138,6 +135,11 @@ def prepare_scans(
                 continue
             done.append(target)
     return done
+
+
+def _digest(scan: TrainingScan) -> str:
+    shows = "brain" if scan.skull_stripped else "head"
+    return contents_digest(scan.image, scan.mask, scan.labels) + shows
 
 
 class _Space:
