@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from nio_pydra.metrics import inverse_error, jacobian_determinant
 from nio_pydra.spatial.inversion import invert, unfold
-from nio_pydra.spatial.transforms import DisplacementField
+from nio_pydra.spatial.transforms import DisplacementField, apply_affine
 
 SHAPE = (40, 42, 38)
 GRID = np.array([[0.95, 0.15, 0, -5], [-0.15, 1.05, 0.12, 8], [0.05, -0.1, 0.9, -20], [0, 0, 0, 1.0]])
@@ -40,6 +41,22 @@ def test_inverse_undoes_a_smooth_steep_field():
     assert np.median(inverse_error(field, identity, inside)) > 0.5
     errors = inverse_error(field, invert(field), inside)
     assert np.median(errors) < 0.1 and np.percentile(errors, 99) < 0.5
+
+
+def test_a_rough_field_is_undone_at_the_voxels_and_between_them():
+    # Rough as the field of a registration is: between the nodes an inverse that is exact at them misses by a median of
+    # 0.11 mm from the voxels.
+    rng = np.random.default_rng(1)
+    noise = gaussian_filter(rng.standard_normal((3, *SHAPE)), (0, 1.5, 1.5, 1.5))
+    edge = smooth_field(1.0)[1]
+    field = unfold(in_voxels((0.55 * noise / noise.std() * np.clip(edge / 8, 0, 1)).astype(np.float32)))
+    inverse, inside = invert(field), edge > 6
+    between = apply_affine(GRID, rng.uniform(7, np.array(SHAPE) - 8, (20_000, 3)))
+    for there, back in ((field, inverse), (inverse, field)):
+        errors = inverse_error(there, back, inside)
+        assert np.median(errors) < 0.1 and np.percentile(errors, 99) < 0.5
+        errors = np.linalg.norm(back.map_points(there.map_points(between)) - between, axis=1)
+        assert np.median(errors) < 0.1 and np.percentile(errors, 99) < 0.5
 
 
 def test_unfolding_leaves_no_cell_folded_and_touches_nothing_else(folded):

@@ -16,6 +16,7 @@ log = logging.getLogger("nio_pydra")
 
 INVERSE_STEPS = 60  # most evaluations per voxel; a handful is usual
 INVERSE_TOLERANCE_VOXELS = 0.01
+LEAST_WEIGHT = 0.05  # of the points that come back by a node: fewer say little about it
 LEAST_DETERMINANT = 0.1  # what a repaired cell corner keeps of its volume: thinner ones have no accurate inverse
 SIDE_WEIGHT = 0.139  # of a neighbour in the local average: a Gaussian of 0.55 voxels, which changes least
 ROUNDS_PER_RADIUS = 20  # after so many rounds the neighbourhood that is smoothed grows by a voxel
@@ -83,7 +84,12 @@ def _neighbourhood(voxels: NDArray[np.int64], radius: int, shape: tuple[int, ...
 
 
 def invert(field: DisplacementField) -> DisplacementField:
-    """Invert ``x -> x + u(x)`` on the field's own grid, voxel by voxel.
+    """Invert ``x -> x + u(x)`` on the field's own grid.
+
+    First exactly, at every node of the grid. But points come back by what a reader interpolates linearly between the
+    nodes, which is off most where the forward field has its kinks, at the voxels of the image. So all voxels are sent
+    forth and back once, and each node is moved by the mean of what the voxels around it miss. (Doing so again would
+    serve the voxels and nothing else: points between them, and the way from the inverse to the field, get worse.)
 
     Parameters
     ----------
@@ -95,9 +101,12 @@ def invert(field: DisplacementField) -> DisplacementField:
     DisplacementField
         On the same grid. Where the field folds there is no inverse; the closest point found is kept.
     """
-    from nio_pydra.spatial.kernels import invert_displacement
+    from nio_pydra.spatial.kernels import invert_displacement, spread_round_trip
 
     voxels = field.in_voxels()
     inverse = np.empty_like(voxels)
     invert_displacement(voxels, inverse, INVERSE_STEPS, INVERSE_TOLERANCE_VOXELS)
+    misses, weights = np.zeros_like(inverse), np.zeros(inverse.shape[1:], np.float32)
+    spread_round_trip(voxels, inverse, misses, weights)
+    inverse -= np.where(weights > LEAST_WEIGHT, misses / np.maximum(weights, LEAST_WEIGHT), 0)
     return DisplacementField.from_voxels(inverse, field.affine)

@@ -23,6 +23,7 @@ __all__ = [
     "set_kernel_threads",
     "smallest_determinants",
     "smoothed_at",
+    "spread_round_trip",
     "upsample_adjoint",
     "upsample_linear",
     "warp_with_slope",
@@ -236,6 +237,53 @@ def invert_displacement(field, inverse, steps, tolerance):
                         trial[i] = best[i] - scale * move[i]
                 for i in range(3):
                     inverse[i, xi, yi, zi] = best[i] - target[i]
+
+
+@numba.njit(cache=True)
+def spread_round_trip(field, inverse, misses, weights):
+    """Send every voxel through a field and its inverse, and spread what it misses over the nodes that brought it back.
+
+    On one thread, as several voxels add to one node.
+
+    Parameters
+    ----------
+    field, inverse : (3, X, Y, Z)
+        Displacements in voxels, component i along axis i.
+    misses : (3, X, Y, Z)
+        Output: sum over voxels x of ``u(x) + v(x + u(x))`` times the trilinear weight of the node; input zero.
+    weights : (X, Y, Z)
+        Output: sum of those weights; input zero.
+    """
+    _, nx, ny, nz = field.shape
+    one = np.float32(1)
+    for xi in range(nx):
+        for yi in range(ny):
+            for zi in range(nz):
+                x = xi + field[0, xi, yi, zi]
+                y = yi + field[1, xi, yi, zi]
+                z = zi + field[2, xi, yi, zi]
+                if not (0 <= x <= nx - 1 and 0 <= y <= ny - 1 and 0 <= z <= nz - 1):
+                    continue
+                x0, y0, z0 = min(int(x), nx - 2), min(int(y), ny - 2), min(int(z), nz - 2)
+                fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
+                shares = (
+                    (one - fx) * (one - fy) * (one - fz),
+                    (one - fx) * (one - fy) * fz,
+                    (one - fx) * fy * (one - fz),
+                    (one - fx) * fy * fz,
+                    fx * (one - fy) * (one - fz),
+                    fx * (one - fy) * fz,
+                    fx * fy * (one - fz),
+                    fx * fy * fz,
+                )
+                for n in range(8):
+                    weights[x0 + (n >> 2), y0 + ((n >> 1) & 1), z0 + (n & 1)] += shares[n]
+                for i in range(3):
+                    miss = field[i, xi, yi, zi]
+                    for n in range(8):
+                        miss += shares[n] * inverse[i, x0 + (n >> 2), y0 + ((n >> 1) & 1), z0 + (n & 1)]
+                    for n in range(8):
+                        misses[i, x0 + (n >> 2), y0 + ((n >> 1) & 1), z0 + (n & 1)] += shares[n] * miss
 
 
 @numba.njit(parallel=True, cache=True)
