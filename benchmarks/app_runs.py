@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nio_pydra.networks.checkpoints import weights_digest
+
 #: What every network is compared by: method to engine and preset.
 METHODS = {"LapIRN": ("lapirn", "paper"), "NIO_m fast": ("nio_m", "fast"), "NIO_m": ("nio_m", "paper")}
+
+#: Row of a table to participant to figures, with the digest of the ``weights`` and the ``versions`` of the run.
+Runs = dict[str, dict[str, dict[str, Any]]]
+DIGITS = 16  # of a digest in a table
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,36 @@ def speed_records(
     request = run["request"]
     same = request["threads"] == threads and Path(request["pair"]["fixed"]) == scans.atlas_image.resolve()
     return [run["record"]] if same else []
+
+
+def stored_runs(table: Path) -> Runs:
+    """What a table's data hold: they stand for runs whose records are gone."""
+    path = table.with_suffix(".json")
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_table(table: Path, lines: list[str], runs: Runs) -> None:
+    """Write a table, with the versions of its runs below, and its data beside it."""
+    versions = sorted({run["versions"] for of in runs.values() for run in of.values()})
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text("\n".join([*lines, "", f"Versions: {'; or '.join(versions)}."]) + "\n")
+    table.with_suffix(".json").write_text(json.dumps(runs, indent=1) + "\n")
+    print(f"written: {table}")
+
+
+def origin(record: dict[str, Any], weights: str | None) -> dict[str, str | None]:
+    """What a run's figures are stored with: the digest of its network, and versions."""
+    return {"weights": weights, "versions": ", ".join(f"{name} {v}" for name, v in record["versions"].items())}
+
+
+def digest_of(weights: Path | None) -> str | None:
+    """The digest of a network as tables show it."""
+    return None if weights is None else weights_digest(weights)[:DIGITS]
+
+
+def digest_in(record: dict[str, Any]) -> str | None:
+    """The digest of the network that a run used."""
+    return record["weights"]["sha256"][:DIGITS] if record.get("weights") else None
 
 
 def slug(name: str) -> str:

@@ -5,41 +5,55 @@
 
 Each participant is one call of `nio-pydra` per method, of the first session where there are several, with the same
 masks, affine (cached, so computed once) and threads. Runs that are there already are kept: a killed benchmark goes on,
-and `--methods` may name a part. `--speed-runs` takes over what `speed.py` ran on the same pairs, so that an hour of
-SyN need not be spent twice. What never ran, or failed, is listed as such in the table.
+and `--methods` may name a part. Where no run is found, what the table's data hold of the same weights stays.
+`--speed-runs` takes over what `speed.py` ran on the same pairs, so that an hour of SyN need not be spent twice. What
+never ran, or failed, is listed as such in the table.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from app_runs import Scans, records, register, slug, speed_records
+from app_runs import (
+    Runs,
+    Scans,
+    digest_in,
+    digest_of,
+    origin,
+    records,
+    register,
+    slug,
+    speed_records,
+    stored_runs,
+    write_table,
+)
 
 from nio_pydra.metrics import mean_of_lowest
-from nio_pydra.networks.checkpoints import weights_digest
+from nio_pydra.networks.checkpoints import default_weights
 
 #: Method to engine, preset and which weights it takes.
 METHODS = {
     "affine": ("affine", None, None),
     "LapIRN, default": ("lapirn", "paper", "own"),
     "NIO_m, default": ("nio_m", "paper", "own"),
+    "NIO_m precise, default": ("nio_m", "precise", "own"),
     "NIO_m fast, default": ("nio_m", "fast", "own"),
     "LapIRN, authors' disp_fea7": ("lapirn", "paper", "authors"),
     "NIO_m, authors' disp_fea7": ("nio_m", "paper", "authors"),
+    "NIO_m precise, authors' disp_fea7": ("nio_m", "precise", "authors"),
     "NIO_m fast, authors' disp_fea7": ("nio_m", "fast", "authors"),
     "SyN fast": ("syn", "fast", None),
     "SyN precise": ("syn", "precise", None),
 }
 #: Column to its number of digits.
 COLUMNS = {"Dice": 3, "Dice, lowest 30 % of labels": 3, "std of Jacobian": 3, "folds %": 3,
-           "folds before unfolding %": 3, "inverse p99 mm": 3, "seconds": 0, "processor seconds": 0,
-           "peak MB": 0}  # fmt: skip
+           "folds before unfolding %": 3, "inverse median mm": 3, "inverse p99 mm": 3, "seconds": 0,
+           "processor seconds": 0, "peak MB": 0}  # fmt: skip
 
 
 def main() -> int:
@@ -56,8 +70,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/first.md")
     options = parser.parse_args()
-    options.digests = {None: None, "own": weights_digest(), "authors": weights_digest(options.authors)}
-    files = {None: None, "own": None, "authors": options.authors}
+    files = {None: None, "own": default_weights(), "authors": options.authors}
+    options.digests = {weights: digest_of(file) for weights, file in files.items()}
     done = []
     for method in options.methods:
         engine, preset, weights = METHODS[method]
@@ -88,7 +102,7 @@ def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, An
             *records(scans, participant, options.out / slug(method), options.threads),
             *speed_records(scans, participant, options.speed_runs, engine, preset, options.threads),
         ]:
-            if record.get("weights", {}).get("sha256") == options.digests[weights]:
+            if digest_in(record) == options.digests[weights]:
                 found.setdefault(participant, record)
     return found
 
@@ -105,11 +119,26 @@ def _row(record: dict[str, Any]) -> list[float | None]:
         record["std_jacobian"],
         record["fold_percent"],
         (record.get("before_unfolding") or {}).get("fold_percent"),
+        record["inverse_error_mm"]["median"],
         record["inverse_error_mm"]["p99"],
         record["seconds"]["registration"],
         record["seconds"]["registration_processor"],
         record["peak_memory_mb"],
     ]
+
+
+def _runs(options: argparse.Namespace) -> Runs:
+    """Figures of all methods, from records where they are."""
+    stored = stored_runs(options.table)
+    runs: Runs = {}
+    for method, (_, _, weights) in METHODS.items():
+        digest = options.digests[weights]
+        found = {p: run for p, run in stored.get(method, {}).items() if run["weights"] == digest}
+        for participant, record in _records(options, method).items():
+            figures = dict(zip(COLUMNS, _row(record), strict=True))
+            found[participant] = figures | origin(record, digest)
+        runs[method] = {p: found[p] for p in options.participants if p in found}
+    return runs
 
 
 def _write(options: argparse.Namespace) -> None:
@@ -127,11 +156,9 @@ def _write(options: argparse.Namespace) -> None:
         "| method | scan | " + " | ".join(COLUMNS) + " |",
         "|---" * (2 + len(COLUMNS)) + "|",
     ]
-    data: dict[str, Any] = {}
-    for method in METHODS:
-        found = _records(options, method)
-        data[method] = {p: dict(zip(COLUMNS, _row(r), strict=True)) for p, r in found.items()}
-        rows = {f"sub-{p}": _row(r) for p, r in found.items()}
+    runs = _runs(options)
+    for method, found in runs.items():
+        rows = {f"sub-{p}": [run.get(column) for column in COLUMNS] for p, run in found.items()}
         if len(rows) == len(options.participants):  # means over other scans could not be compared
             columns = zip(*rows.values(), strict=True)
             rows["mean"] = [None if None in column else float(np.mean(column)) for column in columns]
@@ -141,12 +168,7 @@ def _write(options: argparse.Namespace) -> None:
         if missing := [p for p in options.participants if p not in found]:
             absent = ", ".join(f"sub-{p}" for p in missing)
             lines.append(f"| {method} | {absent} |" + " not run |" * len(COLUMNS))
-    versions = next((r["versions"] for m in METHODS for r in _records(options, m).values()), {})
-    lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."]
-    options.table.parent.mkdir(parents=True, exist_ok=True)
-    options.table.write_text("\n".join(lines) + "\n")
-    options.table.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    print(f"written: {options.table}")
+    write_table(options.table, lines, runs)
 
 
 if __name__ == "__main__":

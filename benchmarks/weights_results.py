@@ -5,8 +5,9 @@
 
 Every network is used as it is (LapIRN) and as the start of instance optimisation (NIO_m); the default weights and
 random ones always take part. The scans are those that no network of ours saw (of the atlas the research network did),
-and the two scans of another data set. Runs that are there already are kept: a killed benchmark goes on. `--methods`
-and `--networks` may name a part (`--methods` with nothing only writes the table); what never ran is listed as such.
+and the two scans of another data set. Runs that are there already are kept: a killed benchmark goes on. What
+the table's data hold stays too, unless a network of that name is given that is another one now. `--methods` and
+`--networks` may name a part (`--methods` with nothing only writes the table); what never ran is listed as such.
 """
 
 from __future__ import annotations
@@ -22,11 +23,25 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from app_runs import METHODS, Scans, named_file, records, register, slug, speed_records
+from app_runs import (
+    METHODS,
+    Runs,
+    Scans,
+    digest_in,
+    digest_of,
+    named_file,
+    origin,
+    records,
+    register,
+    slug,
+    speed_records,
+    stored_runs,
+    write_table,
+)
 
 from nio_pydra.metrics import mean_of_lowest
 from nio_pydra.networks import LapIRN, load_network, save_network
-from nio_pydra.networks.checkpoints import default_weights, weights_digest
+from nio_pydra.networks.checkpoints import default_weights
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.training.settings import TrainingSettings
 
@@ -77,7 +92,7 @@ def main() -> int:
     # By method, so that the quick ones are done for all networks first.
     chosen = [f"{method}, {name}" for method in options.methods for name in options.networks or networks]
     well = [_run(options, rows[name], scans) for name in ["affine", *chosen] if chosen for scans in sets]
-    _write(options, sets, list(rows.values()), networks)
+    _write(options, sets, list(rows.values()))
     return 0 if all(well) else 1
 
 
@@ -107,14 +122,22 @@ def _run(options: argparse.Namespace, row: Row, scans: Scans) -> bool:
 
 def _record(options: argparse.Namespace, row: Row, scans: Scans, participant: str) -> dict[str, Any] | None:
     """The record of a run with these very weights."""
-    digest = None if row.weights is None else weights_digest(row.weights)
     for record in [
         *records(scans, participant, options.out / slug(row.name), options.threads),
         *speed_records(scans, participant, options.speed_runs, row.engine, row.preset, options.threads),
     ]:
-        if record.get("weights", {}).get("sha256") == digest:
+        if digest_in(record) == digest_of(row.weights):
             return record
     return None
+
+
+def _networks(runs: Runs) -> dict[str, str]:
+    """Name to digest of those that took part."""
+    found = {}
+    for row, of in runs.items():
+        name = row.partition(", ")[2]
+        found.update((name, run["weights"]) for run in of.values() if run["weights"] is not None)
+    return found
 
 
 def _write_random_weights(path: Path) -> None:
@@ -178,16 +201,19 @@ def _summary(figures: list[list[float | None]]) -> list[float | None]:
     return row
 
 
-def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row], networks: dict[str, Path]) -> None:
-    figures: dict[str, dict[str, list[float | None]]] = {row.name: {} for row in rows}
-    versions: dict[str, set[str]] = {}
+def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row]) -> None:
+    runs = stored_runs(options.table)
     for row in rows:
+        digest = digest_of(row.weights)
+        stored, runs[row.name] = runs.get(row.name, {}), {}
         for scans in sets:
             for participant in scans.participants:
                 if record := _record(options, row, scans, participant):
-                    figures[row.name][participant] = _figures(scans, record)
-                    for name, version in record["versions"].items():
-                        versions.setdefault(name, set()).add(version)
+                    figures = dict(zip(COLUMNS, _figures(scans, record), strict=True))
+                    runs[row.name][participant] = figures | origin(record, digest)
+                elif participant in stored and stored[participant]["weights"] == digest:
+                    runs[row.name][participant] = stored[participant]
+    figures = {row: {p: [run[column] for column in COLUMNS] for p, run in of.items()} for row, of in runs.items()}
     sections = {
         f"All {len(sets[0].participants)} test scans": sets[0].participants,
         **{f"sub-{p} alone": (p,) for p in APART if p in sets[0].participants},
@@ -208,7 +234,7 @@ def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row], netw
         "",
         "| weights | SHA-256 |",
         "|---|---|",
-        *(f"| {name} | {weights_digest(file)[:16]} |" for name, file in networks.items()),
+        *(f"| {name} | {digest} |" for name, digest in _networks(runs).items()),
     ]
     for title, participants in sections.items():
         lines += ["", f"## {title}", "", "| method, weights | " + " | ".join(COLUMNS) + " |"]
@@ -221,15 +247,7 @@ def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row], netw
             values = _summary(done) if len(done) > 1 else done[0]
             shown = ["-" if v is None else f"{v:.{n}f}" for v, n in zip(values, COLUMNS.values(), strict=True)]
             lines.append(f"| {row} | " + " | ".join(shown) + " |")
-    lines += [
-        "",
-        "Versions: " + ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in versions.items()) + ".",
-    ]
-    options.table.parent.mkdir(parents=True, exist_ok=True)
-    options.table.write_text("\n".join(lines) + "\n")
-    data = {row: {p: dict(zip(COLUMNS, f, strict=True)) for p, f in of.items()} for row, of in figures.items()}
-    options.table.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    print(f"written: {options.table}")
+    write_table(options.table, lines, runs)
 
 
 if __name__ == "__main__":
