@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.networks.checkpoints import weights_digest
+from nio_pydra.spatial.files import atomic_path
 
 #: What every network is compared by: method to engine and preset.
 METHODS = {"LapIRN": ("lapirn", "paper"), "NIO_m fast": ("nio_m", "fast"), "NIO_m": ("nio_m", "paper")}
 
-#: Row of a table to participant to figures, with the digest of the ``weights`` and the ``versions`` of the run.
+#: Row of a table to participant to figures, what they depend on (`conditions`) and the ``versions`` of the run.
 Runs = dict[str, dict[str, dict[str, Any]]]
 DIGITS = 16  # of a digest in a table
 
@@ -112,18 +113,36 @@ def stored_runs(table: Path) -> Runs:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def conditions(scans: Scans, threads: int, weights: Path | None) -> dict[str, Any]:
+    """What stored figures must have in common with a run to stand for it."""
+    return {"atlas": scans.atlas, "threads": threads, "weights": digest_of(weights)}
+
+
+def update(runs: Runs, row: str, scans: Scans, same: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
+    """Take the figures found into a row, and drop what it held of these scans under other conditions."""
+    held = runs.setdefault(row, {})
+    for participant in scans.participants:
+        if participant in found:
+            held[participant] = found[participant]
+        elif any(held.get(participant, same)[name] != value for name, value in same.items()):
+            del held[participant]
+
+
 def write_table(table: Path, lines: list[str], runs: Runs) -> None:
     """Write a table, with the versions of its runs below, and its data beside it."""
     versions = sorted({run["versions"] for of in runs.values() for run in of.values()})
     table.parent.mkdir(parents=True, exist_ok=True)
-    table.write_text("\n".join([*lines, "", f"Versions: {'; or '.join(versions)}."]) + "\n")
-    table.with_suffix(".json").write_text(json.dumps(runs, indent=1) + "\n")
+    contents = {table: "\n".join([*lines, "", f"Versions: {'; or '.join(versions)}."])}
+    contents[table.with_suffix(".json")] = json.dumps(runs, indent=1)
+    for path, content in contents.items():
+        with atomic_path(path) as temporary:  # the data may be the only copy
+            temporary.write_text(content + "\n")
     print(f"written: {table}")
 
 
-def origin(record: dict[str, Any], weights: str | None) -> dict[str, str | None]:
-    """What a run's figures are stored with: the digest of its network, and versions."""
-    return {"weights": weights, "versions": ", ".join(f"{name} {v}" for name, v in record["versions"].items())}
+def versions_of(record: dict[str, Any]) -> str:
+    """The versions that a run used."""
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
 
 
 def digest_of(weights: Path | None) -> str | None:

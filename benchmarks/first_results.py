@@ -22,14 +22,16 @@ import numpy as np
 from app_runs import (
     Runs,
     Scans,
+    conditions,
     digest_in,
     digest_of,
-    origin,
     records,
     register,
     slug,
     speed_records,
     stored_runs,
+    update,
+    versions_of,
     write_table,
 )
 
@@ -70,8 +72,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/first.md")
     options = parser.parse_args()
-    files = {None: None, "own": default_weights(), "authors": options.authors}
-    options.digests = {weights: digest_of(file) for weights, file in files.items()}
+    options.weights = {None: None, "own": default_weights(), "authors": options.authors}
     done = []
     for method in options.methods:
         engine, preset, weights = METHODS[method]
@@ -84,7 +85,7 @@ def main() -> int:
                 options.out / "work",
                 engine=engine,
                 preset=preset,
-                weights=files[weights],
+                weights=options.weights[weights],
                 threads=options.threads,
             )
         )
@@ -102,7 +103,7 @@ def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, An
             *records(scans, participant, options.out / slug(method), options.threads),
             *speed_records(scans, participant, options.speed_runs, engine, preset, options.threads),
         ]:
-            if digest_in(record) == options.digests[weights]:
+            if digest_in(record) == digest_of(options.weights[weights]):
                 found.setdefault(participant, record)
     return found
 
@@ -129,15 +130,15 @@ def _row(record: dict[str, Any]) -> list[float | None]:
 
 def _runs(options: argparse.Namespace) -> Runs:
     """Figures of all methods, from records where they are."""
-    stored = stored_runs(options.table)
-    runs: Runs = {}
+    runs = stored_runs(options.table)
+    scans = _scans(options)
     for method, (_, _, weights) in METHODS.items():
-        digest = options.digests[weights]
-        found = {p: run for p, run in stored.get(method, {}).items() if run["weights"] == digest}
-        for participant, record in _records(options, method).items():
-            figures = dict(zip(COLUMNS, _row(record), strict=True))
-            found[participant] = figures | origin(record, digest)
-        runs[method] = {p: found[p] for p in options.participants if p in found}
+        same = conditions(scans, options.threads, options.weights[weights])
+        found = {
+            participant: dict(zip(COLUMNS, _row(record), strict=True)) | same | {"versions": versions_of(record)}
+            for participant, record in _records(options, method).items()
+        }
+        update(runs, method, scans, same, found)
     return runs
 
 
@@ -149,7 +150,8 @@ def _write(options: argparse.Namespace) -> None:
         f"{', '.join('sub-' + p for p in options.participants)}. Dice is the mean over the manual labels that both "
         "scans have; one affine for all methods. NIO_m is preset `paper` unless its name says another. Seconds are of "
         "the registration alone, without affine, reading and writing. Other work of the machine at that time makes "
-        "wall seconds longer; processor seconds add up all threads.",
+        "wall seconds longer; processor seconds add up all threads. Inverse is the distance from voxels of the atlas's "
+        "brain to where forward and inverse transform bring them; our inverse is fitted to these very points.",
         "",
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads per run.",
         "",
@@ -157,7 +159,8 @@ def _write(options: argparse.Namespace) -> None:
         "|---" * (2 + len(COLUMNS)) + "|",
     ]
     runs = _runs(options)
-    for method, found in runs.items():
+    for method in METHODS:
+        found = {p: runs[method][p] for p in options.participants if p in runs[method]}
         rows = {f"sub-{p}": [run.get(column) for column in COLUMNS] for p, run in found.items()}
         if len(rows) == len(options.participants):  # means over other scans could not be compared
             columns = zip(*rows.values(), strict=True)

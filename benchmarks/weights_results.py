@@ -27,15 +27,17 @@ from app_runs import (
     METHODS,
     Runs,
     Scans,
+    conditions,
     digest_in,
     digest_of,
     named_file,
-    origin,
     records,
     register,
     slug,
     speed_records,
     stored_runs,
+    update,
+    versions_of,
     write_table,
 )
 
@@ -204,16 +206,14 @@ def _summary(figures: list[list[float | None]]) -> list[float | None]:
 def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row]) -> None:
     runs = stored_runs(options.table)
     for row in rows:
-        digest = digest_of(row.weights)
-        stored, runs[row.name] = runs.get(row.name, {}), {}
         for scans in sets:
-            for participant in scans.participants:
-                if record := _record(options, row, scans, participant):
-                    figures = dict(zip(COLUMNS, _figures(scans, record), strict=True))
-                    runs[row.name][participant] = figures | origin(record, digest)
-                elif participant in stored and stored[participant]["weights"] == digest:
-                    runs[row.name][participant] = stored[participant]
-    figures = {row: {p: [run[column] for column in COLUMNS] for p, run in of.items()} for row, of in runs.items()}
+            same = conditions(scans, options.threads, row.weights)
+            found = {
+                p: dict(zip(COLUMNS, _figures(scans, record), strict=True)) | same | {"versions": versions_of(record)}
+                for p in scans.participants
+                if (record := _record(options, row, scans, p))
+            }
+            update(runs, row.name, scans, same, found)
     sections = {
         f"All {len(sets[0].participants)} test scans": sets[0].participants,
         **{f"sub-{p} alone": (p,) for p in APART if p in sets[0].participants},
@@ -239,8 +239,8 @@ def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row]) -> N
     for title, participants in sections.items():
         lines += ["", f"## {title}", "", "| method, weights | " + " | ".join(COLUMNS) + " |"]
         lines.append("|---" * (1 + len(COLUMNS)) + "|")
-        for row, of in figures.items():
-            done = [of[p] for p in participants if p in of]
+        for row, of in runs.items():
+            done = [[of[p].get(column) for column in COLUMNS] for p in participants if p in of]
             if len(done) < len(participants):  # means over other scans could not be compared
                 lines.append(f"| {row} |" + f" {len(done)} of {len(participants)} run |" + " |" * (len(COLUMNS) - 1))
                 continue
