@@ -44,19 +44,30 @@ def test_inverse_undoes_a_smooth_steep_field():
 
 
 def test_a_rough_field_is_undone_at_the_voxels_and_between_them():
-    # Rough as the field of a registration is: between the nodes an inverse that is exact at them misses by a median of
-    # 0.11 mm from the voxels.
+    # As rough as that of a registration: an inverse that is exact at its nodes, and linear between them, misses the
+    # voxels by a median of 0.108 mm and the points between them by 0.058 mm.
     rng = np.random.default_rng(1)
     noise = gaussian_filter(rng.standard_normal((3, *SHAPE)), (0, 1.5, 1.5, 1.5))
     edge = smooth_field(1.0)[1]
     field = unfold(in_voxels((0.55 * noise / noise.std() * np.clip(edge / 8, 0, 1)).astype(np.float32)))
-    inverse, inside = invert(field), edge > 6
+    inverse = invert(field)
+    centres = apply_affine(GRID, np.argwhere(edge > 6).astype(np.float64))
     between = apply_affine(GRID, rng.uniform(7, np.array(SHAPE) - 8, (20_000, 3)))
-    for there, back in ((field, inverse), (inverse, field)):
-        errors = inverse_error(there, back, inside)
-        assert np.median(errors) < 0.1 and np.percentile(errors, 99) < 0.5
-        errors = np.linalg.norm(back.map_points(there.map_points(between)) - between, axis=1)
-        assert np.median(errors) < 0.1 and np.percentile(errors, 99) < 0.5
+
+    def median_error(points, there, back):
+        return np.median(np.linalg.norm(back.map_points(there.map_points(points)) - points, axis=1))
+
+    assert median_error(centres, field, inverse) < 0.06
+    assert median_error(between, field, inverse) < 0.053
+    assert median_error(centres, inverse, field) < 0.1
+    assert median_error(between, inverse, field) < 0.053
+
+
+def test_a_field_that_leaves_the_grid_is_undone_where_it_can_be():
+    vectors = np.zeros((3, *SHAPE), np.float32)
+    vectors[0], vectors[2] = 3.25, -2.5
+    inverse = invert(in_voxels(vectors))
+    assert np.allclose(inverse.vectors, in_voxels(-vectors).vectors, atol=0.02)
 
 
 def test_unfolding_leaves_no_cell_folded_and_touches_nothing_else(folded):

@@ -16,7 +16,7 @@ log = logging.getLogger("nio_pydra")
 
 INVERSE_STEPS = 60  # most evaluations per voxel; a handful is usual
 INVERSE_TOLERANCE_VOXELS = 0.01
-LEAST_WEIGHT = 0.05  # of the points that come back by a node: fewer say little about it
+LEAST_WEIGHT = 0.05  # of the voxels that come back by a node: what fewer miss moves it less
 LEAST_DETERMINANT = 0.1  # what a repaired cell corner keeps of its volume: thinner ones have no accurate inverse
 SIDE_WEIGHT = 0.139  # of a neighbour in the local average: a Gaussian of 0.55 voxels, which changes least
 ROUNDS_PER_RADIUS = 20  # after so many rounds the neighbourhood that is smoothed grows by a voxel
@@ -86,10 +86,10 @@ def _neighbourhood(voxels: NDArray[np.int64], radius: int, shape: tuple[int, ...
 def invert(field: DisplacementField) -> DisplacementField:
     """Invert ``x -> x + u(x)`` on the field's own grid.
 
-    First exactly, at every node of the grid. But points come back by what a reader interpolates linearly between the
-    nodes, which is off most where the forward field has its kinks, at the voxels of the image. So all voxels are sent
-    forth and back once, and each node is moved by the mean of what the voxels around it miss. (Doing so again would
-    serve the voxels and nothing else: points between them, and the way from the inverse to the field, get worse.)
+    First exactly, at every node of the grid. But readers interpolate linearly between the nodes, which is off most
+    where the field has its kinks, at its own voxels. So the voxels are sent forth and back, and each node is moved once
+    by the mean of what the voxels around it miss: points come back closer, voxels above all, at the price that nodes
+    sent the other way no longer return exactly. (Doing so again would serve the voxels alone.)
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def invert(field: DisplacementField) -> DisplacementField:
     Returns
     -------
     DisplacementField
-        On the same grid. Where the field folds there is no inverse; the closest point found is kept.
+        On the same grid. Where the field folds there is no inverse, but something near it.
     """
     from nio_pydra.spatial.kernels import invert_displacement, spread_round_trip
 
@@ -108,5 +108,5 @@ def invert(field: DisplacementField) -> DisplacementField:
     invert_displacement(voxels, inverse, INVERSE_STEPS, INVERSE_TOLERANCE_VOXELS)
     misses, weights = np.zeros_like(inverse), np.zeros(inverse.shape[1:], np.float32)
     spread_round_trip(voxels, inverse, misses, weights)
-    inverse -= np.where(weights > LEAST_WEIGHT, misses / np.maximum(weights, LEAST_WEIGHT), 0)
+    inverse -= misses / np.maximum(weights, LEAST_WEIGHT)
     return DisplacementField.from_voxels(inverse, field.affine)
