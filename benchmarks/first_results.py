@@ -43,19 +43,16 @@ METHODS = {
     "affine": ("affine", None, None),
     "LapIRN, default": ("lapirn", "paper", "own"),
     "NIO_m, default": ("nio_m", "paper", "own"),
-    "NIO_m precise, default": ("nio_m", "precise", "own"),
     "NIO_m fast, default": ("nio_m", "fast", "own"),
     "LapIRN, authors' disp_fea7": ("lapirn", "paper", "authors"),
     "NIO_m, authors' disp_fea7": ("nio_m", "paper", "authors"),
-    "NIO_m precise, authors' disp_fea7": ("nio_m", "precise", "authors"),
     "NIO_m fast, authors' disp_fea7": ("nio_m", "fast", "authors"),
     "SyN fast": ("syn", "fast", None),
     "SyN precise": ("syn", "precise", None),
 }
 #: Column to its number of digits.
 COLUMNS = {"Dice": 3, "Dice, lowest 30 % of labels": 3, "std of Jacobian": 3, "folds %": 3,
-           "folds before unfolding %": 3, "inverse median mm": 3, "inverse p99 mm": 3, "seconds": 0,
-           "processor seconds": 0, "peak MB": 0}  # fmt: skip
+           "folds before unfolding %": 3, "seconds": 0, "processor seconds": 0, "peak MB": 0}  # fmt: skip
 
 
 def main() -> int:
@@ -120,8 +117,6 @@ def _row(record: dict[str, Any]) -> list[float | None]:
         record["std_jacobian"],
         record["fold_percent"],
         (record.get("before_unfolding") or {}).get("fold_percent"),
-        record["inverse_error_mm"]["median"],
-        record["inverse_error_mm"]["p99"],
         record["seconds"]["registration"],
         record["seconds"]["registration_processor"],
         record["peak_memory_mb"],
@@ -150,8 +145,7 @@ def _write(options: argparse.Namespace) -> None:
         f"{', '.join('sub-' + p for p in options.participants)}. Dice is the mean over the manual labels that both "
         "scans have; one affine for all methods. NIO_m is preset `paper` unless its name says another. Seconds are of "
         "the registration alone, without affine, reading and writing. Other work of the machine at that time makes "
-        "wall seconds longer; processor seconds add up all threads. Inverse is the distance from voxels of the atlas's "
-        "brain to where forward and inverse transform bring them; our inverse is fitted to these very points.",
+        "wall seconds longer; processor seconds add up all threads.",
         "",
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads per run.",
         "",
