@@ -228,7 +228,7 @@ def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row]) -> N
         "One affine for all rows. 'Random' is the untrained architecture of the default weights. The authors trained "
         "on OASIS, so these scans are not held out for their networks; the atlas is one of the 15 scans that the "
         "research network learned from. Processor seconds add up all threads and leave out affine, reading and "
-        "writing.",
+        "writing; rows did not all run on the same day, and the shared machine is up to twice as slow on some.",
         "",
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads per run.",
         "",
