@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/inverse.md")
     options = parser.parse_args()
     found: dict[str, list[NDArray[np.float64]]] = {}
-    for path in sorted(path for out in options.runs for path in out.rglob("*_desc-nio_record.json")):
+    for path in sorted(path for out in options.runs for path in out.rglob("*_record.json")):
         record = json.loads(path.read_text())
         name = f"{record['engine']} {record['preset']} | {digest_in(record) or '-'}"
         found.setdefault(name, []).append(_errors(path))
@@ -66,7 +66,7 @@ def _errors(record: Path) -> NDArray[np.float64]:
         for source, target in (("T1w", atlas), (atlas, "T1w"))
     )
     rng = np.random.default_rng(0)
-    on_atlas, affine = _voxels(record.with_name(f"{start}_space-{atlas}_desc-nio_T1w.nii.gz"), rng)
+    on_atlas, affine = _voxels(record.with_name(record.name.replace("_record.json", "_T1w.nii.gz")), rng)
     on_scan, affine_of_scan = _voxels(record.with_name(f"{start}_desc-brain_mask.nii.gz"), rng)
     between = on_atlas + rng.uniform(-0.5, 0.5, on_atlas.shape)
     trips = (
