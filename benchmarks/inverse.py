@@ -2,7 +2,8 @@
 
     python benchmarks/inverse.py OUT [OUT ...]
 
-Every OUT is an output folder of `nio-pydra`. The files are read as any user of them would, affines and all.
+Every OUT is an output folder of `nio-pydra` for skull-stripped scans, as what is not zero is taken for brain. The files
+are read as any user of them would, affines and all.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import argparse
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from app_runs import DIGITS, digest_in
 from numpy.typing import NDArray
 
+from nio_pydra.errors import InputError
+from nio_pydra.spatial.files import atomic_path
+from nio_pydra.spatial.images import load_image
 from nio_pydra.spatial.itk import read_h5
 from nio_pydra.spatial.transforms import Transform, apply_affine
 
@@ -34,11 +37,20 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="OUT", help="output folder of nio-pydra")
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/inverse.md")
     options = parser.parse_args()
+    paths: list[Path] = []
+    for out in options.runs:
+        records = sorted(out.rglob("*_record.json"))
+        if not records:
+            parser.error(f"{out} holds no *_record.json: expected an output folder of nio-pydra")
+        paths += records
     found: dict[str, list[NDArray[np.float64]]] = {}
-    for path in sorted(path for out in options.runs for path in out.rglob("*_record.json")):
+    for path in paths:
         record = json.loads(path.read_text())
         name = f"{record['engine']} {record['preset']} | {digest_in(record) or '-'}"
-        found.setdefault(name, []).append(_errors(path))
+        try:
+            found.setdefault(name, []).append(_errors(path))
+        except InputError as error:
+            parser.error(str(error))
         print(path.name, name, found[name][-1].round(3).tolist(), flush=True)
     lines = [
         "# There and back",
@@ -53,7 +65,8 @@ def main() -> None:
     for name, errors in sorted(found.items()):
         worst = np.max(errors, axis=0)
         lines.append(f"| {name} | {len(errors)} | " + " | ".join(f"{m:.3f} / {p:.2f}" for m, p in worst) + " |")
-    options.table.write_text("\n".join(lines) + "\n")
+    with atomic_path(options.table) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
     print(f"written: {options.table}")
 
 
@@ -79,7 +92,7 @@ def _errors(record: Path) -> NDArray[np.float64]:
 
 def _voxels(image: Path, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Some voxels of a brain, and the affine of their grid."""
-    brain = nib.load(image)
+    brain = load_image(image)
     voxels = np.argwhere(np.asanyarray(brain.dataobj) > 0)
     return voxels[rng.choice(len(voxels), POINTS)].astype(np.float64), brain.affine
 
