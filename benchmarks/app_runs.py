@@ -6,7 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from nio_pydra.spatial.files import atomic_path
 #: What every network is compared by: method to engine and preset.
 METHODS = {"LapIRN": ("lapirn", "paper"), "NIO_m fast": ("nio_m", "fast"), "NIO_m": ("nio_m", "paper")}
 
-#: Row of a table to participant to figures, what they depend on (`conditions`) and the ``versions`` of the run.
+#: Row of a table to participant to figures, what they depend on (`Bench.update`) and ``versions`` of the run.
 Runs = dict[str, dict[str, dict[str, Any]]]
 DIGITS = 16  # of a digest in a table
 
@@ -85,47 +85,90 @@ def register(
     return well
 
 
-def records(scans: Scans, participant: str, out: Path, threads: int) -> list[dict[str, Any]]:
-    """The records of one participant that calls of :func:`register` left, to the same atlas with as many threads."""
-    paths = sorted((out / f"sub-{participant}").rglob(f"*_space-{scans.atlas}_*_record.json"))
-    found = [json.loads(path.read_text()) for path in paths]
-    return [record for record in found if record["threads"] == threads]
+@dataclass(frozen=True)
+class Row:
+    """A row of a table."""
+
+    name: str
+    engine: str
+    preset: str | None
+    weights: Path | None
 
 
-def speed_records(
-    scans: Scans, participant: str, folder: Path | None, engine: str, preset: str | None, threads: int
-) -> list[dict[str, Any]]:
-    """The record of a run of `speed.py`, where there is one with the same atlas and as many threads."""
-    if folder is None:
-        return []
-    path = folder / f"{engine}_{preset}" / f"sub-{participant}" / "run.json"
-    run = json.loads(path.read_text()) if path.is_file() else {}
-    if "record" not in run:
-        return []
-    request = run["request"]
-    same = request["threads"] == threads and Path(request["pair"]["fixed"]) == scans.atlas_image.resolve()
-    return [run["record"]] if same else []
+@dataclass(frozen=True)
+class Bench:
+    """Where runs are kept and how they are made.
+
+    Attributes
+    ----------
+    out, work : Path
+        The runs, a folder for each row; what they share, as the affines.
+    threads : int
+    speed_runs : Path or None
+        Runs of `speed.py`, which are taken over.
+    """
+
+    out: Path
+    work: Path
+    threads: int
+    speed_runs: Path | None
+
+    def run(self, row: Row, scans: Scans) -> bool:
+        """Register those scans that are missing; return whether all went well."""
+        there = self.records(row, scans)
+        return register(
+            scans,
+            [p for p in scans.participants if p not in there],
+            self.out / slug(row.name),
+            self.work,
+            engine=row.engine,
+            preset=row.preset,
+            weights=row.weights,
+            threads=self.threads,
+        )
+
+    def records(self, row: Row, scans: Scans) -> dict[str, dict[str, Any]]:
+        """Participant to record of a run with these very weights, to the same atlas with as many threads."""
+        found: dict[str, dict[str, Any]] = {}
+        for participant in scans.participants:
+            for record in [*self._of_app(row, scans, participant), *self._of_speed(row, scans, participant)]:
+                if digest_in(record) == digest_of(row.weights):
+                    found.setdefault(participant, record)
+        return found
+
+    def _of_app(self, row: Row, scans: Scans, participant: str) -> list[dict[str, Any]]:
+        folder = self.out / slug(row.name) / f"sub-{participant}"
+        paths = sorted(folder.rglob(f"*_space-{scans.atlas}_*_record.json"))
+        return [record for path in paths if (record := json.loads(path.read_text()))["threads"] == self.threads]
+
+    def _of_speed(self, row: Row, scans: Scans, participant: str) -> list[dict[str, Any]]:
+        if self.speed_runs is None:
+            return []
+        path = self.speed_runs / f"{row.engine}_{row.preset}" / f"sub-{participant}" / "run.json"
+        run = json.loads(path.read_text()) if path.is_file() else {}
+        if "record" not in run:
+            return []
+        request = run["request"]
+        same = request["threads"] == self.threads and Path(request["pair"]["fixed"]) == scans.atlas_image.resolve()
+        return [run["record"]] if same else []
+
+    def update(self, runs: Runs, row: Row, scans: Scans, figures: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Take the figures of all records into a row, and drop what it held of these scans under other conditions."""
+        same = {"atlas": scans.atlas, "threads": self.threads, "weights": digest_of(row.weights)}
+        held = runs.setdefault(row.name, {})
+        for participant in scans.participants:
+            old = held.get(participant)
+            if old is not None and any(old[name] != value for name, value in same.items()):
+                del held[participant]
+        for participant, record in self.records(row, scans).items():
+            versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+            held[participant] = figures(record) | same | {"versions": versions}
 
 
 def stored_runs(table: Path) -> Runs:
     """What a table's data hold: they stand for runs whose records are gone."""
     path = table.with_suffix(".json")
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def conditions(scans: Scans, threads: int, weights: Path | None) -> dict[str, Any]:
-    """What stored figures must have in common with a run to stand for it."""
-    return {"atlas": scans.atlas, "threads": threads, "weights": digest_of(weights)}
-
-
-def update(runs: Runs, row: str, scans: Scans, same: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
-    """Take the figures found into a row, and drop what it held of these scans under other conditions."""
-    held = runs.setdefault(row, {})
-    for participant in scans.participants:
-        if participant in found:
-            held[participant] = found[participant]
-        elif any(held.get(participant, same)[name] != value for name, value in same.items()):
-            del held[participant]
 
 
 def write_table(table: Path, lines: list[str], runs: Runs) -> None:
@@ -138,11 +181,6 @@ def write_table(table: Path, lines: list[str], runs: Runs) -> None:
         with atomic_path(path) as temporary:  # the data may be the only copy
             temporary.write_text(content + "\n")
     print(f"written: {table}")
-
-
-def versions_of(record: dict[str, Any]) -> str:
-    """The versions that a run used."""
-    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
 
 
 def digest_of(weights: Path | None) -> str | None:

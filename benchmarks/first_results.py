@@ -15,25 +15,12 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from app_runs import (
-    Runs,
-    Scans,
-    conditions,
-    digest_in,
-    digest_of,
-    records,
-    register,
-    slug,
-    speed_records,
-    stored_runs,
-    update,
-    versions_of,
-    write_table,
-)
+from app_runs import Bench, Row, Scans, stored_runs, write_table
 
 from nio_pydra.metrics import mean_of_lowest
 from nio_pydra.networks.checkpoints import default_weights
@@ -69,49 +56,19 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/results/first.md")
     options = parser.parse_args()
-    options.weights = {None: None, "own": default_weights(), "authors": options.authors}
-    done = []
-    for method in options.methods:
-        engine, preset, weights = METHODS[method]
-        missing = [p for p in options.participants if p not in _records(options, method)]
-        done.append(
-            register(
-                _scans(options),
-                missing,
-                options.out / slug(method),
-                options.out / "work",
-                engine=engine,
-                preset=preset,
-                weights=options.weights[weights],
-                threads=options.threads,
-            )
-        )
-    _write(options)
+    files = {None: None, "own": default_weights(), "authors": options.authors}
+    rows = {name: Row(name, engine, preset, files[weights]) for name, (engine, preset, weights) in METHODS.items()}
+    scans = Scans(options.dataset, options.labels, "malf", options.atlas, tuple(options.participants))
+    bench = Bench(options.out, options.out / "work", options.threads, options.speed_runs)
+    done = [bench.run(rows[method], scans) for method in options.methods]
+    _write(options, bench, scans, rows.values())
     return 0 if all(done) else 1
 
 
-def _records(options: argparse.Namespace, method: str) -> dict[str, dict[str, Any]]:
-    """Record of every participant that this method finished."""
-    engine, preset, weights = METHODS[method]
-    scans = _scans(options)
-    found: dict[str, dict[str, Any]] = {}
-    for participant in options.participants:
-        for record in [
-            *records(scans, participant, options.out / slug(method), options.threads),
-            *speed_records(scans, participant, options.speed_runs, engine, preset, options.threads),
-        ]:
-            if digest_in(record) == digest_of(options.weights[weights]):
-                found.setdefault(participant, record)
-    return found
-
-
-def _scans(options: argparse.Namespace) -> Scans:
-    return Scans(options.dataset, options.labels, "malf", options.atlas, tuple(options.participants))
-
-
-def _row(record: dict[str, Any]) -> list[float | None]:
+def _figures(record: dict[str, Any]) -> dict[str, float | None]:
+    """What `COLUMNS` shows of one scan."""
     labels = list(record["dice"]["labels"].values())
-    return [
+    values = (
         record["dice"]["mean"],
         mean_of_lowest(labels),
         record["std_jacobian"],
@@ -120,24 +77,11 @@ def _row(record: dict[str, Any]) -> list[float | None]:
         record["seconds"]["registration"],
         record["seconds"]["registration_processor"],
         record["peak_memory_mb"],
-    ]
+    )
+    return dict(zip(COLUMNS, values, strict=True))
 
 
-def _runs(options: argparse.Namespace) -> Runs:
-    """Figures of all methods, from records where they are."""
-    runs = stored_runs(options.table)
-    scans = _scans(options)
-    for method, (_, _, weights) in METHODS.items():
-        same = conditions(scans, options.threads, options.weights[weights])
-        found = {
-            participant: dict(zip(COLUMNS, _row(record), strict=True)) | same | {"versions": versions_of(record)}
-            for participant, record in _records(options, method).items()
-        }
-        update(runs, method, scans, same, found)
-    return runs
-
-
-def _write(options: argparse.Namespace) -> None:
+def _write(options: argparse.Namespace, bench: Bench, scans: Scans, rows: Iterable[Row]) -> None:
     lines = [
         "# First results on real scans",
         "",
@@ -152,15 +96,17 @@ def _write(options: argparse.Namespace) -> None:
         "| method | scan | " + " | ".join(COLUMNS) + " |",
         "|---" * (2 + len(COLUMNS)) + "|",
     ]
-    runs = _runs(options)
+    runs = stored_runs(options.table)
+    for row in rows:
+        bench.update(runs, row, scans, _figures)
     for method in METHODS:
         found = {p: runs[method][p] for p in options.participants if p in runs[method]}
-        rows = {f"sub-{p}": [run.get(column) for column in COLUMNS] for p, run in found.items()}
-        if len(rows) == len(options.participants):  # means over other scans could not be compared
-            columns = zip(*rows.values(), strict=True)
-            rows["mean"] = [None if None in column else float(np.mean(column)) for column in columns]
-        for scan, row in rows.items():
-            shown = ["-" if v is None else f"{v:.{n}f}" for v, n in zip(row, COLUMNS.values(), strict=True)]
+        figures = {f"sub-{p}": [run.get(column) for column in COLUMNS] for p, run in found.items()}
+        if len(figures) == len(options.participants):  # means over other scans could not be compared
+            columns = zip(*figures.values(), strict=True)
+            figures["mean"] = [None if None in column else float(np.mean(column)) for column in columns]
+        for scan, values in figures.items():
+            shown = ["-" if v is None else f"{v:.{n}f}" for v, n in zip(values, COLUMNS.values(), strict=True)]
             lines.append(f"| {method} | {scan} | " + " | ".join(shown) + " |")
         if missing := [p for p in options.participants if p not in found]:
             absent = ", ".join(f"sub-{p}" for p in missing)

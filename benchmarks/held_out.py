@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from app_runs import METHODS, named_file, slug
+from app_runs import METHODS, digest_of, named_file, slug
 from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines import nio
 from nio_pydra.engines.contract import Pair, Runtime
 from nio_pydra.metrics import dice
-from nio_pydra.networks.checkpoints import load_network, weights_digest
+from nio_pydra.networks.checkpoints import load_network
 from nio_pydra.optimize.resources import limit_threads
 from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.transforms import Transform, resample
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def _target(runs: Path, method: str, weights: Path, number: int) -> Path:
-    return runs / f"{slug(method)}_{weights_digest(weights)[:16]}_{number}.json"
+    return runs / f"{slug(method)}_{digest_of(weights)}_{number}.json"
 
 
 def _run(pair: ImagePair, method: str, weights: Path, threads: int) -> dict[str, float]:
@@ -110,7 +110,7 @@ def _write(options: argparse.Namespace, runs: Path, networks: dict[str, Path], p
     ]
     for name, weights in networks.items():
         parameters = sum(p.numel() for p in load_network(weights)[0].parameters())
-        lines.append(f"| {name} | {parameters:,} | {weights_digest(weights)[:16]} |")
+        lines.append(f"| {name} | {parameters:,} | {digest_of(weights)} |")
     lines += ["", "| method, weights | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
     for method in METHODS:
         for name, weights in networks.items():

@@ -16,30 +16,14 @@ import argparse
 import json
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from app_runs import (
-    METHODS,
-    Runs,
-    Scans,
-    conditions,
-    digest_in,
-    digest_of,
-    named_file,
-    records,
-    register,
-    slug,
-    speed_records,
-    stored_runs,
-    update,
-    versions_of,
-    write_table,
-)
+from app_runs import METHODS, Bench, Row, Runs, Scans, named_file, slug, stored_runs, write_table
 
 from nio_pydra.metrics import mean_of_lowest
 from nio_pydra.networks import LapIRN, load_network, save_network
@@ -93,44 +77,10 @@ def main() -> int:
         rows |= {f"{method}, {name}": Row(f"{method}, {name}", *how, file) for method, how in METHODS.items()}
     # By method, so that the quick ones are done for all networks first.
     chosen = [f"{method}, {name}" for method in options.methods for name in options.networks or networks]
-    well = [_run(options, rows[name], scans) for name in ["affine", *chosen] if chosen for scans in sets]
-    _write(options, sets, list(rows.values()))
+    bench = Bench(options.out, options.work or options.out / "work", options.threads, options.speed_runs)
+    well = [bench.run(rows[name], scans) for name in ["affine", *chosen] if chosen for scans in sets]
+    _write(options, bench, sets, rows.values())
     return 0 if all(well) else 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table."""
-
-    name: str
-    engine: str
-    preset: str | None
-    weights: Path | None
-
-
-def _run(options: argparse.Namespace, row: Row, scans: Scans) -> bool:
-    """Register those scans that are missing; return whether all went well."""
-    return register(
-        scans,
-        [p for p in scans.participants if _record(options, row, scans, p) is None],
-        options.out / slug(row.name),
-        options.work or options.out / "work",
-        engine=row.engine,
-        preset=row.preset,
-        weights=row.weights,
-        threads=options.threads,
-    )
-
-
-def _record(options: argparse.Namespace, row: Row, scans: Scans, participant: str) -> dict[str, Any] | None:
-    """The record of a run with these very weights."""
-    for record in [
-        *records(scans, participant, options.out / slug(row.name), options.threads),
-        *speed_records(scans, participant, options.speed_runs, row.engine, row.preset, options.threads),
-    ]:
-        if digest_in(record) == digest_of(row.weights):
-            return record
-    return None
 
 
 def _networks(runs: Runs) -> dict[str, str]:
@@ -178,12 +128,12 @@ def _freesurfer_scans(folder: Path, out: Path) -> Scans:
     return Scans(out, labels, "aseg", "fsatlas", ("fsother",))
 
 
-def _figures(scans: Scans, record: dict[str, Any]) -> list[float | None]:
+def _figures(scans: Scans, record: dict[str, Any]) -> dict[str, float | None]:
     """What `COLUMNS` shows of one scan."""
     labels = {int(label): value for label, value in record["dice"]["labels"].items()}
     cortical = [value for label, value in labels.items() if label in CORTEX[scans.desc]]
     other = [value for label, value in labels.items() if label not in CORTEX[scans.desc]]
-    return [
+    values = (
         record["dice"]["mean"],
         float(np.mean(cortical)),
         float(np.mean(other)),
@@ -192,7 +142,8 @@ def _figures(scans: Scans, record: dict[str, Any]) -> list[float | None]:
         record["fold_percent"],
         (record.get("before_unfolding") or {}).get("fold_percent"),
         record["seconds"]["registration_processor"],
-    ]
+    )
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def _summary(figures: list[list[float | None]]) -> list[float | None]:
@@ -203,17 +154,11 @@ def _summary(figures: list[list[float | None]]) -> list[float | None]:
     return row
 
 
-def _write(options: argparse.Namespace, sets: list[Scans], rows: list[Row]) -> None:
+def _write(options: argparse.Namespace, bench: Bench, sets: list[Scans], rows: Iterable[Row]) -> None:
     runs = stored_runs(options.table)
     for row in rows:
         for scans in sets:
-            same = conditions(scans, options.threads, row.weights)
-            found = {
-                p: dict(zip(COLUMNS, _figures(scans, record), strict=True)) | same | {"versions": versions_of(record)}
-                for p in scans.participants
-                if (record := _record(options, row, scans, p))
-            }
-            update(runs, row.name, scans, same, found)
+            bench.update(runs, row, scans, lambda record, scans=scans: _figures(scans, record))
     sections = {
         f"All {len(sets[0].participants)} test scans": sets[0].participants,
         **{f"sub-{p} alone": (p,) for p in APART if p in sets[0].participants},
