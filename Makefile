@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-CORE := $(addprefix nio_pydra/,spatial networks losses optimize metrics engines)
+CORE := $(addprefix nio_pydra/,system spatial networks losses optimize metrics engines)
 
 .PHONY: help demo test test-fast lint types format clean
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.networks.checkpoints import weights_digest
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 
 #: What every network is compared by: method to engine and preset.
 METHODS = {"LapIRN": ("lapirn", "paper"), "NIO_m fast": ("nio_m", "fast"), "NIO_m": ("nio_m", "paper")}

@@ -25,8 +25,8 @@ from nio_pydra.engines.contract import Pair, Runtime
 from nio_pydra.metrics import dice
 from nio_pydra.networks.checkpoints import load_network
 from nio_pydra.optimize.resources import limit_threads
-from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.transforms import Transform, resample
+from nio_pydra.system.files import atomic_path
 from nio_pydra.training.maps import prepare_label_maps
 from nio_pydra.training.pairs import ImagePair, SyntheticImages
 from nio_pydra.training.settings import TrainingSettings

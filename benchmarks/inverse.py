@@ -17,10 +17,10 @@ from app_runs import DIGITS, digest_in
 from numpy.typing import NDArray
 
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import load_image
 from nio_pydra.spatial.itk import read_h5
 from nio_pydra.spatial.transforms import Transform, apply_affine
+from nio_pydra.system.files import atomic_path
 
 POINTS = 100_000
 #: What is measured of a scan, in mm.

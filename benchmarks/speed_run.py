@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from nio_pydra.engines.contract import Pair, Runtime, brain_only
 from nio_pydra.engines.memory import peak_memory_mb
 from nio_pydra.errors import InputError, ProgramError
-from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.itk import read_affine, write_h5
 from nio_pydra.spatial.transforms import DisplacementField, Transform, resample
+from nio_pydra.system.files import atomic_path
 
 # Everything that brings torch along is imported where it is used: greedy's process must not carry it.
 

@@ -28,7 +28,7 @@ from app_runs import METHODS, Bench, Row, Runs, Scans, named_file, slug, stored_
 from nio_pydra.metrics import mean_of_lowest
 from nio_pydra.networks import LapIRN, load_network, save_network
 from nio_pydra.networks.checkpoints import default_weights
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 from nio_pydra.training.settings import TrainingSettings
 
 TEST = ("1003", "1004", "1005", "1101", "1107", "1110", "1116", "1125")

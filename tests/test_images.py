@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
+from nio_pydra.system.files import atomic_path
 
 GOOD = np.arange(1, 61, dtype=np.float32).reshape(3, 4, 5)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nio_pydra import __version__
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 
 __all__ = ["require_writable", "write_description"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 
 __all__ = ["COLUMNS", "write_group_tables"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 
 if TYPE_CHECKING:
     from bids import BIDSLayout

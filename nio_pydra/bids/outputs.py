@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 
 __all__ = ["Destination", "Products", "discard_leftovers", "engine_desc", "output_path", "refuse_mixture", "sink"]
 

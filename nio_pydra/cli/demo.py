@@ -84,8 +84,8 @@ def main(args: argparse.Namespace) -> int:
 def _report(dataset: SimulatedDataset, derivatives: Path, out: Path, engine: str) -> int:
     """Compare with the truth; draw the picture and print the table."""
     from nio_pydra.report import draw_comparisons
-    from nio_pydra.spatial.files import atomic_path
     from nio_pydra.spatial.images import load_labels
+    from nio_pydra.system.files import atomic_path
 
     evaluated = [_evaluate(dataset, derivatives, subject, truth, engine) for subject, truth in dataset.truth.items()]
     results = [result for result, _ in evaluated]

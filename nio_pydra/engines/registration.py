@@ -30,11 +30,11 @@ from nio_pydra.losses import lncc
 from nio_pydra.metrics import dice, inverse_error, regularity
 from nio_pydra.optimize.resources import limit_threads
 from nio_pydra.spatial.conform import scale_intensities
-from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
 from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform, resample
+from nio_pydra.system.files import atomic_path
 
 __all__ = ["Registration", "engine_settings", "propagate_labels", "quality", "register", "score"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nio_pydra.errors import InputError
 from nio_pydra.networks.lapirn import LapIRN, LapIRNConfig
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 
 __all__ = [
     "condition_for",

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 
 __all__ = ["Comparison", "draw_comparisons"]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from nio_pydra import __version__
 from nio_pydra.simulation.subject import TISSUES, Appearance, TrueMap, mni152, random_map, scan
-from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.images import save_image
+from nio_pydra.system.files import atomic_path
 
 __all__ = ["SimulatedDataset", "make_dataset"]
 

@@ -15,7 +15,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 
 __all__ = ["load_image", "load_labels", "load_mask", "same_grid", "save_image"]
 

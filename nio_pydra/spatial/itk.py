@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.files import atomic_path
 from nio_pydra.spatial.transforms import DisplacementField, Transform
+from nio_pydra.system.files import atomic_path
 
 __all__ = ["read_affine", "read_h5", "write_h5"]
 

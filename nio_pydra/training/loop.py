@@ -25,7 +25,7 @@ from nio_pydra.networks import LapIRN, load_network, save_network
 from nio_pydra.networks.checkpoints import weights_digest
 from nio_pydra.networks.lapirn import LEVELS
 from nio_pydra.optimize.resources import autocast
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 from nio_pydra.training.objective import objective
 from nio_pydra.training.pairs import ImageSource, PairStream, pair_loader
 from nio_pydra.training.settings import TrainingSettings, read_settings

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from nio_pydra.engines.affine import align_brains
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.files import atomic_path, contents_digest
 from nio_pydra.spatial.images import load_labels
 from nio_pydra.spatial.transforms import Transform, resample
+from nio_pydra.system.files import atomic_path, contents_digest
 
 __all__ = [
     "GRID",

@@ -17,10 +17,10 @@ from nio_pydra.engines.brain_mask import make_brain_mask
 from nio_pydra.engines.contract import Runtime, brain_only
 from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities
-from nio_pydra.spatial.files import atomic_path, contents_digest
 from nio_pydra.spatial.images import load_image, load_labels, load_mask
 from nio_pydra.spatial.itk import read_affine
 from nio_pydra.spatial.transforms import Transform, resample
+from nio_pydra.system.files import atomic_path, contents_digest
 from nio_pydra.training.maps import GRID, ORIENTATION
 
 __all__ = ["TrainingScan", "prepare_scans", "read_scan_list"]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from nio_pydra.errors import InputError
 from nio_pydra.networks import LapIRNConfig
 from nio_pydra.networks.lapirn import LEVELS
-from nio_pydra.spatial.files import atomic_path
+from nio_pydra.system.files import atomic_path
 from nio_pydra.training.maps import ORIENTATION
 from nio_pydra.training.synthesis import SynthesisSettings
 

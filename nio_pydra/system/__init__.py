@@ -1,0 +1,1 @@
+"""The machine underneath: files, temporary folders and other programs."""
