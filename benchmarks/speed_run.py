@@ -216,7 +216,7 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
 
 def _quality(pair: dict[str, str], field: DisplacementField, affine: NDArray[np.floating], folder: Path) -> dict:
     """Write the transform and measure it as that of any engine."""
-    from nio_pydra.engines.registration import quality
+    from nio_pydra.engines.quality import quality
     from nio_pydra.spatial.inversion import invert
 
     transforms = Transform((field, affine)), Transform((np.linalg.inv(affine), invert(field)))

@@ -1,6 +1,6 @@
 """What goes wrong in ways that are told without a traceback."""
 
-__all__ = ["InputError", "ProgramError"]
+__all__ = ["ComputationError", "InputError", "ProgramError"]
 
 
 class InputError(ValueError):
@@ -13,3 +13,7 @@ class InputError(ValueError):
 
 class ProgramError(RuntimeError):
     """Another program that this package runs has failed; the message ends with what it printed last."""
+
+
+class ComputationError(RuntimeError):
+    """A computation of this package gave nothing that can be used; the message is one sentence for the user."""

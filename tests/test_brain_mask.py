@@ -6,7 +6,7 @@ import pytest
 
 from nio_pydra.engines.brain_mask import make_brain_mask
 from nio_pydra.engines.contract import Runtime
-from nio_pydra.errors import InputError
+from nio_pydra.errors import InputError, ProgramError
 
 RUNTIME = Runtime(device="cpu", threads=2)
 
@@ -80,4 +80,16 @@ def test_deepbet_on_an_image_without_a_head_is_a_clear_error(tmp_path):
     noise = np.random.default_rng(0).uniform(0, 1, (40, 40, 40)).astype(np.float32)
     image = _save(noise, tmp_path / "noise.nii.gz")
     with pytest.raises(InputError, match=r"noise\.nii\.gz: found"):
+        make_brain_mask(image, tmp_path / "mask.nii.gz", skull_stripped=False, runtime=RUNTIME)
+
+
+def test_an_error_of_deepbet_is_not_called_an_image_without_a_brain(tmp_path, monkeypatch):
+    import deepbet
+
+    def fail(*_arguments, **_options):
+        raise ValueError("a tensor of another kind")
+
+    monkeypatch.setattr(deepbet.BrainExtraction, "run", fail)
+    image = _save(_ball(60), tmp_path / "head.nii.gz")
+    with pytest.raises(ProgramError, match=r"head\.nii\.gz: brain extraction by deepbet failed: a tensor of another"):
         make_brain_mask(image, tmp_path / "mask.nii.gz", skull_stripped=False, runtime=RUNTIME)

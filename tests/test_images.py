@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from nio_pydra.errors import InputError
+from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
 from nio_pydra.system.files import atomic_path
 
@@ -93,6 +93,24 @@ def test_labels_on_another_grid_are_refused(tmp_path):
             load_labels(path, like=image)
     with pytest.raises(InputError, match="whole numbers"):
         load_labels(write(tmp_path / "fractions.nii.gz", GOOD / 7))
+
+
+@pytest.mark.parametrize(("dtype", "label"), [(np.uint32, 3_000_000_000), (np.float64, -3e9), (np.int64, 2**40)])
+def test_labels_that_do_not_fit_are_refused(tmp_path, dtype, label):
+    array = np.zeros((3, 4, 5), dtype)
+    array[1, 1, 1] = label
+    image = nib.Nifti1Image(array, np.eye(4), dtype=dtype)
+    nib.save(image, tmp_path / "labels.nii.gz")
+    with pytest.raises(
+        InputError, match=rf"labels\.nii\.gz .* from .*{abs(label):.0f}.*: expected numbers from -2147483648"
+    ):
+        load_labels(tmp_path / "labels.nii.gz")
+
+
+def test_an_image_that_is_not_finite_is_not_written(tmp_path):
+    with pytest.raises(ComputationError, match=r"out\.nii\.gz holds 1 NaN or infinite numbers"):
+        save_image(np.where(GOOD == 7, np.nan, GOOD), np.eye(4), tmp_path / "out.nii.gz")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_mask_is_refused(tmp_path):

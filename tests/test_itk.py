@@ -1,10 +1,11 @@
 """Transform files, checked with the programs that will read them."""
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 
-from nio_pydra.errors import InputError
+from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
 from nio_pydra.spatial.transforms import DisplacementField, Transform, resample
 
@@ -116,3 +117,31 @@ def test_other_files_are_refused_by_name(tmp_path):
     path.write_text("no transform")
     with pytest.raises(InputError, match="not an ITK composite"):
         read_h5(path)
+
+
+@pytest.mark.parametrize("kind", ["affine", "field"])
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path, kind):
+    step = np.eye(4) if kind == "affine" else DisplacementField(np.zeros((3, 4, 5, 6), np.float32), np.eye(4))
+    path = write_h5(Transform((step,)), tmp_path / "x.h5")
+    with h5py.File(path, "r+") as file:
+        file["TransformGroup/1/TransformParameters"][3] = np.nan
+    with pytest.raises(InputError, match=r"x\.h5 cannot be used: The .* holds \d+ NaN or infinite numbers"):
+        read_h5(path)
+
+
+def test_a_transform_holds_no_number_that_is_not_finite():
+    with pytest.raises(ComputationError, match="The displacement field holds 1 NaN or infinite numbers"):
+        DisplacementField(np.where(np.arange(360) == 7, np.inf, 0).reshape(3, 4, 5, 6).astype(np.float32), np.eye(4))
+    with pytest.raises(ComputationError, match="The affine"):
+        Transform((np.diag([1, 1, np.nan, 1]),))
+
+
+def test_a_file_of_an_older_itk_with_its_misspelled_names_is_read(case, tmp_path):
+    transform = case[2]
+    path = write_h5(transform, tmp_path / "x.h5")
+    with h5py.File(path, "r+") as file:
+        for number, entry in file["TransformGroup"].items():
+            for name in ("FixedParameters", "Parameters") if number != "0" else ():
+                entry.move(f"Transform{name}", f"Tranform{name}")
+    points = np.random.default_rng(0).normal(0, 20, (50, 3))
+    np.testing.assert_allclose(read_h5(path).map_points(points), transform.map_points(points), atol=1e-3)

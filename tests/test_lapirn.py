@@ -1,12 +1,14 @@
 """The network: parameter counts, published checkpoints, files."""
 
+import json
 import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from nio_pydra.errors import InputError
+from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig, convert, load_network, read_metadata, save_network
 from nio_pydra.networks.checkpoints import PUBLISHED_CONDITION_SCALE, condition_for
 
@@ -152,3 +154,19 @@ def test_a_pickle_with_code_is_not_run(tmp_path, capsys):
     with pytest.raises(InputError, match="without running code"):
         load_network(path)
     assert "was run" not in capsys.readouterr().out
+
+
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path):
+    network = LapIRN(TINY)
+    path = tmp_path / "w.safetensors"
+    save_network(network, path, METADATA)
+    with torch.no_grad():
+        network.levels[1].up.weight[0, 0] = float("nan")
+    with pytest.raises(ComputationError, match=r"new\.safetensors: the weights levels\.1\.up\.weight are NaN"):
+        save_network(network, tmp_path / "new.safetensors", METADATA)
+    assert [each.name for each in tmp_path.iterdir()] == ["w.safetensors"]
+    state, metadata = load_file(path), read_metadata(path)
+    state["levels.1.up.weight"][0, 0] = float("inf")
+    save_file(state, path, {"nio_pydra": json.dumps(metadata)})
+    with pytest.raises(InputError, match=r"w\.safetensors holds weights that are NaN or infinite \(levels\.1\.up"):
+        load_network(path)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nio_pydra.errors import ComputationError
 from nio_pydra.networks import LapIRN, LapIRNConfig
 from nio_pydra.optimize.io import IOSettings, optimize_field
 from nio_pydra.optimize.nio import NIOSettings, optimize_network
@@ -133,3 +134,13 @@ def test_impossible_settings_are_refused_before_any_work(wrong):
 def test_regularisation_weight_is_a_share():
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         Objective(weight=1.4)
+
+
+@pytest.mark.parametrize("steps", [(0, 0, 0), (0, 0, 2)])
+def test_an_optimisation_that_diverges_says_so_and_returns_nothing(pair, network, steps):
+    with torch.no_grad():
+        network.levels[2].head[2].weight[0, 0, 0, 0, 0] = float("nan")
+    with pytest.raises(ComputationError, match="diverged"):
+        optimize_network(network, pair, NIOSettings(iterations=steps))
+    with pytest.raises(ComputationError, match="diverged: its loss is nan at step 1"):
+        optimize_field(torch.full_like(ZERO, float("nan")), pair, IOSettings(iterations=3))

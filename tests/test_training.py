@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -16,14 +17,14 @@ import torch
 
 from nio_pydra.cli import train as train_command
 from nio_pydra.engines.contract import Runtime
-from nio_pydra.errors import InputError
+from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.metrics import dice
 from nio_pydra.networks import LapIRN, LapIRNConfig, load_network, save_network
 from nio_pydra.training import loop
 from nio_pydra.training.loop import train
 from nio_pydra.training.maps import GRID, TISSUES, prepare_label_maps
 from nio_pydra.training.objective import objective
-from nio_pydra.training.pairs import PairStream, RealImages, SyntheticImages
+from nio_pydra.training.pairs import ImagePair, PairStream, RealImages, SyntheticImages
 from nio_pydra.training.scans import TrainingScan, prepare_scans, read_scan_list
 from nio_pydra.training.settings import Stage, TrainingSettings, read_settings
 from nio_pydra.training.synthesis import (
@@ -229,8 +230,15 @@ def test_a_level_above_one_that_was_never_trained_is_refused(maps, tmp_path, sta
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("values", "best"), [((0.1, 0.2, 0.9, 0.3, 0.4), 1), ((0.1, 0.9, 0.2, 0.3, 0.4), 0)])
-def test_the_best_weights_are_kept_and_trained_on(maps, tmp_path, monkeypatch, values, best):
+@pytest.mark.parametrize(
+    ("values", "best", "exports"),
+    [
+        ((0.1, 0.2, 0.9, 0.3, 0.4), 1, 2),
+        ((0.1, 0.9, 0.2, 0.3, 0.4), 0, 1),
+        ((0.1, float("nan"), 0.2, float("nan"), 0.1), 1, 2),  # a first score that is no number blocks no later one
+    ],
+)
+def test_the_best_weights_are_kept_and_trained_on(maps, tmp_path, monkeypatch, values, best, exports):
     scores = iter(values)  # unregistered, before training, then after steps 1 to 3
 
     class Scripted(Validation):
@@ -241,12 +249,36 @@ def test_the_best_weights_are_kept_and_trained_on(maps, tmp_path, monkeypatch, v
     kept = []
     monkeypatch.setattr(loop._Run, "_export", _noting(loop._Run._export, kept))
     network = run(small(stages=(Stage(1, 3),), validate_every=1, held_out=2), maps, tmp_path)
-    assert len(kept) == best + 1
+    assert len(kept) == exports
     last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]
     stored = load_network(tmp_path / "weights.safetensors")[0].state_dict()
     name = "levels.0.encoder.0.weight"
     assert torch.equal(stored[name], kept[best][name]) and not torch.equal(stored[name], last[name])
     assert torch.equal(stored[name], network.state_dict()[name])
+
+
+def test_a_training_that_diverges_stops_and_keeps_the_state_before(maps, tmp_path, monkeypatch):
+    settings = small(stages=(Stage(1, 4),), save_every=2)
+    losses = iter((1.0, 1.0, float("nan")))
+    right = loop.objective
+
+    def scripted(*arguments, **options):
+        return right(*arguments, **options) * next(losses)
+
+    monkeypatch.setattr(loop, "objective", scripted)
+    with pytest.raises(ComputationError, match=r"diverged \(loss nan at step 3 of stage 1\).*lower learning rate"):
+        run(settings, maps, tmp_path / "out")
+    state = torch.load(tmp_path / "out/checkpoint.pt", weights_only=True)
+    assert state["step"] == 2
+    assert all(torch.isfinite(values).all() for values in state["network"].values())
+
+
+def test_held_out_brains_without_a_common_label_are_refused():
+    volumes = [torch.full((1, 1, 8, 8, 8), float(k)) for k in (1, 2)]
+    pair = ImagePair(*volumes, *volumes)
+    source = SimpleNamespace(validation=lambda spacing: [pair])
+    with pytest.raises(InputError, match="no label in common"):
+        Validation(source, 2).score(None)
 
 
 def _noting(export, kept):

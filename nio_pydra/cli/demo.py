@@ -157,7 +157,7 @@ def _evaluate(
         error_after=after[1],
         std_jacobian=record["std_jacobian"],
         fold_percent=record["fold_percent"],
-        seconds=sum(record["seconds"][part] for part in ("affine", "registration", "io")),
+        seconds=sum(record["seconds"][part] for part in ("affine", "registration", "io", "measures", "preparation")),
     )
     return result, comparison
 

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 
+from nio_pydra.engines.alignment_check import check_alignment
 from nio_pydra.engines.ants_process import AntsOptions, AntsResult, run_ants
 from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
-from nio_pydra.errors import InputError
+from nio_pydra.engines.stopwatch import Spent
 from nio_pydra.spatial.images import load_image, load_mask
 from nio_pydra.spatial.itk import write_h5
 from nio_pydra.spatial.transforms import Transform
 
 __all__ = ["PRESETS", "AffineSettings", "align", "align_brains", "run"]
-
-LARGEST_SCALE = 2.0
-"""Heads differ by far less in any direction, so a larger stretch (or its inverse) is a failed alignment."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ PRESETS: dict[str, AffineSettings] = {"default": AffineSettings()}
 
 def run(pair: Pair, settings: AffineSettings, runtime: Runtime) -> Deformation:
     """Return no deformation: the pair's affine is the whole registration."""
-    return Deformation(None, None, {"seconds": 0.0, "peak_memory_mb": 0.0})
+    return Deformation(None, None, Spent(0.0, 0.0))
 
 
 def align(
@@ -63,12 +60,13 @@ def align(
     Returns
     -------
     dict
-        ``seconds`` (registration alone) and ``peak_memory_mb``.
+        ``seconds`` and ``processor_seconds`` (of the registration alone) and ``peak_memory_mb``.
 
     Raises
     ------
     InputError
-        If an input cannot be used, or the result is singular, mirrors or scales by more than 2.
+        If an input cannot be used, or the result does not align the brains
+        (:func:`nio_pydra.engines.alignment_check.check_alignment`).
     AntsError
         If the ANTs process fails.
     """
@@ -77,7 +75,11 @@ def align(
     lesion = None if lesion_mask is None else load_mask(lesion_mask, like=moving_brain, role="lesion mask")
     result = align_brains(fixed_brain, moving_brain, runtime, names=(fixed, moving), lesion=lesion)
     write_h5(Transform((result.affine,)), out)
-    return {"seconds": result.seconds, "peak_memory_mb": result.peak_memory_mb}
+    return {
+        "seconds": result.spent.wall,
+        "processor_seconds": result.spent.processor,
+        "peak_memory_mb": result.peak_memory_mb,
+    }
 
 
 def align_brains(
@@ -118,40 +120,8 @@ def align_brains(
     """
     with tempfile.TemporaryDirectory(prefix="nio-pydra-affine-") as folder:
         result = run_ants(fixed, moving, AntsOptions("Affine"), Path(folder), runtime, lesion=lesion, threads=1)
-    check_affine(result.affine, names[1], names[0])
+    check_alignment(fixed, moving, result.affine, names=names, lesion=lesion)
     return result
-
-
-def check_affine(affine: np.ndarray, moving: Path, fixed: Path) -> None:
-    """Refuse an affine that no pair of heads can need.
-
-    Parameters
-    ----------
-    affine : numpy.ndarray, shape (4, 4)
-        World to world, mm.
-    moving, fixed : pathlib.Path
-        Named in the message.
-
-    Raises
-    ------
-    InputError
-        If the affine is singular, mirrors, or stretches or shrinks any direction by more than 2.
-    """
-    linear = affine[:3, :3]
-    if not np.isfinite(affine).all():
-        found = "an affine that is not finite"
-    elif (determinant := np.linalg.det(linear)) <= 0:
-        fault = "mirrors" if determinant < 0 else "is singular"
-        found = f"an affine that {fault} (determinant {determinant:.3g})"
-    else:
-        scales = np.linalg.svd(linear, compute_uv=False)
-        if scales[0] <= LARGEST_SCALE and scales[-1] >= 1 / LARGEST_SCALE:
-            return
-        found = f"an affine that scales by {scales[-1]:.2f} to {scales[0]:.2f}"
-    raise InputError(
-        f"{moving} could not be aligned to {fixed}: found {found}, expected scales "
-        f"from {1 / LARGEST_SCALE:g} to {LARGEST_SCALE:g}; are both brain scans with the right headers?"
-    )
 
 
 def _load_brain(path: Path, mask_path: Path | None, role: str) -> nib.Nifti1Image:

@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ import nibabel as nib
 import numpy as np
 
 from nio_pydra.engines.memory import peak_memory_mb
+from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.errors import ProgramError
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ class AntsResult:
         Fixed to moving, RAS mm.
     warp, inverse_warp : pathlib.Path or None
         ITK displacement fields (LPS mm) on the fixed grid; None after a linear registration.
-    seconds : float
-        Wall time of `ants.registration` alone: no start-up, no reading of the images. antspyx writes its
-        warps inside that call, so a few seconds of compression are in it.
+    spent : Spent
+        By `ants.registration` alone: no start-up, no reading of the images. antspyx writes its warps inside that
+        call, so a few seconds of compression are in it.
     peak_memory_mb : float
         Largest resident memory of the child, MiB.
     """
@@ -82,7 +82,7 @@ class AntsResult:
     affine: np.ndarray
     warp: Path | None
     inverse_warp: Path | None
-    seconds: float
+    spent: Spent
     peak_memory_mb: float
 
 
@@ -159,7 +159,7 @@ def run_ants(
         affine=LPS @ np.array(found["affine"]) @ LPS,
         warp=Path(found["warp"]) if found["warp"] else None,
         inverse_warp=Path(found["inverse_warp"]) if found["inverse_warp"] else None,
-        seconds=found["seconds"],
+        spent=Spent(**found["spent"]),
         peak_memory_mb=found["peak_memory_mb"],
     )
 
@@ -204,7 +204,7 @@ def _main(request_path: Path) -> None:
         ants.write_transform(start, initial)
 
     options = request["options"]
-    begin = time.perf_counter()
+    watch = Stopwatch()
     ants.registration(
         fixed, moving,
         type_of_transform=options["type_of_transform"],
@@ -215,7 +215,7 @@ def _main(request_path: Path) -> None:
         syn_sampling=options["syn_sampling"],
         reg_iterations=tuple(options["reg_iterations"]),
     )  # fmt: skip
-    seconds = time.perf_counter() - begin
+    spent = watch.read()
 
     transform = ants.read_transform(str(folder / "out_0GenericAffine.mat"))
     matrix = np.eye(4)
@@ -227,7 +227,7 @@ def _main(request_path: Path) -> None:
         "affine": matrix.tolist(),
         "warp": str(warp) if warp.exists() else None,
         "inverse_warp": str(inverse_warp) if inverse_warp.exists() else None,
-        "seconds": seconds,
+        "spent": asdict(spent),
         "peak_memory_mb": peak_memory_mb(),
     }
     (folder / "result.json").write_text(json.dumps(result))

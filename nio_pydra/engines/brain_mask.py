@@ -9,13 +9,15 @@ import numpy as np
 from scipy.ndimage import binary_fill_holes
 
 from nio_pydra.engines.contract import Runtime
-from nio_pydra.errors import InputError
+from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.spatial.images import load_image, save_image
 
 __all__ = ["make_brain_mask"]
 
 SMALLEST_LITRES, LARGEST_LITRES = 0.3, 2.5
 """Wide around human brains from newborn to adult, ventricles and cerebellum included."""
+NOTHING_FOUND = ("argmax of an empty sequence", "Not enough foreground")
+"""How deepbet's steps for the largest component and its box say that no voxel was predicted."""
 
 
 def make_brain_mask(image: Path, out: Path, *, skull_stripped: bool, runtime: Runtime) -> Path:
@@ -41,6 +43,8 @@ def make_brain_mask(image: Path, out: Path, *, skull_stripped: bool, runtime: Ru
     ------
     InputError
         If the image cannot be used, or the mask found is empty or no brain's size (0.3 to 2.5 litres).
+    ProgramError
+        If deepbet fails.
     """
     scan = load_image(image)
     if skull_stripped:
@@ -70,9 +74,10 @@ def _deepbet(scan: nib.Nifti1Image, runtime: Runtime) -> np.ndarray:
         image = nib.Nifti1Image(scan.get_fdata(dtype=np.float32, caching="unchanged"), scan.affine)
         try:
             _, mask, _ = network.run(image)
-        except (ValueError, AssertionError):
-            # deepbet's largest-component and bounding-box steps fail so on an empty prediction.
-            return np.zeros(scan.shape, dtype=bool)
+        except (ValueError, AssertionError) as error:
+            if any(words in str(error) for words in NOTHING_FOUND):
+                return np.zeros(scan.shape, dtype=bool)
+            raise ProgramError(f"{scan.get_filename()}: brain extraction by deepbet failed: {error}") from error
     finally:
         torch.set_num_threads(before)
     return np.asanyarray(mask.dataobj) > 0

@@ -14,10 +14,11 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
+from nio_pydra.engines.stopwatch import Spent
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.transforms import DisplacementField
 
-__all__ = ["Deformation", "Pair", "Runtime", "brain_only", "core_count"]
+__all__ = ["Deformation", "Pair", "Runtime", "brain_only", "core_count", "inside"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Pair:
     @property
     def fixed_brain(self) -> NDArray[np.bool_]:
         """Voxels of the fixed image that count as brain, ``(X, Y, Z)``: where results are measured."""
-        return np.asanyarray((self.fixed if self.fixed_mask is None else self.fixed_mask).dataobj) > 0
+        return inside(self.fixed, self.fixed_mask)
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,15 @@ class Deformation:
     inverse : DisplacementField or None
         On the fixed grid: a moving point, brought back through the affine's inverse, goes to ``y + v(y)``. None where
         the engine gives no inverse; it is then computed from `forward`.
+    spent : Spent
+        From images in memory to the fields in memory: without the start of a process and the loading of weights.
     details : dict
-        ``seconds`` (registration alone), and whatever else belongs in the record (JSON values).
+        What else belongs in the record (JSON values).
     """
 
     forward: DisplacementField | None
     inverse: DisplacementField | None
+    spent: Spent
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -113,32 +117,40 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def inside(image: Nifti1Image, mask: Nifti1Image | None) -> NDArray[np.bool_]:
+    """Return the voxels of an image that count: those of its mask, or all that are not zero; ``(X, Y, Z)``."""
+    return np.asanyarray((image if mask is None else mask).dataobj) != 0
+
+
 def brain_only(image: Nifti1Image, mask: Nifti1Image | None) -> Nifti1Image:
-    """Set everything outside a mask to zero.
+    """Set everything outside a mask to zero, and keep zero the darkest value.
+
+    A standardised image has negative voxels. If its background were left between its tissues, the edge of the brain
+    would be invisible to a registration and interpolation would draw a bright rim. Such an image is raised by its
+    darkest voxel; the images that have none are left as they are.
 
     Parameters
     ----------
     image : Nifti1Image
         ``(X, Y, Z)``.
     mask : Nifti1Image or None
-        Non-zero inside, on the image's grid; None keeps the whole image.
+        Non-zero inside, on the image's grid; None takes all voxels that are not zero.
 
     Returns
     -------
     Nifti1Image
-        float32, the image's affine.
+        float32, the image's affine, no voxel below zero.
 
     Raises
     ------
     InputError
         If nothing is left.
     """
-    data = image.get_fdata(dtype=np.float32, caching="unchanged")
-    if mask is not None:
-        data = np.where(np.asanyarray(mask.dataobj) > 0, data, np.float32(0))
-    if not data.any():
+    data, brain = image.get_fdata(dtype=np.float32, caching="unchanged"), inside(image, mask)
+    if not data[brain].any():
         raise InputError(
             f"{image.get_filename() or 'The image'} is zero in all of its brain mask: expected the mask to cover the "
             "brain. Is it the mask of another image, or inverted?"
         )
-    return Nifti1Image(data, image.affine)
+    darkest = np.float32(min(0.0, data[brain].min()))
+    return Nifti1Image(np.where(brain, data - darkest, np.float32(0)), image.affine)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
 from nio_pydra.engines.memory import BASE_MB, predicted_memory_mb
+from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.errors import InputError
 from nio_pydra.metrics import regularity
 from nio_pydra.networks.checkpoints import condition_for, default_weights, load_network, weights_digest
@@ -93,8 +93,8 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
     Returns
     -------
     Deformation
-        Forward field on the fixed grid, without folds; no inverse. Its details hold ``seconds``, ``weights`` and the
-        regularity of the network's own field, ``before_unfolding``.
+        Forward field on the fixed grid, without folds; no inverse. Its details hold ``weights`` and the regularity
+        of the network's own field, ``before_unfolding``.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
     network, metadata = load_network(settings.weights)
     device = choose_device(runtime)
     torch.manual_seed(runtime.seed)
-    start = time.perf_counter()
+    watch = Stopwatch()
     brain = brain_only(pair.fixed, pair.fixed_mask)
     grid = _grid(brain, metadata)
     keep_freed_memory(math.prod(grid.shape))
@@ -119,10 +119,9 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
         field = optimize_field(field, tensors, settings.io, progress=runtime.progress)
     folded = to_displacement_field(field, grid, pair.fixed)
     forward = unfold(folded)
-    seconds = time.perf_counter() - start
+    spent = watch.read()
     path = settings.weights or default_weights()
-    details = {
-        "seconds": seconds,
+    details: dict[str, Any] = {
         "device": str(device),
         "precision": str(precision).removeprefix("torch."),
         "network_grid": list(grid.shape),
@@ -133,7 +132,7 @@ def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deform
         details["condition"] = told
     if device.type == "cuda":
         details["peak_device_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
-    return Deformation(forward, None, details)
+    return Deformation(forward, None, spent, details)
 
 
 def choose_device(runtime: Runtime) -> torch.device:

@@ -87,7 +87,7 @@ def register_pair(
             fixed, moving, affine, out_dir,
             engine=engine, preset=preset, weights=weights,
             fixed_mask=masks[0], moving_mask=masks[1], lesion_mask=lesion_mask,
-            affine_seconds=aligned["seconds"], runtime=runtime,
+            affine_record=aligned, runtime=runtime,
         )  # fmt: skip
     (out_dir / "labels.nii.gz").unlink(missing_ok=True)  # of an earlier registration into the same folder
     if moving_labels is not None:

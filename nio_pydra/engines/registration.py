@@ -10,8 +10,7 @@ import importlib
 import json
 import logging
 import platform
-import resource
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,24 +18,23 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra import __version__
 from nio_pydra.engines.contract import Deformation, Pair, Runtime
 from nio_pydra.engines.memory import forget_peak_memory, peak_memory_mb
 from nio_pydra.engines.names import ENGINES, preset_name
-from nio_pydra.losses import lncc
-from nio_pydra.metrics import dice, inverse_error, regularity
+from nio_pydra.engines.quality import quality
+from nio_pydra.engines.stopwatch import Stopwatch
+from nio_pydra.metrics import dice
 from nio_pydra.optimize.resources import limit_threads
-from nio_pydra.spatial.conform import scale_intensities
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
 from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform, resample
 from nio_pydra.system.files import atomic_path
 
-__all__ = ["Registration", "engine_settings", "propagate_labels", "quality", "register", "score"]
+__all__ = ["Registration", "engine_settings", "propagate_labels", "register", "score"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -83,7 +81,7 @@ def register(
     fixed_mask: Path | None = None,
     moving_mask: Path | None = None,
     lesion_mask: Path | None = None,
-    affine_seconds: float | None = None,
+    affine_record: Mapping[str, float] | None = None,
     runtime: Runtime | None = None,
 ) -> Registration:
     """Register a moving image to a fixed one, from a given affine on.
@@ -104,8 +102,8 @@ def register(
         Brain masks; None where the image shows nothing but the brain.
     lesion_mask : Path, optional
         Region of the moving image that has no counterpart.
-    affine_seconds : float, optional
-        Time that the affine took, for the record.
+    affine_record : mapping, optional
+        What the affine took, as :func:`nio_pydra.engines.affine.align` returns it; for the record.
     runtime : Runtime, optional
         Device, threads, seed.
 
@@ -113,23 +111,34 @@ def register(
     ------
     InputError
         If an input cannot be used.
+    ComputationError
+        If what the engine finds is not finite.
+
+    Notes
+    -----
+    ``seconds`` in the record means the same for every engine. ``registration`` is the time from images in memory to
+    both transforms in memory, and ``registration_processor`` the processor time of the same work; the start of
+    processes and the loading of weights are in neither. ``affine`` and ``affine_processor`` are the like of the affine.
+    ``io`` is reading and writing, ``measures`` the resampling of the moving image and all measures of quality, and
+    ``preparation`` whatever is left: the loading of weights and programs.
     """
     runtime = runtime or Runtime()
     preset = preset_name(engine, preset, weights)
     settings = engine_settings(engine, preset, weights)
     forget_peak_memory()
     limit_threads(runtime.thread_count)
-    started = time.perf_counter()
+    whole = Stopwatch()
     pair = _read_pair(Path(fixed), Path(moving), Path(affine), fixed_mask, moving_mask, lesion_mask)
-    engine_started, processor_started = time.perf_counter(), _processor_seconds()
+    reading = whole.read().wall
     found = _module(engine).run(pair, settings, runtime)
-    engine_seconds = time.perf_counter() - engine_started
-    # Inversion counts as registration, as it does inside SyN.
-    inversion_started = time.perf_counter()
+    inversion = Stopwatch()
     transforms = _transforms(pair, found)
-    inversion_seconds = time.perf_counter() - inversion_started
-    processor_seconds = _processor_seconds() - processor_started
+    spent = found.spent + inversion.read()
+    measuring = Stopwatch()
     warped = resample(pair.moving, pair.fixed, transforms[0])
+    measures = quality(pair, transforms, warped)
+    measured = measuring.read().wall
+    writing = Stopwatch()
     out_dir = Path(out_dir)
     files = Registration(
         out_dir / "forward_xfm.h5",
@@ -140,12 +149,13 @@ def register(
     write_h5(transforms[0], files.forward_xfm)
     write_h5(transforms[1], files.inverse_xfm)
     save_image(warped.dataobj, pair.fixed.affine, files.warped)
-    seconds = found.details.pop("seconds", engine_seconds) + inversion_seconds
+    reading_and_writing = reading + writing.read().wall
+    taken = affine_record or {}
     record = {
         "engine": engine,
         "preset": preset,
         "lesion_mask": lesion_mask is not None,
-        **quality(pair, transforms, warped),
+        **measures,
         "peak_memory_mb": max(found.details.pop("peak_memory_mb", 0.0), peak_memory_mb()),
         "device": "cpu",
         "threads": runtime.thread_count,
@@ -153,12 +163,15 @@ def register(
         **found.details,
         "versions": {"nio_pydra": __version__, "python": platform.python_version()}
         | {name: version(name) for name in RECORDED},
-    }
-    record["seconds"] = {
-        "affine": affine_seconds,
-        "registration": seconds,
-        "registration_processor": processor_seconds,
-        "io": time.perf_counter() - started - seconds,
+        "seconds": {
+            "affine": taken.get("seconds"),
+            "affine_processor": taken.get("processor_seconds"),
+            "registration": spent.wall,
+            "registration_processor": spent.processor,
+            "io": reading_and_writing,
+            "measures": measured,
+            "preparation": whole.read().wall - reading_and_writing - measured - spent.wall,
+        },
     }
     _write_json(record, files.record)
     return files
@@ -263,63 +276,6 @@ def _transforms(pair: Pair, found: Deformation) -> tuple[Transform, Transform]:
     return Transform((found.forward, pair.affine)), Transform((back, inverse))
 
 
-def quality(pair: Pair, transforms: tuple[Transform, Transform], warped: Nifti1Image) -> dict[str, Any]:
-    """Measure regularity, round trip, and similarity before and after, inside the fixed brain.
-
-    Parameters
-    ----------
-    pair : Pair
-        What was registered.
-    transforms : tuple of Transform
-        Forward (a deformation on the fixed grid, then the affine; or the affine alone) and inverse.
-    warped : Nifti1Image
-        Moving image on the fixed grid.
-
-    Returns
-    -------
-    dict
-        ``similarity``, ``std_jacobian``, ``fold_percent`` and ``inverse_error_mm`` of the record.
-    """
-    brain = pair.fixed_brain
-    aligned = resample(pair.moving, pair.fixed, Transform((pair.affine,)))
-    measured: dict[str, Any] = {
-        "similarity": {
-            "metric": "mean squared local cross-correlation, window 7, in the fixed brain",
-            "before": _similarity(pair.fixed, aligned, brain),
-            "after": _similarity(pair.fixed, warped, brain),
-        }
-    }
-    forward, inverse = transforms[0].steps[0], transforms[1].steps[-1]
-    if isinstance(forward, np.ndarray) or isinstance(inverse, np.ndarray):
-        return {
-            **measured,
-            "std_jacobian": 0.0,
-            "fold_percent": 0.0,
-            "inverse_error_mm": {"median": 0.0, "p99": 0.0},
-        }
-    smooth = regularity(forward, brain)
-    errors = inverse_error(forward, inverse, brain)
-    return {
-        **measured,
-        "std_jacobian": smooth.std_jacobian,
-        "fold_percent": smooth.fold_percent,
-        "inverse_error_mm": {"median": float(np.median(errors)), "p99": float(np.percentile(errors, 99))},
-    }
-
-
-def _similarity(fixed: Nifti1Image, warped: Nifti1Image, brain: np.ndarray) -> float:
-    volumes = [scale_intensities(np.asanyarray(image.dataobj) * brain, "percentile") for image in (fixed, warped)]
-    with torch.no_grad():
-        weights = torch.from_numpy(brain.astype(np.float32))[None, None]
-        return -float(lncc(volumes[0], volumes[1], 7, weights))
-
-
-def _processor_seconds() -> float:
-    """Processor time of this process, its threads and its finished children: comparable on a busy machine too."""
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in usage)
-
-
 def _write_json(record: dict[str, Any], path: Path) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")

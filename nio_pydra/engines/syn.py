@@ -76,7 +76,7 @@ def run(pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
     Returns
     -------
     Deformation
-        `details` holds ``seconds`` (registration alone) and ``peak_memory_mb``.
+        Its details hold ``peak_memory_mb``.
 
     Raises
     ------
@@ -95,8 +95,7 @@ def run(pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
             raise RuntimeError("antspyx wrote no deformation after SyNOnly: is its version supported?")
         forward = _read_warp(result.warp, pair.fixed)
         inverse = _read_warp(result.inverse_warp, pair.fixed)
-    details = {"seconds": result.seconds, "peak_memory_mb": result.peak_memory_mb}
-    return Deformation(forward, inverse, details)
+    return Deformation(forward, inverse, result.spent, {"peak_memory_mb": result.peak_memory_mb})
 
 
 def _read_warp(path: Path, fixed: nib.Nifti1Image) -> DisplacementField:

@@ -1,6 +1,6 @@
 """How good a registration is."""
 
 from nio_pydra.metrics.overlap import dice, mean_of_lowest
-from nio_pydra.metrics.regularity import Regularity, inverse_error, jacobian_determinant, regularity
+from nio_pydra.metrics.regularity import Regularity, jacobian_determinant, regularity, round_trip_error
 
-__all__ = ["Regularity", "dice", "inverse_error", "jacobian_determinant", "mean_of_lowest", "regularity"]
+__all__ = ["Regularity", "dice", "jacobian_determinant", "mean_of_lowest", "regularity", "round_trip_error"]

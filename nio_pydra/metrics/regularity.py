@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nio_pydra.spatial.transforms import DisplacementField, apply_affine
+from nio_pydra.spatial.transforms import DisplacementField, Transform
 
-__all__ = ["Regularity", "inverse_error", "jacobian_determinant", "regularity"]
-
-SAMPLES = 200_000  # points at which the round trip is measured
+__all__ = ["Regularity", "jacobian_determinant", "regularity", "round_trip_error"]
 
 
 @dataclass(frozen=True)
@@ -54,26 +52,19 @@ def regularity(field: DisplacementField, region: NDArray[np.bool_]) -> Regularit
     return Regularity(float(values.std(dtype=np.float64)), float(100 * (values <= 0).mean()))
 
 
-def inverse_error(
-    forward: DisplacementField, inverse: DisplacementField, region: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Distance between points and their images under forward, then inverse.
+def round_trip_error(there: Transform, back: Transform, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance between points and where two transforms, one after the other, bring them.
 
     Parameters
     ----------
-    forward, inverse : DisplacementField
+    there, back : Transform
         RAS mm.
-    region : ndarray of bool
-        ``(X, Y, Z)``, the voxels of the forward field's grid whose centres are tried; at most 200,000 of them, spread
-        evenly.
+    points : ndarray
+        ``(N, 3)``, RAS mm, in the space where `there` begins.
 
     Returns
     -------
     ndarray
         mm, one per point.
     """
-    voxels = np.argwhere(region)
-    voxels = voxels[:: max(1, len(voxels) // SAMPLES)]
-    points = apply_affine(forward.affine, voxels.astype(np.float64))
-    back = inverse.map_points(forward.map_points(points))
-    return np.linalg.norm(back - points, axis=1)
+    return np.linalg.norm(back.map_points(there.map_points(points)) - points, axis=1)

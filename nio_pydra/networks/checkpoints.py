@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nio_pydra.errors import InputError
+from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.networks.lapirn import LapIRN, LapIRNConfig
 from nio_pydra.system.files import atomic_path
 
@@ -83,9 +83,16 @@ def save_network(network: LapIRN, path: Path, metadata: dict[str, Any]) -> None:
         Written under a temporary name, then renamed.
     metadata : dict
         JSON values: orientation, voxel_size_mm, intensity_scaling, lambda, training_data, licence, ...
+
+    Raises
+    ------
+    ComputationError
+        If a weight is NaN or infinite.
     """
     from safetensors.torch import save_file
 
+    if broken := _not_finite(network.state_dict()):
+        raise ComputationError(f"{path}: the weights {broken} are NaN or infinite, so they were not written.")
     tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in network.state_dict().items()}
     record = {"network": network.config.to_dict(), **metadata}
     with atomic_path(path) as temporary:
@@ -129,7 +136,7 @@ def load_network(path: Path | None = None) -> tuple[LapIRN, dict[str, Any]]:
     Raises
     ------
     InputError
-        If the file cannot be read or holds weights of another network.
+        If the file cannot be read, or holds weights of another network or such as are NaN or infinite.
     """
     path = default_weights() if path is None else Path(path)
     if path.suffix in (".pth", ".pt"):
@@ -175,7 +182,14 @@ def _load_state(network: LapIRN, state: dict[str, Tensor], path: Path) -> None:
             f"{path} holds weights of another network: {len(wrong)} tensors differ, the first being "
             f"{wrong[0][0]} {wrong[0][1]}. Use weights made for LapIRN."
         )
+    if broken := _not_finite(state):
+        raise InputError(f"{path} holds weights that are NaN or infinite ({broken}): use other weights.")
     network.load_state_dict(state)
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Name the first tensor with a NaN or infinite value."""
+    return next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None)
 
 
 _RENAMES = (

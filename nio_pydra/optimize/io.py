@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nio_pydra.optimize.problem import Objective, TensorPair
-from nio_pydra.optimize.progress import Progress
+from nio_pydra.optimize.progress import Progress, finite_field
 from nio_pydra.spatial.unit_grid import upsample, voxel_scale
 from nio_pydra.spatial.windows import window_means
 
@@ -51,7 +51,13 @@ class IOSettings:
 
 
 def optimize_field(initial: Tensor, pair: TensorPair, settings: IOSettings, *, progress: bool | None = None) -> Tensor:
-    """Refine a unit field ``(1, 3, D, H, W)`` by gradient descent on the field; return the refined one."""
+    """Refine a unit field ``(1, 3, D, H, W)`` by gradient descent on the field; return the refined one.
+
+    Raises
+    ------
+    ComputationError
+        If the optimisation diverges.
+    """
     scale = voxel_scale(tuple(initial.shape[2:]), device=initial.device)  # type: ignore[arg-type]
     size = [-(-n // settings.spacing) for n in initial.shape[2:]]
     control = torch.zeros(1, 3, *size, device=initial.device, requires_grad=True)
@@ -68,8 +74,8 @@ def optimize_field(initial: Tensor, pair: TensorPair, settings: IOSettings, *, p
         for _ in range(settings.iterations):
             optimizer.zero_grad(set_to_none=True)
             loss = pair.loss(refined(), settings.objective)
+            report.step(3, loss.item())
             loss.backward()
             optimizer.step()
-            report.step(3, loss.item())
     with torch.no_grad():
-        return refined().contiguous()
+        return finite_field(refined().contiguous())

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nio_pydra.networks.lapirn import LEVELS, LapIRN, image_pyramid
 from nio_pydra.optimize.problem import Objective, TensorPair
-from nio_pydra.optimize.progress import Progress
+from nio_pydra.optimize.progress import Progress, finite_field
 from nio_pydra.optimize.resources import autocast
 from nio_pydra.spatial.unit_grid import upsample
 
@@ -83,6 +83,11 @@ def optimize_network(
     Tensor
         Unit displacement field ``(1, 3, D, H, W)`` float32 at full resolution, without gradient. Of the "diff"
         variant it is the integrated one.
+
+    Raises
+    ------
+    ComputationError
+        If the optimisation diverges.
     """
     device = pair.fixed.device
     layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
@@ -104,8 +109,8 @@ def optimize_network(
             for _ in range(count):
                 optimizer.zero_grad(set_to_none=True)
                 loss = pair.loss(predict(levels), settings.objective)
+                report.step(levels, loss.item())
                 loss.backward()
                 optimizer.step()
-                report.step(levels, loss.item())
     with torch.no_grad():
-        return predict(LEVELS).contiguous()
+        return finite_field(predict(LEVELS).contiguous())

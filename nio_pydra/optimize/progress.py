@@ -1,16 +1,30 @@
-"""Progress of an optimisation: a bar on a terminal, plain lines otherwise."""
+"""Progress of an optimisation: a bar on a terminal, plain lines otherwise; and an end to one that diverges."""
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from types import TracebackType
 
-__all__ = ["Progress"]
+import torch
+from torch import Tensor
+
+from nio_pydra.errors import ComputationError
+
+__all__ = ["Progress", "finite_field"]
 
 SECONDS_BETWEEN_LINES = 20.0
+DIVERGED = "Compute in float32 (--precision float32); if that does not help, the weights or the images are damaged."
 log = logging.getLogger("nio_pydra")
+
+
+def finite_field(field: Tensor) -> Tensor:
+    """Return a field, or raise `ComputationError` if a number in it is NaN or infinite."""
+    if not torch.isfinite(field).all():
+        raise ComputationError(f"The registration diverged: its field holds NaN or infinite numbers. {DIVERGED}")
+    return field
 
 
 class Progress:
@@ -38,8 +52,16 @@ class Progress:
         self.lines = show is not False and self.bar is None
 
     def step(self, level: int, loss: float) -> None:
-        """Count one step, at network level `level` (1 is the coarsest), with the loss before it."""
+        """Count one step, at network level `level` (1 is the coarsest), with the loss before it.
+
+        Raises
+        ------
+        ComputationError
+            If the loss is NaN or infinite.
+        """
         self.done += 1
+        if not math.isfinite(loss):
+            raise ComputationError(f"The {self.label} diverged: its loss is {loss} at step {self.done}. {DIVERGED}")
         if self.bar is not None:
             self.bar.set_postfix_str(f"level {level}, loss {loss:.4f}")
             self.bar.update()

@@ -15,12 +15,16 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nio_pydra.errors import InputError
+from nio_pydra.spatial.finite import require_finite
+from nio_pydra.spatial.headers import require_one_placement, same_placement
 from nio_pydra.system.files import atomic_path
 
 __all__ = ["load_image", "load_labels", "load_mask", "same_grid", "save_image"]
 
 #: Largest disagreement of two voxel-to-world matrices that still counts as one grid, in mm.
 GRID_TOLERANCE_MM = 1e-2
+#: Smallest and largest label; as doubles, since a float32 cannot hold them exactly.
+LABELS = float(np.iinfo(np.int32).min), float(np.iinfo(np.int32).max)
 
 
 def load_image(path: str | os.PathLike[str], role: str = "image", *, may_be_empty: bool = False) -> Nifti1Image:
@@ -43,7 +47,8 @@ def load_image(path: str | os.PathLike[str], role: str = "image", *, may_be_empt
     Raises
     ------
     InputError
-        Missing, empty, truncated, not 3-D, without a usable affine, with NaN or infinite voxels, or all zero.
+        Missing, empty, truncated, not 3-D, without a usable affine, placed in more than one way or in none by its
+        header (:func:`require_one_placement`), with NaN or infinite voxels, or all zero.
     """
     path = Path(path)
     image = _read(path, role)
@@ -67,7 +72,7 @@ def load_labels(path: str | os.PathLike[str], like: Nifti1Image | None = None, r
     Raises
     ------
     InputError
-        As :func:`load_image`; also if values are not whole numbers or the grid is another one.
+        As :func:`load_image`; also if values are not whole numbers, do not fit into int32, or the grid is another one.
     """
     path = Path(path)
     image = _read(path, role)
@@ -75,6 +80,11 @@ def load_labels(path: str | os.PathLike[str], like: Nifti1Image | None = None, r
     whole = np.rint(data)
     if not np.isfinite(data).all() or np.abs(data - whole).max(initial=0) > 1e-3:
         raise InputError(f"{path} ({role}) has values that are not whole numbers: expected a label map.")
+    if whole.size and not LABELS[0] <= float(whole.min()) <= float(whole.max()) <= LABELS[1]:
+        raise InputError(
+            f"{path} ({role}) has labels from {whole.min():.0f} to {whole.max():.0f}: expected numbers "
+            f"from {LABELS[0]:.0f} to {LABELS[1]:.0f}. Give the labels smaller numbers."
+        )
     labels = Nifti1Image(whole.astype(np.int32), image.affine)
     if like is not None and not same_grid(labels, like):
         raise InputError(
@@ -106,17 +116,17 @@ def load_mask(path: str | os.PathLike[str], like: Nifti1Image | None = None, rol
 
 
 def same_grid(a: Nifti1Image, b: Nifti1Image) -> bool:
-    """Whether two images have the same shape and, to a hundredth of a millimetre, the same voxel positions."""
-    if a.shape != b.shape:
-        return False
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.shape], [1])).reshape(4, -1)
-    return bool(np.abs((a.affine - b.affine) @ corners).max() < GRID_TOLERANCE_MM)
+    """Whether two images have the same shape and the same voxel positions.
+
+    Positions can differ by a hundredth of a millimetre and by what a qform loses in rounding (:func:`same_placement`).
+    """
+    return a.shape == b.shape and same_placement(a.affine, b.affine, b.shape, GRID_TOLERANCE_MM)
 
 
 def save_image(
     array: ArrayLike, affine: NDArray[np.float64], path: str | os.PathLike[str], dtype: DTypeLike = np.float32
 ) -> Path:
-    """Write a NIfTI file under a temporary name, then rename it; both its codes say scanner space.
+    """Write a NIfTI file under a temporary name, then rename it; qform and sform are alike and say scanner space.
 
     Parameters
     ----------
@@ -126,7 +136,15 @@ def save_image(
         Voxel to world, RAS mm.
     dtype : dtype-like
         On disk.
+
+    Raises
+    ------
+    ComputationError
+        If a voxel is NaN or infinite.
+    InputError
+        If the file cannot be written.
     """
+    require_finite(np.asarray(array), str(path))
     image = Nifti1Image(np.asarray(array).astype(dtype), affine)
     image.header.set_xyzt_units("mm", "sec")
     image.set_qform(affine, 1)
@@ -166,6 +184,7 @@ def _read(path: Path, role: str) -> SpatialImage:
             f"{path} ({role}) has a voxel-to-world matrix that cannot be inverted: expected voxel sizes and "
             "directions in its header. Repair its sform/qform."
         )
+    require_one_placement(image, path, role)
     return image
 
 

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from nio_pydra.errors import InputError
+from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.spatial.transforms import DisplacementField, Transform
 from nio_pydra.system.files import atomic_path
 
@@ -71,7 +71,8 @@ def read_h5(path: str | Path) -> Transform:
     Raises
     ------
     InputError
-        If the file is missing, is no ITK composite, or holds another type of transform.
+        If the file is missing, is no ITK composite, holds another type of transform, or numbers that are NaN or
+        infinite.
     """
     path = Path(path)
     if not path.is_file():
@@ -85,19 +86,21 @@ def read_h5(path: str | Path) -> Transform:
                 kind = entry["TransformType"][0].decode()
                 if kind.startswith("CompositeTransform"):
                     continue
-                fixed = np.asarray(entry["TransformFixedParameters"], dtype=np.float64)
-                values = np.asarray(entry["TransformParameters"])
+                fixed = np.asarray(_parameters(entry, "FixedParameters"), dtype=np.float64)
+                values = np.asarray(_parameters(entry, "Parameters"))
                 if kind.startswith("DisplacementFieldTransform"):
                     steps.append(_field(fixed, values))
                 elif kind.startswith(("AffineTransform", "MatrixOffsetTransformBase")):
                     steps.append(_matrix(fixed, values.astype(np.float64)))
                 else:
                     raise InputError(f"{path} holds a {kind}: expected affines and displacement fields only.")
+        return Transform(tuple(steps))
     except (OSError, KeyError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not an ITK composite transform (.h5): {error}") from None
-    return Transform(tuple(steps))
+    except ComputationError as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
 
 
 def read_affine(path: str | Path) -> NDArray[np.floating]:
@@ -117,6 +120,12 @@ def read_affine(path: str | Path) -> NDArray[np.floating]:
     if len(names) != 1 or "fixed" not in content:
         raise InputError(f"{path} is not an ITK affine: expected a .mat file as ANTs writes it.")
     return _matrix(content["fixed"].ravel().astype(np.float64), content[names[0]].ravel().astype(np.float64))
+
+
+def _parameters(entry: h5py.Group, kind: str) -> h5py.Dataset:
+    """Return a dataset of a transform, also as ITK before 5.0 misspelled its name."""
+    misspelled = f"Tranform{kind}"
+    return entry[misspelled if misspelled in entry else f"Transform{kind}"]
 
 
 def _strings(group: h5py.Group, name: str, value: str) -> None:

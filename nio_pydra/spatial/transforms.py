@@ -10,6 +10,8 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
+from nio_pydra.spatial.finite import require_finite
+
 __all__ = ["DisplacementField", "Transform", "apply_affine", "interpolate", "resample", "voxel_centres"]
 
 CHUNK = 2_000_000  # points handled at a time, to bound memory
@@ -25,6 +27,11 @@ class DisplacementField:
         ``(3, X, Y, Z)`` float32, RAS mm.
     affine : ndarray
         ``(4, 4)`` voxel to world of the grid, RAS mm.
+
+    Raises
+    ------
+    ComputationError
+        If a displacement is NaN or infinite: measures of such a field would look perfect.
     """
 
     vectors: NDArray[np.float32]
@@ -33,6 +40,7 @@ class DisplacementField:
     def __post_init__(self) -> None:
         if self.vectors.ndim != 4 or self.vectors.shape[0] != 3:
             raise ValueError(f"vectors have shape {self.vectors.shape}: expected (3, X, Y, Z)")
+        require_finite(self.vectors, "The displacement field")
 
     @classmethod
     def from_voxels(cls, displacements: NDArray[np.float32], affine: NDArray[np.float64]) -> DisplacementField:
@@ -59,9 +67,19 @@ class Transform:
     ----------
     steps : tuple of ndarray or DisplacementField
         An array is a 4x4 matrix in RAS mm.
+
+    Raises
+    ------
+    ComputationError
+        If a number of a matrix is NaN or infinite.
     """
 
     steps: tuple[NDArray[np.floating] | DisplacementField, ...]
+
+    def __post_init__(self) -> None:
+        for step in self.steps:
+            if not isinstance(step, DisplacementField):
+                require_finite(step, "The affine")
 
     def map_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map points ``(N, 3)``, RAS mm."""

@@ -73,7 +73,6 @@ def Register(
     from nio_pydra.engines.registration import register
     from nio_pydra.tasks.runtime import task_runtime
 
-    affine_seconds = json.loads(Path(affine_record).read_text())["seconds"]
     found = register(
         Path(fixed),
         Path(moving),
@@ -85,7 +84,7 @@ def Register(
         fixed_mask=None if fixed_mask is None else Path(fixed_mask),
         moving_mask=None if moving_mask is None else Path(moving_mask),
         lesion_mask=None if lesion_mask is None else Path(lesion_mask),
-        affine_seconds=affine_seconds,
+        affine_record=json.loads(Path(affine_record).read_text()),
         runtime=task_runtime(device, seed, precision),
     )
     return found.forward_xfm, found.inverse_xfm, found.warped, found.record

@@ -8,6 +8,7 @@ first, a stage may work on random crops, for which the levels below run once on 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,7 @@ import torch
 
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.engines.nio import choose_precision
-from nio_pydra.errors import InputError
+from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.networks import LapIRN, load_network, save_network
 from nio_pydra.networks.checkpoints import weights_digest
 from nio_pydra.networks.lapirn import LEVELS
@@ -31,7 +32,7 @@ from nio_pydra.training.pairs import ImageSource, PairStream, pair_loader
 from nio_pydra.training.settings import TrainingSettings, read_settings
 from nio_pydra.training.validation import Validation
 
-__all__ = ["inherit", "train"]
+__all__ = ["inherit", "is_better", "train"]
 
 WARM_UP = 50  # steps over which the learning rate rises
 
@@ -47,6 +48,11 @@ def inherit(network: LapIRN, level: int, head_scale: float) -> None:
             own[name].zero_()
             own[name][:, : values.shape[1]] = values
     own["head.2.weight"].mul_(head_scale)
+
+
+def is_better(value: float, best: float | None) -> bool:
+    """Whether a score beats the best so far; NaN beats nothing, and anything else beats NaN."""
+    return math.isfinite(value) and (best is None or not value <= best)
 
 
 def train(
@@ -207,11 +213,12 @@ class _Run:
                 smoothness = chance.random() if settings.network.conditional else settings.smoothness
                 with autocast(self.device, self.precision):
                     loss = objective(network, pair, stage, smoothness, chance, label_weight=settings.label_weight)
+                done = step + 1
+                losses.append(loss.item())
+                self._require_finite(losses[-1], f"loss {losses[-1]} at step {done} of stage {number + 1}")
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                losses.append(loss.item())
-                done = step + 1
                 bar.update()
                 last = done == stage.steps
                 if done % settings.save_every == 0 or last:
@@ -229,7 +236,7 @@ class _Run:
                     if score is not None:
                         curves.add(f"{score.name}/level {stage.level}", score.value, earlier + done)
                         curves.add(f"folds in percent/level {stage.level}", score.fold_percent, earlier + done)
-                    if score is None or best is None or score.value > best:
+                    if score is None or is_better(score.value, best):
                         best = score and score.value
                         self._export(max(trained, stage.level))
                 # Last, so that a run killed in between repeats what was not finished.
@@ -237,7 +244,16 @@ class _Run:
                     self._save(number, done, best, optimizer)
         network.load_state_dict(load_network(self.out / "weights.safetensors")[0].state_dict())
 
+    def _require_finite(self, value: float, found: str) -> None:
+        if not math.isfinite(value):
+            raise ComputationError(
+                f"The training diverged ({found}). {self.out} keeps the state before it; start again with a lower "
+                "learning rate (--stage) and another --out."
+            )
+
     def _save(self, number: int, step: int, best: float | None, optimizer: torch.optim.Optimizer) -> None:
+        total = sum(float(values.sum()) for values in self.network.state_dict().values())
+        self._require_finite(total, f"weights that are NaN or infinite at step {step} of stage {number + 1}")
         state = {
             "network": self.network.state_dict(),
             "optimizer": optimizer.state_dict(),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nio_pydra.errors import InputError
 from nio_pydra.losses import lncc
 from nio_pydra.metrics import dice
 from nio_pydra.networks import LapIRN
@@ -91,7 +92,9 @@ def _overlap(pair: ImagePair, unit: Tensor | None) -> float:
     assert moving is not None and fixed is not None
     moved = moving if unit is None else warp(moving, unit, mode="nearest")
     a, b = (labels[0, 0].numpy().astype(np.int32) for labels in (moved, fixed))
-    return float(np.mean(list(dice(a, b).values())))
+    if not (overlaps := dice(a, b)):
+        raise InputError("Two brains that are held out have no label in common: leave one out, or both their labels.")
+    return float(np.mean(list(overlaps.values())))
 
 
 def _similarity(pair: ImagePair, unit: Tensor | None) -> float:

@@ -100,7 +100,7 @@ def test_record_says_what_a_methods_section_needs(finished):
     assert record["seconds"]["affine"] > 0
     assert record["dice"]["mean"] > 0.9
     assert set(record["dice"]["labels"]) == {"1", "2", "3"}
-    assert set(record["inverse_error_mm"]) == {"median", "p99"}
+    assert set(record["inverse_error_mm"]) == {"voxels", "between_voxels", "backward"}
 
 
 def test_sidecars_name_their_sources(finished):

@@ -1,0 +1,150 @@
+"""Whether an image's header places its voxels in one way only, whoever reads it.
+
+A NIfTI header can hold two placements (qform and sform), voxel sizes beside both, and a unit. nibabel and ITK choose
+between them by different rules. A transform that is found with one choice is wrong for a program that makes the other,
+so a header that leaves a choice is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from nibabel.analyze import AnalyzeImage
+from nibabel.nifti1 import Nifti1Pair
+from nibabel.quaternions import mat2quat
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import NDArray
+
+from nio_pydra.errors import InputError
+
+__all__ = ["quaternion_tolerance", "require_one_placement", "require_rigid_axes", "same_placement"]
+
+#: Largest distance between the places that two readers give a voxel, mm. A tenth of a voxel harms nobody.
+PLACEMENT_TOLERANCE_MM = 0.1
+#: Largest cosine between two axes. ITK reads no image whose axes are further from a right angle.
+SHEAR_TOLERANCE = 2e-4
+#: What is lost of the square of a quaternion's scalar part, which NIfTI computes from three float32 numbers.
+QUATERNION_LOSS = 5e-7
+METRE, MICROMETRE = 1, 3  # NIfTI's codes of spatial units
+
+
+def require_one_placement(image: SpatialImage, path: Path, role: str) -> None:
+    """Refuse an image whose voxels lie elsewhere for nibabel than for ITK.
+
+    Parameters
+    ----------
+    image : SpatialImage
+        3-D, with an affine that can be inverted.
+    path : Path
+        Its file, named in errors.
+    role : str
+        What the file is for the user.
+
+    Raises
+    ------
+    InputError
+        If the header gives no orientation, gives two that differ by more than a tenth of a millimetre, shears the
+        voxels, contradicts its own voxel sizes, or counts in another unit than millimetres.
+    """
+    if not isinstance(image, Nifti1Pair):
+        if isinstance(image, AnalyzeImage):
+            raise InputError(
+                f"{path} ({role}) is an Analyze image, which does not say where left and right are: expected NIfTI."
+            )
+        return
+    header = image.header
+    if int(header["xyzt_units"]) & 7 in (METRE, MICROMETRE):
+        raise InputError(
+            f"{path} ({role}) gives its voxel sizes in {header.get_xyzt_units()[0]}s: expected mm. "
+            "Correct xyzt_units and the sizes in its header."
+        )
+    try:
+        qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+    except (ValueError, HeaderDataError) as error:
+        raise InputError(
+            f"{path} ({role}) has a qform that cannot be read ({error}). {_advice(path, 'sform')}"
+        ) from None
+    if qform is None and sform is None:
+        raise InputError(
+            f"{path} ({role}) does not say how its voxels lie in the body (qform_code and sform_code are 0): expected "
+            f"an orientation. If you know it, write a copy: nio orient {path} OUT --axes LAS (axes that run to the "
+            "left, front and top of the head)."
+        )
+    shape = image.shape[:3]
+    if sform is not None:
+        require_rigid_axes(sform, np.asarray(header.get_zooms()[:3], float), shape, path, role)
+    if qform is not None and sform is not None and not same_placement(qform, sform, shape, PLACEMENT_TOLERANCE_MM):
+        raise InputError(
+            f"{path} ({role}) has a qform and an sform that place it {_corner_distance(qform, sform, shape):.1f} mm "
+            f"apart: programs disagree on which one counts. {_advice(path, 'sform')} or --keep qform."
+        )
+
+
+def require_rigid_axes(
+    sform: NDArray[np.float64], zooms: NDArray[np.float64], shape: tuple[int, ...], path: Path, role: str
+) -> None:
+    """Raise `InputError` if an sform shears, or its voxel sizes are not `zooms` (mm, one for each axis)."""
+    sizes = np.linalg.norm(sform[:3, :3], axis=0)
+    axes = sform[:3, :3] / sizes
+    shear = np.abs(axes.T @ axes - np.eye(3)).max()
+    if shear > SHEAR_TOLERANCE:
+        raise InputError(
+            f"{path} ({role}) has an sform with axes {np.degrees(np.arcsin(shear)):.2f} degrees off a right angle: "
+            "other programs refuse it or read something else. Resample it onto a grid without shear. If its qform is "
+            f"right: {_advice(path, 'qform')}"
+        )
+    if (np.abs(sizes - zooms) * np.array(shape)).max() > PLACEMENT_TOLERANCE_MM:
+        raise InputError(
+            f"{path} ({role}) has voxels of {_sizes(sizes)} mm by its sform and of {_sizes(zooms)} mm by its pixdim: "
+            f"programs disagree on which one counts. {_advice(path, 'sform')}"
+        )
+
+
+def _advice(path: Path, form: str) -> str:
+    return f"Write a copy with one of them: nio orient {path} OUT --keep {form}"
+
+
+def _sizes(values: NDArray[np.float64]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)
+
+
+def same_placement(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, ...], tolerance_mm: float) -> bool:
+    """Whether two affines (4x4, voxel to world, mm) place the voxels of a grid alike.
+
+    Beyond the tolerance they can differ by a turn around the first voxel that is as small as what a qform loses in
+    rounding (:func:`quaternion_tolerance`).
+    """
+    if not np.linalg.norm(a[:3, 3] - b[:3, 3]) <= tolerance_mm:  # so written that NaN is a difference
+        return False
+    return _corner_distance(a, b, shape) <= tolerance_mm + quaternion_tolerance(b, shape)
+
+
+def _corner_distance(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """Largest distance, in mm, between the places that two affines give the corners of a grid."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1])).reshape(4, -1)
+    return float(np.linalg.norm(((a - b) @ corners)[:3], axis=0).max())
+
+
+def quaternion_tolerance(affine: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """Return how far, in mm, a qform can move the last corner of a grid by rounding alone.
+
+    NIfTI stores three parts of a rotation's quaternion in float32 and computes the scalar part from them. Near a turn
+    by 180 degrees, as between RAS and LPS axes, that part is close to zero and loses most of its digits: up to 0.07
+    degrees, which at 200 mm is a quarter of a millimetre.
+
+    Parameters
+    ----------
+    affine : ndarray
+        4x4, voxel to world, mm, without shear.
+    shape : tuple of int
+        Of the grid.
+    """
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    rotation = affine[:3, :3] / sizes
+    if np.linalg.det(rotation) < 0:
+        rotation = rotation * [1, 1, -1]  # NIfTI stores the flip apart
+    scalar = abs(mat2quat(rotation)[0])
+    low, high = np.sqrt(max(scalar**2 - QUATERNION_LOSS, 0)), np.sqrt(scalar**2 + QUATERNION_LOSS)
+    angle = 2 * max(scalar - low, high - scalar)
+    return float(angle * np.linalg.norm(sizes * (np.array(shape) - 1)))

@@ -1,0 +1,81 @@
+"""A copy of an image whose header places it in one way."""
+
+from __future__ import annotations
+
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Image
+from nibabel.openers import Opener
+from nibabel.orientations import axcodes2ornt
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from nio_pydra.errors import InputError
+from nio_pydra.spatial.headers import require_rigid_axes
+from nio_pydra.system.files import atomic_path
+
+__all__ = ["reorient"]
+
+
+def reorient(source: Path, target: Path, *, axes: str | None = None, keep: str | None = None) -> None:
+    """Write a copy of a NIfTI file with one placement, in qform and sform alike; voxels are copied byte for byte.
+
+    Parameters
+    ----------
+    source, target : Path
+        ``.nii`` or ``.nii.gz``.
+    axes : str, optional
+        Where the three axes of the voxels run to, for example ``LAS``. The middle of the image becomes the origin.
+    keep : {"qform", "sform"}, optional
+        The form to take, where `axes` is not given.
+
+    Raises
+    ------
+    InputError
+        If the source is no NIfTI file, lacks the form to keep, or its sform shears.
+    """
+    for path in (source, target):
+        if not path.name.endswith((".nii", ".nii.gz")):
+            raise InputError(f"{path}: expected a file named *.nii or *.nii.gz.")
+    try:
+        image = nib.load(source)
+        if not isinstance(image, Nifti1Image):
+            raise InputError(f"{source} is no NIfTI image in one file: convert it first.")
+        with Opener(str(source), "rb") as stream:
+            content = stream.read()
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source} cannot be read as a NIfTI image: {error}") from None
+    # Unlike the image's own header, this one still has the scaling of the voxels.
+    header = image.header_class.from_fileobj(BytesIO(content), check=False)
+    shape, sizes = image.shape[:3], np.abs(np.asarray(header["pixdim"][1:4], float))
+    if axes is not None:
+        affine = _centred(axes, sizes, shape)
+    else:
+        affine = (header.get_qform if keep == "qform" else header.get_sform)(coded=True)[0]
+        if affine is None:
+            raise InputError(f"{source} has no {keep} to keep (its code is 0): keep the other form, or give --axes.")
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        require_rigid_axes(affine, sizes, shape, source, "image")
+    header["pixdim"][1:4] = sizes
+    header.set_qform(affine, 1)
+    header.set_sform(affine, 1)
+    header.set_xyzt_units("mm", header.get_xyzt_units()[1])
+    with atomic_path(target) as temporary, Opener(str(temporary), "wb") as stream:
+        stream.write(header.binaryblock + content[len(header.binaryblock) :])
+
+
+def _centred(axes: str, sizes: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return a 4x4 affine, RAS mm, along these axes, with the middle of the grid at the origin."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, sign) in enumerate(axcodes2ornt(tuple(axes))):
+        affine[int(world), axis] = sign * sizes[axis]
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) - 1) / 2
+    return affine
