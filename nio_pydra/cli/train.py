@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.cli.options import named_path, positive
+from nio_pydra.cli.options import named_datasets, named_path, positive
 from nio_pydra.errors import InputError
 
 if TYPE_CHECKING:
@@ -146,13 +146,14 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
 
         found = find_scans(
             args.bids,
-            args.out / "index",
             participants=args.participant_label,
-            derivatives=dict(args.derivatives),
+            derivatives=named_datasets(args.derivatives),
             labels_desc=args.labels_desc,
         )
         first: dict[str, TrainingScan] = {}
         for scan in found:
+            if scan.problem:
+                raise InputError(scan.problem)
             skull_stripped = args.skull_stripped or scan.skull_stripped
             first.setdefault(scan.entities["subject"], TrainingScan(scan.t1w, scan.mask, scan.labels, skull_stripped))
         scans = list(first.values())

@@ -117,13 +117,8 @@ def _register_all(
 ) -> list[Outcome]:
     from pydra.engine.submitter import Submitter
 
-    lost = {
-        scan.name: path
-        for scan in scans
-        for path in (scan.labels, scan.mask, scan.lesion, scan.t1w)
-        if path and not path.exists()
-    }
-    inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in lost}
+    problems = {scan.name: problem for scan in scans if (problem := scan.problem or _lost(scan))}
+    inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in problems}
     for given in inputs.values():
         discard_leftovers(Destination(**given["destination"]))
     worker, arguments = _worker(settings)
@@ -135,11 +130,17 @@ def _register_all(
         if inputs:
             _run_subjects(submit, common, list(inputs.values()))
     return [
-        Outcome(scan, [], f"{lost[scan.name]}: no such file; is it a link to content that was not fetched?")
-        if scan.name in lost
+        Outcome(scan, [], problems[scan.name])
+        if scan.name in problems
         else _outcome(scan, common, inputs[scan.name], cache)
         for scan in scans
     ]
+
+
+def _lost(scan: Scan) -> str:
+    """Say which file of a scan is not there; mostly empty."""
+    lost = [path for path in (scan.labels, scan.mask, scan.lesion, scan.t1w) if path and not path.exists()]
+    return f"{lost[-1]}: no such file; is it a link to content that was not fetched?" if lost else ""
 
 
 def _run_subjects(submit: Any, common: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
