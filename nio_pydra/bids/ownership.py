@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from nio_pydra.errors import InputError
+from nio_pydra.system.places import same_place
 
-__all__ = ["GENERATOR", "refuse_foreign_folder", "refuse_inputs_as_output", "refuse_same_file"]
+__all__ = ["GENERATOR", "refuse_foreign_folder", "refuse_inputs_as_output"]
 
 GENERATOR = "nio_pydra"
 """Its name in the ``GeneratedBy`` of derivative datasets."""
@@ -71,20 +72,11 @@ def refuse_inputs_as_output(folder: Path, role: str, inputs: Mapping[str, Path])
         If the folder is one of them, or is a participant's folder inside one of them.
     """
     for name, path in inputs.items():
-        if _same(folder, path):
+        if same_place(folder, path):
             raise InputError(f"The {role} {folder} is {name}: give a folder of its own.")
         inside = folder.resolve()
         if inside.is_relative_to(path.resolve()) and inside.relative_to(path.resolve()).parts[0].startswith("sub-"):
             raise InputError(f"The {role} {folder} lies in a participant's folder of {name}: give a folder of its own.")
-
-
-def refuse_same_file(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
-    """Raise `InputError` where a file to be written is one of those that are read."""
-    read = [path for path in inputs if path is not None]
-    for output in outputs:
-        for path in read:
-            if _same(output, path):
-                raise InputError(f"{output} would be overwritten, but {path} is an input: choose another output.")
 
 
 def _generators(description: object) -> set[str]:
@@ -92,10 +84,3 @@ def _generators(description: object) -> set[str]:
     listed = description.get("GeneratedBy") if isinstance(description, dict) else None
     found = [entry.get("Name") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     return {str(name) for name in found if name}
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:  # one of them does not exist
-        return one.resolve() == other.resolve()
