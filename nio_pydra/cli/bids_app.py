@@ -22,7 +22,7 @@ from nio_pydra.errors import InputError
 
 if TYPE_CHECKING:
     from nio_pydra.bids.atlas import Atlas
-    from nio_pydra.workflows.dataset import Outcome
+    from nio_pydra.workflows.dataset import DatasetSettings, Outcome
 
 __all__ = ["main"]
 
@@ -70,7 +70,11 @@ def _parser() -> argparse.ArgumentParser:
 
     atlas = parser.add_argument_group("atlas")
     which = atlas.add_mutually_exclusive_group()
-    which.add_argument("--template", metavar="NAME", help="TemplateFlow template, as MNI152NLin2009cAsym")
+    which.add_argument(
+        "--template",
+        metavar="NAME[:cohort-C][:res-R]",
+        help="TemplateFlow template, as MNI152NLin2009cAsym or MNIInfant:cohort-1:res-2",
+    )
     which.add_argument("--atlas", type=Path, metavar="IMAGE", help="an image of your own")
     atlas.add_argument("--atlas-name", metavar="NAME", help="its name in BIDS file names: letters and digits")
     atlas.add_argument("--atlas-labels", type=Path, metavar="DSEG", help="label image on the atlas's grid")
@@ -104,7 +108,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     derivatives = _refuse_loss(options)
 
     from nio_pydra.bids.description import require_writable, write_description
-    from nio_pydra.bids.outputs import refuse_mixture
+    from nio_pydra.bids.records import refuse_mixture
 
     require_writable(options.out_dir, "output folder")
     require_writable(options.work_dir, "work folder")
@@ -123,7 +127,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         labels_desc=options.labels_desc,
     )
     atlas = _atlas(options)
-    refuse_mixture(options.out_dir, atlas.name, options.engine)
+    refuse_mixture(options.out_dir, atlas.space, options.engine)
     preset = checked_preset(options.engine, options.preset, options.weights)
 
     from nio_pydra.workflows.dataset import DatasetSettings, register_dataset
@@ -145,13 +149,13 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         "nio_pydra %s: %d scans (found: %d brain masks, %d lesion masks, %d label images) to %s by %s (%s), "
         "%s at a time with %s threads",
         __version__, len(scans), *(sum(1 for scan in scans if getattr(scan, kind)) for kind in FOUND),
-        atlas.name, options.engine, preset,
+        atlas.label, options.engine, preset,
         "all" if worker == "slurm" else at_a_time, threads or "all",
     )  # fmt: skip
     begin = time.perf_counter()
     with _ended_by_interrupt():
         outcomes = register_dataset(scans, atlas, settings, out_dir=options.out_dir, work_dir=options.work_dir)
-    return _report(outcomes, options.out_dir, time.perf_counter() - begin)
+    return _report(outcomes, atlas, settings, options.out_dir, time.perf_counter() - begin)
 
 
 def _refuse_loss(options: argparse.Namespace) -> dict[str, Path]:
@@ -202,9 +206,11 @@ def _group(options: argparse.Namespace, command: str) -> int:
 
 
 def _atlas(options: argparse.Namespace) -> Atlas:
-    from nio_pydra.bids.atlas import atlas_from_files, atlas_from_template
+    from nio_pydra.bids.atlas import atlas_from_files
 
     if options.template is not None:
+        from nio_pydra.bids.templates import atlas_from_template
+
         return atlas_from_template(options.template, labels=options.atlas_labels, mask=options.atlas_mask)
     return atlas_from_files(
         options.atlas,
@@ -255,14 +261,22 @@ def _ended_by_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _report(outcomes: Sequence[Outcome], out_dir: Path, seconds: float) -> int:
+def _report(outcomes: Sequence[Outcome], atlas: Atlas, settings: DatasetSettings, out_dir: Path, seconds: float) -> int:
+    """Say what became of the scans, and keep it for the group level."""
+    from nio_pydra.bids.outputs import engine_desc
+    from nio_pydra.bids.records import Failure
+
     failed = [outcome for outcome in outcomes if outcome.reason]
     log.info("%d of %d scans done in %.0f s: %s", len(outcomes) - len(failed), len(outcomes), seconds, out_dir)
-    for outcome in failed:
-        details = out_dir / "logs" / f"{outcome.scan.name}_error.txt"
-        details.write_text(outcome.details or f"{outcome.reason}\n")
     if failed:
         log.error("%d failed:", len(failed))
         for outcome in failed:
             log.error("  %s: %s", outcome.scan.name, outcome.reason)
+    desc = engine_desc(settings.engine)
+    for outcome in outcomes:
+        record = Failure(outcome.scan.name, atlas.space, desc, settings.engine, settings.preset, outcome.reason)
+        if outcome.reason:
+            record.write(out_dir, outcome.details)
+        else:
+            record.forget(out_dir)
     return 1 if failed else 0

@@ -244,7 +244,8 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
     destination = Destination(
         out_dir=str(out_dir.resolve()),
         entities=scan.entities,
-        atlas=atlas.name,
+        atlas=atlas.label,
+        space=atlas.space,
         desc=engine_desc(settings.engine),
         source=f"bids:raw:{scan.relative}",
         atlas_reference=atlas.reference,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -145,8 +146,59 @@ def test_group_level_gathers_one_row_per_scan(finished, capsys):
         ("sub-03", "ses-a", "run-1"),
     ]
     record = json.loads(files_of(out, "sub-03_ses-a_run-1")["space-Tiny_desc-affine_record.json"].read_text())
+    assert {(row["status"], row["reason"]) for row in rows} == {("done", "n/a")}
     assert float(rows[2]["dice_mean"]) == pytest.approx(record["dice"]["mean"], abs=1e-3)
     assert set(json.loads(columns.read_text())) == set(rows[0])
+
+
+def group_rows(dataset, out):
+    assert bids_app.main([str(dataset.root), str(out), "group"]) == 0
+    with (out / "group_desc-affine_registration.tsv").open() as stream:
+        return {row["participant_id"]: row for row in csv.DictReader(stream, delimiter="\t")}
+
+
+def test_a_scan_that_failed_is_in_the_group_table_until_it_is_done(dataset):
+    out = dataset.root.parent / "out"
+    scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    good = scan.read_bytes()
+    scan.write_bytes(b"")
+    assert bids_app.main(dataset.command(out)) == 1
+    rows = group_rows(dataset, out)
+    assert [(row["status"], row["engine"], row["preset"], row["atlas"]) for row in rows.values()] == [
+        ("failed", "affine", "default", "Tiny"),
+        ("done", "affine", "default", "Tiny"),
+    ]
+    assert re.search(r"sub-01_T1w.nii.gz .*empty \(0 bytes\)", rows["sub-01"]["reason"])
+    assert rows["sub-01"]["dice_mean"] == rows["sub-01"]["seconds_affine"] == "n/a"
+    assert rows["sub-02"]["reason"] == "n/a"
+
+    scan.write_bytes(good)
+    assert bids_app.main(dataset.command(out)) == 0
+    assert [row["status"] for row in group_rows(dataset, out).values()] == ["done", "done"]
+    assert not list(out.glob("logs/*_error.*"))
+
+    before = files_of(out, "sub-01")["from-T1w_to-Tiny_mode-image_xfm.h5"].read_bytes()
+    scan.write_bytes(good[:99])
+    assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 1
+    rows = group_rows(dataset, out)
+    assert [row["status"] for row in rows.values()] == ["failed", "done"]
+    assert rows["sub-01"]["reason"].endswith("(The files in its folder are those of an earlier run.)")
+    assert rows["sub-01"]["dice_mean"] == "n/a"
+    assert files_of(out, "sub-01")["from-T1w_to-Tiny_mode-image_xfm.h5"].read_bytes() == before
+
+
+def test_a_failure_with_one_atlas_is_not_forgotten_when_another_atlas_works(dataset):
+    out = dataset.root.parent / "out"
+    scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    good = scan.read_bytes()
+    scan.write_bytes(b"")
+    assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 1
+    scan.write_bytes(good)
+    assert bids_app.main(dataset.command(out, "--participant-label", "01", "--atlas-name", "Other")) == 0
+    assert bids_app.main([str(dataset.root), str(out), "group"]) == 0
+    with (out / "group_desc-affine_registration.tsv").open() as stream:
+        rows = [(row["atlas"], row["status"]) for row in csv.DictReader(stream, delimiter="\t")]
+    assert rows == [("Other", "done"), ("Tiny", "failed")]
 
 
 def test_pybids_finds_the_derivatives(finished, tmp_path):
