@@ -214,7 +214,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write_text(text: str, target: Path) -> None:
-    if target.exists() and target.read_text() == text:
+    content = text.encode()
+    if target.exists() and target.read_bytes() == content:
         return
     with atomic_path(target) as temporary:
-        temporary.write_text(text)
+        temporary.write_bytes(content)

@@ -256,3 +256,30 @@ def test_a_lesion_mask_from_derivatives_changes_the_alignment_of_its_scan_only(f
         assert json.loads(here["space-Tiny_desc-affine_record.json"].read_text())["lesion_mask"] is touched
         image = "space-Tiny_desc-affine_T1w.nii.gz"
         assert np.array_equal(nib.load(here[image]).get_fdata(), nib.load(there[image]).get_fdata()) is not touched
+
+
+@pytest.mark.slow
+def test_runs_started_together_never_see_each_others_scans(tmp_path, make_dataset):
+    """Two datasets with the same names share a work folder, and each dataset's jobs an output folder."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    datasets = [make_dataset(tmp_path / "one", ["sub-01", "sub-02"]), make_dataset(tmp_path / "two", ["sub-02"])]
+    datasets[1].add("sub-01", 9.0)
+    code = "import sys; from nio_pydra.cli.bids_app import main; sys.exit(main(sys.argv[1:]))"
+    jobs = []
+    for dataset in datasets:
+        for label in ("01", "02"):
+            more = ["--participant-label", label, "--omp-nthreads", "1", "-w", str(tmp_path / "work")]
+            command = [sys.executable, "-c", code, *dataset.command(dataset.root.parent / "out", *more)]
+            jobs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    said = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 4, said
+    for dataset in datasets:
+        for label in ("01", "02"):
+            files = files_of(dataset.root.parent / "out", f"sub-{label}")
+            assert set(files) == NAMES
+            scan = load_image(dataset.root / f"sub-{label}/anat/sub-{label}_T1w.nii.gz")
+            forward = read_h5(files["from-T1w_to-Tiny_mode-image_xfm.h5"])
+            again = resample(scan, load_image(dataset.atlas), forward)
+            written = nib.load(files["space-Tiny_desc-affine_T1w.nii.gz"])
+            np.testing.assert_allclose(written.get_fdata(), np.asarray(again.dataobj), atol=1e-3)
