@@ -188,7 +188,9 @@ def _scans_of(
                     f"{twin.t1w} and {scan.t1w} would get the same output names: choose one (--bids-filter-file)."
                 )
             if image.misplaced:
-                raise InputError(f"{image.path} is named after another participant or session than its folder.")
+                raise InputError(
+                    f"{image.path}: name and folder must say the same participant and session, in letters and digits."
+                )
             for entities, problem in unreadable:
                 if fits(entities, image.entities):
                     raise InputError(problem)

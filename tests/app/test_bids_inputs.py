@@ -183,7 +183,7 @@ def test_files_of_participants_that_nobody_asked_for_are_not_opened(dataset):
         (lambda anat: (anat.parent / "T1w.json").write_bytes(b"\xff"), r"T1w.json cannot be read as JSON"),
         (lambda anat: (anat / "sub-02_T1w.json").symlink_to("absent"), r"sub-02_T1w.json cannot be read"),
         (lambda anat: (anat / "sub-02_T1w.nii").touch(), r"would get the same output names: choose one"),
-        (lambda anat: (anat / "sub-02_T1w.nii.gz").rename(anat / "sub-03_T1w.nii.gz"), r"named after another part"),
+        (lambda anat: (anat / "sub-02_T1w.nii.gz").rename(anat / "sub-03_T1w.nii.gz"), r"name and folder must say"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_is_the_problem_of_its_scan_alone(dataset, spoil, sentence):
@@ -212,6 +212,14 @@ def test_a_folder_that_cannot_be_listed_is_the_problem_of_its_scans(dataset, mon
     assert [bool(scan.problem) for scan in found] == [False, False, False, True]
     assert "sub-03/ses-b/anat cannot be listed (Permission denied)" in found[3].problem
     assert [scan.problem for scan in find_scans(dataset.root, participants=["01"])] == [""]
+
+
+def test_a_label_that_bids_does_not_allow_is_not_mistaken_for_another_participant(dataset):
+    dataset.add("sub-01-pilot")
+    found = find_scans(dataset.root)
+    assert [(scan.name, bool(scan.problem)) for scan in found] == [
+        ("sub-01", False), ("sub-01-pilot", True), ("sub-02", False),
+    ]  # fmt: skip
 
 
 def test_a_filter_compares_runs_as_numbers_and_takes_lists_and_any(dataset):
