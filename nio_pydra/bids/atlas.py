@@ -1,9 +1,8 @@
-"""The atlas that scans are aligned to: a TemplateFlow template, or files."""
+"""The atlas that scans are aligned to, and the atlas from files."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_image, load_labels, load_mask
 
-__all__ = ["Atlas", "atlas_from_files", "atlas_from_template"]
+__all__ = ["Atlas", "atlas_from_files", "check_atlas"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,10 @@ class Atlas:
         Whether the image shows a brain only.
     reference : str
         The BIDS ``SpatialReference`` of images in its space.
+    cohort : str or None
+        Of a template that has cohorts.
+    resolution : str or None
+        Index of a template's resolution, where one was asked for.
     """
 
     name: str
@@ -39,6 +42,19 @@ class Atlas:
     labels: Path | None
     skull_stripped: bool
     reference: str
+    cohort: str | None = None
+    resolution: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name where a name has one place for it, as in names of transforms: ``MNIInfant+1``."""
+        return self.name if self.cohort is None else f"{self.name}+{self.cohort}"
+
+    @property
+    def space(self) -> dict[str, str]:
+        """Entities of images in its space, as fMRIPrep names them: space, cohort, res."""
+        found = {"space": self.name, "cohort": self.cohort, "res": self.resolution}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 def atlas_from_files(
@@ -64,7 +80,7 @@ def atlas_from_files(
     """
     if not re.fullmatch(r"[a-zA-Z0-9]+", name):
         raise InputError(f"The atlas name {name!r} cannot be part of a BIDS file name: use letters and digits only.")
-    _check(image, labels, mask)
+    check_atlas(image, labels, mask)
     return Atlas(
         name=name,
         image=image,
@@ -75,59 +91,8 @@ def atlas_from_files(
     )
 
 
-def atlas_from_template(name: str, *, labels: Path | None = None, mask: Path | None = None) -> Atlas:
-    """Get a template's 1 mm T1w image and its brain mask from TemplateFlow.
-
-    Parameters
-    ----------
-    name : str
-        TemplateFlow identifier, for example ``MNI152NLin2009cAsym``.
-    labels, mask : pathlib.Path, optional
-        Label image, and a brain mask instead of the template's, on the template's grid.
-
-    Raises
-    ------
-    InputError
-        If the template does not exist, has no such image, or cannot be downloaded.
-    """
-    # TemplateFlow reads its settings once, when it is imported; it shall not look for news at every run.
-    os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "off")
-    import requests
-    from templateflow import api
-    from templateflow.conf import TF_HOME
-
-    def get(desc: str | None, suffix: str) -> Path | None:
-        try:
-            found = api.get(name, resolution=1, desc=desc, suffix=suffix, extension=".nii.gz")
-        except (requests.RequestException, OSError, RuntimeError) as error:
-            raise InputError(
-                f"The template {name} is not in {TF_HOME} and cannot be downloaded ({type(error).__name__}): go "
-                "online once, or set TEMPLATEFLOW_HOME to a folder that has it."
-            ) from None
-        paths = [found] if isinstance(found, str | os.PathLike) else list(found)
-        if len(paths) > 1:
-            raise InputError(f"The template {name} has {len(paths)} {suffix} images at 1 mm: give one with --atlas.")
-        return Path(paths[0]) if paths else None
-
-    known = api.templates()
-    if name not in known:
-        raise InputError(f"TemplateFlow has no template {name}: it has {', '.join(known)}.")
-    image = get(None, "T1w")
-    if image is None:
-        raise InputError(f"The template {name} has no T1w image at 1 mm: choose another one or give --atlas IMAGE.")
-    mask = mask or get("brain", "mask")
-    _check(image, labels, mask)
-    return Atlas(
-        name=name,
-        image=image,
-        mask=mask,
-        labels=labels,
-        skull_stripped=False,
-        reference=f"https://templateflow.s3.amazonaws.com/tpl-{name}/{image.name}",
-    )
-
-
-def _check(image: Path, labels: Path | None, mask: Path | None) -> None:
+def check_atlas(image: Path, labels: Path | None, mask: Path | None) -> None:
+    """Raise `InputError` where an image, or labels or a mask on its grid, cannot be used."""
     loaded = load_image(image, role="atlas")
     if labels is not None:
         load_labels(labels, like=loaded)

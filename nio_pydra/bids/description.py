@@ -13,7 +13,7 @@ from nio_pydra.system.files import atomic_path
 __all__ = ["require_writable", "write_description"]
 
 BIDS_VERSION = "1.10.0"
-IGNORED = ("*_xfm.h5", "*_record.json", "group_*", "logs/")
+IGNORED = ("*_xfm.h5", "*_record.json", "*_cohort-*", "group_*", "logs/")
 """What BIDS does not name yet."""
 README = """T1w images aligned to an atlas by nio_pydra, one folder per participant:
 

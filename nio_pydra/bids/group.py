@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from nio_pydra.bids.records import done_records, failures, name_entities, read_record
 from nio_pydra.errors import InputError
 from nio_pydra.system.files import atomic_path
 
 __all__ = ["COLUMNS", "write_group_tables"]
 
-#: Column: (path inside record.json, description, unit). The first four come from the file's name.
+#: Column: (path inside record.json, description, unit). Those without a path come from the file.
 COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "participant_id": ((), "Participant", None),
     "session_id": ((), "Session", None),
     "scan": ((), "What else tells this scan from others of the participant: acq, ce, rec, run", None),
     "atlas": ((), "Atlas that the scan was aligned to", None),
+    "status": ((), "done, or failed in the latest run that it was part of", None),
+    "reason": (("reason",), "Why it failed", None),
     "engine": (("engine",), "Registration engine", None),
     "preset": (("preset",), "Preset of the engine's settings", None),
     "dice_mean": (("dice", "mean"), "Mean Dice overlap over labels, atlas against propagated labels", None),
@@ -57,7 +59,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
 
 
 def write_group_tables(out_dir: Path) -> list[Path]:
-    """Gather every ``record.json`` below a folder.
+    """Gather the records of all scans below a folder, of those that are done and of those that failed.
 
     Parameters
     ----------
@@ -74,24 +76,20 @@ def write_group_tables(out_dir: Path) -> list[Path]:
     InputError
         If there is no record, or one cannot be read.
     """
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(out_dir.glob("sub-*/**/*_record.json")):
-        name = dict(re.findall(r"([a-z]+)-([a-zA-Z0-9+]+)", path.name))
-        try:
-            record = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} cannot be read as JSON ({error}): delete it and run its scan again.") from None
-        extra = "_".join(f"{key}-{name[key]}" for key in ("acq", "ce", "rec", "run") if key in name)
-        row = {column: _value(record, place) for column, (place, _, _) in COLUMNS.items() if place}
-        row |= {
-            "participant_id": f"sub-{name['sub']}",
-            "session_id": f"ses-{name['ses']}" if "ses" in name else "n/a",
-            "scan": extra or "n/a",
-            "atlas": name["space"],
-        }
-        rows.setdefault(name["desc"], []).append(row)
-    if not rows:
+    done = {path.stem.removesuffix("_record"): path for path in done_records(out_dir)}
+    failed = {path.stem.removesuffix("_error"): path for path in failures(out_dir)}
+    if not done and not failed:
         raise InputError(f"{out_dir} has no registration records: run the participant level first.")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for stem in sorted(done | failed):
+        path = failed.get(stem) or done[stem]
+        name = name_entities(path)
+        row = _row(name, read_record(path))
+        if stem in failed:
+            # What there is of a scan that was done before is not what the latest run was asked for.
+            earlier = " (The files in its folder are those of an earlier run.)" if stem in done else ""
+            row |= {"status": "failed", "reason": " ".join(str(row["reason"]).split()) + earlier}
+        rows.setdefault(name["desc"], []).append(row)
     written = []
     for desc, table in rows.items():
         target = out_dir / f"group_desc-{desc}_registration.tsv"
@@ -107,6 +105,17 @@ def write_group_tables(out_dir: Path) -> list[Path]:
             temporary.write_text(json.dumps(columns, indent=2) + "\n")
         written += [target, target.with_suffix(".json")]
     return written
+
+
+def _row(name: dict[str, str], record: dict[str, Any]) -> dict[str, Any]:
+    row = {column: _value(record, place) for column, (place, _, _) in COLUMNS.items() if place}
+    return row | {
+        "participant_id": f"sub-{name['sub']}",
+        "session_id": f"ses-{name['ses']}" if "ses" in name else "n/a",
+        "scan": "_".join(f"{key}-{name[key]}" for key in ("acq", "ce", "rec", "run") if key in name) or "n/a",
+        "atlas": ":".join([name["space"], *(f"{key}-{name[key]}" for key in ("cohort", "res") if key in name)]),
+        "status": "done",
+    }
 
 
 def _value(record: dict[str, Any], place: tuple[str, ...]) -> Any:

@@ -1,40 +1,45 @@
-"""T1w scans of a BIDS dataset, with the masks and label images that derivatives hold for them."""
+"""T1w scans of a BIDS dataset, with the masks and label images that there are for them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nio_pydra.bids.belonging import (
+    BRAIN,
+    LESION,
+    belonging_file,
+    fits,
+    images_named,
+    inherited,
+    of_several,
+    segmentation,
+)  # fmt: skip
+from nio_pydra.bids.listing import (
+    DatasetFile,
+    Listing,
+    entity_names,
+    list_participant,
+    list_sidecars,
+    participant_labels,
+    read_root,
+)  # fmt: skip
 from nio_pydra.errors import InputError
-from nio_pydra.system.files import atomic_path
 
-if TYPE_CHECKING:
-    from bids import BIDSLayout
+__all__ = ["Scan", "find_scans", "read_filters", "scan_name"]
 
-__all__ = ["Scan", "find_scans", "open_layout", "read_filters", "scan_name"]
+log = logging.getLogger("nio_pydra")
 
 NAME_ENTITIES = ("subject", "session", "acquisition", "ceagent", "reconstruction", "run")
 """What tells one T1w scan from another; output names repeat these."""
 PREFIXES = dict(zip(NAME_ENTITIES, ("sub", "ses", "acq", "ce", "rec", "run"), strict=True))
-BRAIN = ({"suffix": "mask", "desc": "brain"},)
-LESION = (
-    {"suffix": "mask", "desc": "lesion"},
-    {"suffix": "mask", "label": "lesion"},
-    {"suffix": "roi", "label": "lesion"},  # as fMRIPrep wants them named
-)
-IGNORE = (
-    # Only subjects' anatomical folders are indexed: a dataset may hold thousands of other files.
-    r"^/(?!sub-)[^/]+/",
-    r"^/(?!sub-)[^/.]+$",
-    r"/(func|dwi|fmap|perf|eeg|meg|ieeg|beh|pet|micr|motion|nirs|mrs|figures|log)$",
-    r"\.(html|svg|tsv|h5|gii|txt|mat|mgz)$",
-)
+PRESENT, ABSENT = "*", None
+"""Values of a filter that ask for an entity, whatever it says, and for none."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,19 @@ class Scan:
     skull_stripped : bool
         What its sidecar (or one it inherits) says under ``SkullStripped``.
     mask, lesion, labels : pathlib.Path or None
-        Brain mask, lesion mask and label image from derivatives.
+        Brain mask and label image from derivatives, lesion mask from there or from the dataset itself.
+    problem : str
+        Why it cannot be registered, in a sentence; mostly empty.
     """
 
     t1w: Path
     relative: str
     entities: dict[str, str]
-    skull_stripped: bool
+    skull_stripped: bool = False
     mask: Path | None = None
     lesion: Path | None = None
     labels: Path | None = None
+    problem: str = ""
 
     @property
     def name(self) -> str:
@@ -76,7 +84,6 @@ def scan_name(entities: Mapping[str, str]) -> str:
 
 def find_scans(
     bids_dir: Path,
-    work_dir: Path,
     *,
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
@@ -84,17 +91,18 @@ def find_scans(
     derivatives: Mapping[str, Path] | None = None,
     labels_desc: str | None = None,
 ) -> list[Scan]:
-    """Find the T1w scans of a dataset.
+    """Find the T1w scans of a dataset, and say which masks are not used.
+
+    Files of participants that were not asked for are not looked at. A file that cannot be used, as a sidecar that is
+    not JSON, is the `problem` of the scans that it concerns.
 
     Parameters
     ----------
     bids_dir : pathlib.Path
-    work_dir : pathlib.Path
-        Keeps the index of the dataset, which is made anew when a file of the dataset changed.
     participants, sessions : sequence of str
         Labels, with or without ``sub-`` / ``ses-``; empty means all.
     filters : mapping, optional
-        Further pybids filters for the T1w query, as `read_filters` gives them.
+        Entities that the T1w images must have, as `read_filters` gives them.
     derivatives : mapping of str to pathlib.Path, optional
         Derivative datasets by name; the first that has a file for a scan is used.
     labels_desc : str, optional
@@ -110,59 +118,114 @@ def find_scans(
     InputError
         If a dataset cannot be read, a label does not exist, or no T1w image is left.
     """
-    layout = open_layout(bids_dir, work_dir / "index_raw")
-    query: dict[str, Any] = {"suffix": "T1w", "extension": [".nii", ".nii.gz"], **(filters or {})}
-    if participants:
-        query["subject"] = _known(participants, layout.get_subjects(), "sub-", "participant", bids_dir)
+    others = list((derivatives or {}).values())
+    for root in (bids_dir, *others):
+        read_root(root)
+    filters = dict(filters or {})
+    if unknown := sorted(set(filters) - entity_names()):
+        raise InputError(f"The filter for T1w images cannot be used: BIDS has no entity {', '.join(unknown)}.")
+    existing = participant_labels(bids_dir)
+    asked = _known(participants, existing, "sub-", "participant", bids_dir) if participants else existing
     if sessions:
-        query["session"] = _known(sessions, layout.get_sessions(), "ses-", "session", bids_dir)
-    try:
-        found = layout.get(**query)
-    except ValueError as error:  # an entity that pybids does not know
-        raise InputError(f"The filter for T1w images cannot be used: {error}") from None
-    images = [image for image in found if image.entities.get("part") not in ("phase", "imag", "real")]
-    if not images:
-        chosen = ", ".join(f"{key}={value}" for key, value in query.items() if key not in ("suffix", "extension"))
+        filters["session"] = [label.removeprefix("ses-") for label in sessions]
+    top = list_sidecars(bids_dir)
+    scans: list[Scan] = []
+    there: set[str] = set()
+    masks = False
+    for label in asked:
+        raw = list_participant(bids_dir, label)
+        derived = [list_participant(root, label) for root in others]
+        there |= {str(file.entities["session"]) for file in raw.files if "session" in file.entities}
+        masks = masks or any(file.path.match("*_desc-brain_mask.nii*") for found in derived for file in found.files)
+        scans += _scans_of(raw, derived, top, filters, labels_desc)
+    _known(sessions, sorted(there), "ses-", "session", bids_dir)
+    if not scans:
+        given = {**({"subject": asked} if participants else {}), **filters}
+        chosen = ", ".join(f"{key}={value}" for key, value in given.items())
         raise InputError(
             f"{bids_dir} has no T1w image{f' with {chosen}' if chosen else ''}: expected files named "
             "sub-<label>/anat/sub-<label>_T1w.nii.gz."
         )
-    others = {
-        name: open_layout(path, work_dir / f"index_{name}", derivative=True)
-        for name, path in (derivatives or {}).items()
-    }
-    scans = []
-    for image in images:
-        entities = {key: str(image.entities[key]) for key in NAME_ENTITIES if key in image.entities}
-        scans.append(
-            Scan(
-                t1w=Path(image.path),
-                relative=str(image.relpath),
-                entities=entities,
-                skull_stripped=image.get_metadata().get("SkullStripped") is True,
-                mask=_derived(others, entities, BRAIN),
-                lesion=_derived(others, entities, LESION),
-                labels=_derived(others, entities, ({"suffix": "dseg", "desc": labels_desc},)) if labels_desc else None,
-            )
-        )
-    _refuse_surprises(scans, query.get("subject", []) if participants else [], labels_desc, bids_dir)
-    return sorted(scans, key=lambda scan: scan.name)
-
-
-def _refuse_surprises(scans: Sequence[Scan], participants: Sequence[str], labels_desc: str | None, root: Path) -> None:
-    """Raise `InputError` where a request would quietly be met in part only."""
-    files: dict[str, Path] = {}
-    for scan in scans:
-        if scan.name in files:
-            raise InputError(
-                f"{scan.t1w} and {files[scan.name]} would get the same output names: choose one (--bids-filter-file)."
-            )
-        files[scan.name] = scan.t1w
-    there = {scan.entities["subject"] for scan in scans}
-    if missing := [label for label in participants if label not in there]:
-        raise InputError(f"{root} has no T1w image of participant {', '.join(missing)}: leave them out.")
-    if labels_desc and not any(scan.labels for scan in scans):
+    if participants and (missing := sorted(set(asked) - {scan.entities["subject"] for scan in scans})):
+        raise InputError(f"{bids_dir} has no T1w image of participant {', '.join(missing)}: leave them out.")
+    if labels_desc and not any(scan.labels or scan.problem for scan in scans):
         raise InputError(f"No scan has a label image desc-{labels_desc}_dseg in the derivatives: is the name right?")
+    scans.sort(key=lambda scan: scan.name)
+    without = [scan.name for scan in scans if not (scan.mask or scan.problem)]
+    if masks and without:
+        log.info("%d scans have no brain mask in the derivatives: %s", len(without), _shortened(without))
+    return scans
+
+
+def _scans_of(
+    raw: Listing, derived: Sequence[Listing], top: Sequence[DatasetFile], filters: Mapping[str, Any], labels: str | None
+) -> list[Scan]:
+    """Return the scans of one participant, each with what belongs to it."""
+    images = [
+        file
+        for file in raw.files
+        if _matches(file.entities.get("suffix"), filters.get("suffix", "T1w"))
+        and file.entities["extension"] in (".nii", ".nii.gz")
+        and file.entities.get("part") not in ("phase", "imag", "real")
+    ]
+    chosen = [image for image in images if all(_matches(image.entities.get(k), v) for k, v in filters.items())]
+    everyone = [image.entities for image in images]
+    kinds = {
+        "mask": [images_named(listing.files, BRAIN) for listing in derived],
+        "lesion": [images_named(listing.files, LESION) for listing in (*derived, raw)],
+        "labels": [images_named(listing.files, segmentation(labels)) for listing in derived] if labels else [],
+    }
+    for files in chain.from_iterable(kinds.values()):
+        for file in of_several(files, everyone):
+            log.warning("%s is not used: it could belong to several scans of its participant", file.path)
+    unreadable = [problem for listing in (raw, *derived) for problem in listing.unreadable]
+    scans: dict[str, Scan] = {}
+    for image in chosen:
+        scan = Scan(image.path, image.relative, _name_entities(image.entities))
+        try:
+            if twin := scans.get(scan.name):
+                raise InputError(
+                    f"{twin.t1w} and {scan.t1w} would get the same output names: choose one (--bids-filter-file)."
+                )
+            if image.misplaced:
+                raise InputError(
+                    f"{image.path}: name and folder must say the same participant and session, in letters and digits."
+                )
+            for entities, problem in unreadable:
+                if fits(entities, image.entities):
+                    raise InputError(problem)
+            own = {kind: belonging_file(datasets, image.entities, everyone) for kind, datasets in kinds.items()}
+            stripped = inherited([*top, *raw.files], image, "SkullStripped") is True
+            scan = replace(scan, skull_stripped=stripped, **own)  # type: ignore[arg-type]
+        except InputError as error:
+            scan = replace(scan, problem=str(error))
+        scans[scan.name] = scan
+    for entities, problem in raw.unreadable:
+        if "session" not in entities or _matches(entities["session"], filters.get("session", PRESENT)):
+            # Nobody knows which scans are in there.
+            scan = Scan(Path(), "", _name_entities(entities), problem=problem)
+            scans.setdefault(scan.name, scan)
+    return list(scans.values())
+
+
+def _name_entities(entities: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(entities[key]) for key in NAME_ENTITIES if key in entities}
+
+
+def _matches(value: Any, wanted: Any) -> bool:
+    """Return whether an entity (None: absent) is what a filter asks for; numbers are compared as numbers."""
+    if isinstance(wanted, list):
+        return any(_matches(value, one) for one in wanted)
+    if wanted is ABSENT or value is None:
+        return value is wanted
+    if isinstance(value, int) and str(wanted).isdigit():
+        return value == int(wanted)
+    return wanted == PRESENT or str(value) == str(wanted)
+
+
+def _shortened(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def read_filters(path: Path) -> dict[str, Any]:
@@ -171,7 +234,7 @@ def read_filters(path: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        Entities and values; ``null`` asks for the entity's absence.
+        Entities and values; None asks for the entity's absence, ``*`` for any value.
 
     Raises
     ------
@@ -179,113 +242,22 @@ def read_filters(path: Path) -> dict[str, Any]:
         If the file is not JSON of that form.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a JSON filter file ({error}).") from None
     if not isinstance(content, dict) or not isinstance(content.get("t1w"), dict):
         raise InputError(f'{path} has no filter for T1w images: expected {{"t1w": {{"acquisition": "..."}}}}.')
-    from bids.layout import Query
-
-    special = {None: Query.NONE, "*": Query.ANY, "Query.NONE": Query.NONE, "Query.ANY": Query.ANY}
+    special = {"Query.NONE": ABSENT, "Query.ANY": PRESENT, "Query.REQUIRED": PRESENT}
     return {
-        key: special.get(value, value) if isinstance(value, str | None) else value
+        key: special.get(value, value) if isinstance(value, str) else value
         for key, value in content["t1w"].items()
+        if value != "Query.OPTIONAL"
     }
-
-
-def open_layout(root: Path, database: Path, *, derivative: bool = False) -> BIDSLayout:
-    """Open a dataset, from its stored index where that is still true.
-
-    Parameters
-    ----------
-    root : pathlib.Path
-        Holds dataset_description.json.
-    database : pathlib.Path
-        Folder of the index.
-    derivative : bool
-        Whether the dataset is a derivative one.
-
-    Raises
-    ------
-    InputError
-        If the folder is no BIDS dataset.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder: expected the root of a BIDS dataset.")
-    description = root / "dataset_description.json"
-    try:
-        json.loads(description.read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"{root} has no dataset_description.json: expected the root of a BIDS dataset, is it another folder?"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{description} cannot be read as JSON ({error}).") from None
-    from bids import BIDSLayout, BIDSLayoutIndexer
-
-    patterns = [re.compile(pattern) for pattern in IGNORE]
-    state = _fingerprint(root, patterns)
-    stored = database / "dataset.sha256"
-    fresh = stored.exists() and stored.read_text() == state
-    database.mkdir(parents=True, exist_ok=True)
-    try:
-        layout = BIDSLayout(
-            root,
-            validate=False,
-            is_derivative=derivative,
-            config=["bids", "derivatives"] if derivative else None,
-            database_path=database,
-            reset_database=not fresh,
-            indexer=BIDSLayoutIndexer(validate=False, ignore=patterns),
-        )
-    except Exception as error:  # pybids lets the errors of its JSON and SQL layers through
-        raise InputError(f"{root} cannot be indexed as a BIDS dataset ({error}).") from error
-    with atomic_path(stored) as temporary:
-        temporary.write_text(state)
-    return layout
-
-
-def _fingerprint(root: Path, patterns: Sequence[re.Pattern[str]]) -> str:
-    """SHA-256 over name, size and time of every file that is indexed."""
-    digest = hashlib.sha256(str(root.resolve()).encode())
-    for folder, folders, files in os.walk(root):
-        place = Path("/") / Path(folder).relative_to(root)
-        ignored = lambda name, place=place: any(p.search(str(place / name)) for p in patterns)  # noqa: E731
-        folders[:] = sorted(name for name in folders if not ignored(name))
-        for name in sorted(files):
-            if not ignored(name):
-                found = (Path(folder) / name).stat(follow_symlinks=False)
-                digest.update(f"{place / name} {found.st_size} {found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def _known(labels: Sequence[str], existing: Sequence[str], prefix: str, kind: str, root: Path) -> list[str]:
     wanted = [label.removeprefix(prefix) for label in labels]
     unknown = [label for label in wanted if label not in existing]
     if unknown:
-        there = ", ".join(sorted(existing)) or "none"
-        raise InputError(f"{root} has no {kind} {', '.join(unknown)}: it has {there}.")
-    return wanted
-
-
-def _derived(
-    layouts: Mapping[str, BIDSLayout], entities: dict[str, str], names: Sequence[dict[str, str]]
-) -> Path | None:
-    """Find the one file of these names that belongs to exactly this scan and lies in its space."""
-    for name, layout in layouts.items():
-        matches = {
-            file.path
-            for wanted in names
-            for file in layout.get(subject=entities["subject"], extension=[".nii", ".nii.gz"], **wanted)
-            if {key: str(file.entities[key]) for key in NAME_ENTITIES if key in file.entities} == entities
-            and file.entities.get("space", "T1w") in ("T1w", "orig")
-            # "sub-01_T2w_desc-lesion_mask" was drawn on another image.
-            and {part for part in file.filename.split("_")[:-1] if "-" not in part} <= {"T1w"}
-        }
-        if len(matches) > 1:
-            raise InputError(
-                f"The derivatives {name} have {len(matches)} files for one scan: {', '.join(sorted(matches))}."
-            )
-        if matches:
-            return Path(matches.pop())
-    return None
+        raise InputError(f"{root} has no {kind} {', '.join(unknown)}: it has {_shortened(existing) or 'none'}.")
+    return list(dict.fromkeys(wanted))

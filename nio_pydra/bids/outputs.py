@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nio_pydra.errors import InputError
 from nio_pydra.system.files import atomic_path
 
-__all__ = ["Destination", "Products", "discard_leftovers", "engine_desc", "output_path", "refuse_mixture", "sink"]
+__all__ = ["Destination", "Products", "discard_leftovers", "engine_desc", "output_path", "sink"]
 
 STEM = (
     "sub-{subject}[/ses-{session}]/anat/sub-{subject}[_ses-{session}]"
     "[_acq-{acquisition}][_ce-{ceagent}][_rec-{reconstruction}][_run-{run}]"
 )
+SPACE = "[_space-{space}][_cohort-{cohort}][_res-{res}]"
 # pybids's own patterns lose `atlas` and know no `xfm`.
 PATTERNS = [
     STEM + "_from-{from}_to-{to}_mode-{mode}_{suffix<xfm>}{extension<.h5>}",
-    STEM + "[_space-{space}][_atlas-{atlas}][_desc-{desc}]_{suffix<T1w|dseg|mask>}{extension<.nii.gz|.json>}",
-    STEM + "_space-{space}_desc-{desc}_{suffix<record>}{extension<.json>}",
+    STEM + SPACE + "[_atlas-{atlas}][_desc-{desc}]_{suffix<T1w|dseg|mask>}{extension<.nii.gz|.json>}",
+    STEM + SPACE + "_desc-{desc}_{suffix<record>}{extension<.json>}",
 ]
 
 
@@ -38,7 +38,9 @@ class Destination:
     entities : dict of str to str
         pybids entities of the T1w image.
     atlas : str
-        Name of the atlas.
+        Name of the atlas in names of transforms, as ``MNIInfant+1``.
+    space : dict of str to str
+        Entities of images in its space: space, and perhaps cohort and res.
     desc : str
         What `engine_desc` gives.
     source : str
@@ -56,6 +58,7 @@ class Destination:
     out_dir: str
     entities: dict[str, str]
     atlas: str
+    space: dict[str, str]
     desc: str
     source: str
     atlas_reference: str
@@ -135,20 +138,22 @@ def sink(products: Products, destination: Destination) -> list[Path]:
     """
     to, written = destination, []
     scan, atlas = [to.source], to.atlas_reference
+    resolution = {"Resolution": f"Resolution {to.space['res']} of the template {to.atlas}"} if "res" in to.space else {}
     files: list[tuple[Path | None, dict[str, str], dict[str, Any] | None]] = [
         (products.forward_xfm, {"from": "T1w", "to": to.atlas, "mode": "image", "suffix": "xfm"}, None),
         (products.inverse_xfm, {"from": to.atlas, "to": "T1w", "mode": "image", "suffix": "xfm"}, None),
         (
             products.warped,
-            {"space": to.atlas, "desc": to.desc, "suffix": "T1w"},
+            {**to.space, "desc": to.desc, "suffix": "T1w"},
             {
                 "Description": f"T1w image aligned to {to.atlas} by nio_pydra ({to.desc}).",
                 "Sources": [*scan, atlas],
                 "SpatialReference": atlas,
                 "SkullStripped": to.skull_stripped,
+                **resolution,
             },
         ),
-        (products.record, {"space": to.atlas, "desc": to.desc, "suffix": "record"}, None),
+        (products.record, {**to.space, "desc": to.desc, "suffix": "record"}, None),
         (
             products.mask,
             {"desc": "brain", "suffix": "mask"},
@@ -161,11 +166,12 @@ def sink(products: Products, destination: Destination) -> list[Path]:
         ),
         (
             products.labels,
-            {"space": to.atlas, "desc": to.labels_desc or "", "suffix": "dseg"},
+            {**to.space, "desc": to.labels_desc or "", "suffix": "dseg"},
             {
                 "Description": f"Labels of the scan in the space of {to.atlas} (nearest neighbour).",
                 "Sources": [to.labels_source or "", *scan, atlas],
                 "SpatialReference": atlas,
+                **resolution,
             },
         ),
         (
@@ -199,20 +205,6 @@ def discard_leftovers(destination: Destination) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def refuse_mixture(out_dir: Path, atlas: str, engine: str) -> None:
-    """Raise `InputError` where the folder holds another engine's results in the same space.
-
-    Names of transforms and label images do not say the engine, so two engines would overwrite each other in part.
-    """
-    for record in sorted(out_dir.glob(f"sub-*/**/*_space-{atlas}_desc-*_record.json")):
-        found = json.loads(record.read_text()).get("engine")
-        if found != engine:
-            raise InputError(
-                f"{out_dir} holds results of the engine {found} for {atlas} ({record.name}): give {engine} an output "
-                "folder of its own."
-            )
-
-
 def _copy(source: Path, target: Path) -> None:
     if target.exists() and filecmp.cmp(source, target):
         return
@@ -222,7 +214,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write_text(text: str, target: Path) -> None:
-    if target.exists() and target.read_text() == text:
+    content = text.encode()
+    if target.exists() and target.read_bytes() == content:
         return
     with atomic_path(target) as temporary:
-        temporary.write_text(text)
+        temporary.write_bytes(content)

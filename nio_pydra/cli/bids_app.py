@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING
 
 from nio_pydra import __version__
 from nio_pydra.cli.errors import exit_status
-from nio_pydra.cli.options import add_engine_options, checked_preset, named_path, positive
+from nio_pydra.cli.options import add_engine_options, checked_preset, named_datasets, named_path, positive
 from nio_pydra.errors import InputError
 
 if TYPE_CHECKING:
     from nio_pydra.bids.atlas import Atlas
-    from nio_pydra.workflows.dataset import Outcome
+    from nio_pydra.workflows.dataset import DatasetSettings, Outcome
 
 __all__ = ["main"]
 
 log = logging.getLogger("nio_pydra")
+
+FOUND = ("mask", "lesion", "labels")
+"""What scans have of their own, counted at the start."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +70,11 @@ def _parser() -> argparse.ArgumentParser:
 
     atlas = parser.add_argument_group("atlas")
     which = atlas.add_mutually_exclusive_group()
-    which.add_argument("--template", metavar="NAME", help="TemplateFlow template, as MNI152NLin2009cAsym")
+    which.add_argument(
+        "--template",
+        metavar="NAME[:cohort-C][:res-R]",
+        help="TemplateFlow template, as MNI152NLin2009cAsym or MNIInfant:cohort-1:res-2",
+    )
     which.add_argument("--atlas", type=Path, metavar="IMAGE", help="an image of your own")
     atlas.add_argument("--atlas-name", metavar="NAME", help="its name in BIDS file names: letters and digits")
     atlas.add_argument("--atlas-labels", type=Path, metavar="DSEG", help="label image on the atlas's grid")
@@ -98,11 +105,10 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         raise InputError("--labels-desc names label images of a derivative dataset: give that with -d NAME=PATH.")
     if not options.bids_dir.is_dir():
         raise InputError(f"{options.bids_dir} is not a folder: expected the root of a BIDS dataset.")
-    if options.out_dir.resolve() == options.bids_dir.resolve():
-        raise InputError(f"{options.out_dir} is the dataset itself: give the derivatives a folder of their own.")
+    derivatives = _refuse_loss(options)
 
     from nio_pydra.bids.description import require_writable, write_description
-    from nio_pydra.bids.outputs import refuse_mixture
+    from nio_pydra.bids.records import refuse_mixture
 
     require_writable(options.out_dir, "output folder")
     require_writable(options.work_dir, "work folder")
@@ -114,15 +120,14 @@ def _participant(options: argparse.Namespace, command: str) -> int:
 
     scans = find_scans(
         options.bids_dir,
-        options.work_dir,
         participants=options.participant_label,
         sessions=options.session_label,
         filters=read_filters(options.bids_filter_file) if options.bids_filter_file else None,
-        derivatives=dict(options.derivatives),
+        derivatives=derivatives,
         labels_desc=options.labels_desc,
     )
     atlas = _atlas(options)
-    refuse_mixture(options.out_dir, atlas.name, options.engine)
+    refuse_mixture(options.out_dir, atlas.space, options.engine)
     preset = checked_preset(options.engine, options.preset, options.weights)
 
     from nio_pydra.workflows.dataset import DatasetSettings, register_dataset
@@ -139,16 +144,30 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         n_procs=at_a_time,
         labels_desc=options.labels_desc,
     )
-    write_description(options.out_dir, command, {"raw": options.bids_dir, **dict(options.derivatives)})
+    write_description(options.out_dir, command, {"raw": options.bids_dir, **derivatives})
     log.info(
-        "nio_pydra %s: %d scans (%d with a lesion mask) to %s by %s (%s), %s at a time with %s threads",
-        __version__, len(scans), sum(scan.lesion is not None for scan in scans), atlas.name, options.engine, preset,
+        "nio_pydra %s: %d scans (found: %d brain masks, %d lesion masks, %d label images) to %s by %s (%s), "
+        "%s at a time with %s threads",
+        __version__, len(scans), *(sum(1 for scan in scans if getattr(scan, kind)) for kind in FOUND),
+        atlas.label, options.engine, preset,
         "all" if worker == "slurm" else at_a_time, threads or "all",
     )  # fmt: skip
     begin = time.perf_counter()
     with _ended_by_interrupt():
         outcomes = register_dataset(scans, atlas, settings, out_dir=options.out_dir, work_dir=options.work_dir)
-    return _report(outcomes, options.out_dir, time.perf_counter() - begin)
+    return _report(outcomes, atlas, settings, options.out_dir, time.perf_counter() - begin)
+
+
+def _refuse_loss(options: argparse.Namespace) -> dict[str, Path]:
+    """Return the derivative datasets, after making sure that nothing of anybody will be overwritten."""
+    from nio_pydra.bids.ownership import refuse_foreign_folder, refuse_inputs_as_output
+
+    derivatives = named_datasets(options.derivatives)
+    read = {"the dataset itself": options.bids_dir, **{f"-d {name}={path}": path for name, path in derivatives.items()}}
+    refuse_inputs_as_output(options.out_dir, "output folder", read)
+    refuse_inputs_as_output(options.work_dir, "work folder", read)
+    refuse_foreign_folder(options.out_dir)
+    return derivatives
 
 
 def _share_cores(worker: str, scans: int, threads: int | None) -> tuple[int, int | None]:
@@ -179,6 +198,7 @@ def _group(options: argparse.Namespace, command: str) -> int:
 
     if not options.out_dir.is_dir():
         raise InputError(f"{options.out_dir} is not a folder: expected what the participant level wrote.")
+    _refuse_loss(options)
     require_writable(options.out_dir, "output folder")
     for path in write_group_tables(options.out_dir):
         print(path)
@@ -186,9 +206,11 @@ def _group(options: argparse.Namespace, command: str) -> int:
 
 
 def _atlas(options: argparse.Namespace) -> Atlas:
-    from nio_pydra.bids.atlas import atlas_from_files, atlas_from_template
+    from nio_pydra.bids.atlas import atlas_from_files
 
     if options.template is not None:
+        from nio_pydra.bids.templates import atlas_from_template
+
         return atlas_from_template(options.template, labels=options.atlas_labels, mask=options.atlas_mask)
     return atlas_from_files(
         options.atlas,
@@ -239,14 +261,22 @@ def _ended_by_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _report(outcomes: Sequence[Outcome], out_dir: Path, seconds: float) -> int:
+def _report(outcomes: Sequence[Outcome], atlas: Atlas, settings: DatasetSettings, out_dir: Path, seconds: float) -> int:
+    """Say what became of the scans, and keep it for the group level."""
+    from nio_pydra.bids.outputs import engine_desc
+    from nio_pydra.bids.records import Failure
+
     failed = [outcome for outcome in outcomes if outcome.reason]
     log.info("%d of %d scans done in %.0f s: %s", len(outcomes) - len(failed), len(outcomes), seconds, out_dir)
-    for outcome in failed:
-        details = out_dir / "logs" / f"{outcome.scan.name}_error.txt"
-        details.write_text(outcome.details)
     if failed:
         log.error("%d failed:", len(failed))
         for outcome in failed:
             log.error("  %s: %s", outcome.scan.name, outcome.reason)
+    desc = engine_desc(settings.engine)
+    for outcome in outcomes:
+        record = Failure(outcome.scan.name, atlas.space, desc, settings.engine, settings.preset, outcome.reason)
+        if outcome.reason:
+            record.write(out_dir, outcome.details)
+        else:
+            record.forget(out_dir)
     return 1 if failed else 0

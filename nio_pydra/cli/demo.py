@@ -60,8 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the demo; the exit status is that of the BIDS App."""
+    from nio_pydra.bids.ownership import refuse_foreign_folder
     from nio_pydra.cli import bids_app
 
+    refuse_foreign_folder(args.out / "bids", "nio_pydra demo")
     print(f"Simulating {args.subjects} subject(s): the MNI152 template under known deformations", flush=True)
     from nio_pydra.simulation import make_dataset
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from nio_pydra.engines.names import ENGINES, preset_name
+from nio_pydra.errors import InputError
 
-__all__ = ["add_engine_options", "checked_preset", "named_path", "positive"]
+__all__ = ["add_engine_options", "checked_preset", "named_datasets", "named_path", "positive"]
 
 
 def positive(text: str) -> int:
@@ -24,6 +26,24 @@ def named_path(text: str) -> tuple[str, Path]:
     if not separator or not name.isalnum() or not path:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH with a name of letters and digits")
     return name, Path(path)
+
+
+def named_datasets(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """Return the datasets of ``-d NAME=PATH`` by name.
+
+    Raises
+    ------
+    InputError
+        If a name is given twice, or stands for something else in BIDS URIs.
+    """
+    found: dict[str, Path] = {}
+    for name, path in given:
+        if name.lower() == "raw":
+            raise InputError(f"-d {name}={path}: {name} stands for the dataset itself in BIDS URIs, give another name.")
+        if twin := next((other for other in found if other.lower() == name.lower()), None):
+            raise InputError(f"-d {name}={path}: {twin}={found[twin]} has that name already, give another one.")
+        found[name] = path
+    return found
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.cli.options import named_path, positive
+from nio_pydra.cli.options import named_datasets, named_path, positive
 from nio_pydra.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def main(args: argparse.Namespace) -> int:
     """Run or resume a training; return the exit status."""
     _refuse_unused(args)
     settings = _settings(args)
+    _refuse_loss(args)
 
     from tqdm import tqdm
 
@@ -109,6 +110,22 @@ def _refuse_unused(args: argparse.Namespace) -> None:
         raise InputError(f"{', '.join(unused)} has no effect with {source}: leave it out, or train on --bids.")
 
 
+def _refuse_loss(args: argparse.Namespace) -> None:
+    """Nothing that is read, or that no run of this command has made, is replaced."""
+    from nio_pydra.bids.ownership import refuse_inputs_as_output
+    from nio_pydra.system.places import refuse_same_file
+
+    folders = {"--labels": args.labels, "--bids": args.bids}
+    folders |= {f"-d {name}={path}": path for name, path in named_datasets(args.derivatives).items()}
+    refuse_inputs_as_output(args.out, "output folder", {name: path for name, path in folders.items() if path})
+    written = [args.out / name for name in ("weights.safetensors", "checkpoint.pt", "train.log")]
+    refuse_same_file(written, [args.weights, args.settings, args.scans])
+    if not (args.out / "origin.json").is_file():
+        for path in written[:2]:
+            if path.exists():
+                raise InputError(f"{path} is not of an earlier run of nio train: choose another output folder.")
+
+
 def _settings(args: argparse.Namespace) -> TrainingSettings:
     from nio_pydra.training.settings import Stage, TrainingSettings, read_settings
 
@@ -146,13 +163,15 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
 
         found = find_scans(
             args.bids,
-            args.out / "index",
             participants=args.participant_label,
-            derivatives=dict(args.derivatives),
+            derivatives=named_datasets(args.derivatives),
             labels_desc=args.labels_desc,
         )
         first: dict[str, TrainingScan] = {}
         for scan in found:
+            if scan.problem:
+                log(f"left out {scan.name}: {scan.problem}")
+                continue
             skull_stripped = args.skull_stripped or scan.skull_stripped
             first.setdefault(scan.entities["subject"], TrainingScan(scan.t1w, scan.mask, scan.labels, skull_stripped))
         scans = list(first.values())

@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Convert or show; return the exit status."""
     from nio_pydra.networks.checkpoints import convert, read_metadata
+    from nio_pydra.system.places import refuse_same_file
 
     if args.action == "convert":
+        refuse_same_file([args.target], [args.source])
         convert(args.source, args.target)
         print(args.target)
     else:

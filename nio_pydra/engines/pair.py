@@ -11,7 +11,9 @@ from nio_pydra.engines.affine import align
 from nio_pydra.engines.brain_mask import make_brain_mask
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.engines.registration import propagate_labels, register, score
+from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_image, load_labels
+from nio_pydra.system.places import refuse_same_file
 
 __all__ = ["register_pair"]
 
@@ -62,14 +64,16 @@ def register_pair(
     Raises
     ------
     InputError
-        If an input cannot be used; nothing is written then.
+        If an input cannot be used, or a file would be lost; nothing is written then.
     """
     runtime = runtime or Runtime()
+    out_dir = Path(out_dir)
+    given = (fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, lesion_mask, weights)
+    _refuse_loss(out_dir, [Path(path) for path in given if path is not None])
     # Labels are looked at first: a wrong grid must not cost a registration.
     for labels, image, role in ((fixed_labels, fixed, "fixed"), (moving_labels, moving, "moving")):
         if labels is not None:
             load_labels(Path(labels), like=load_image(image, f"{role} image"), role=f"{role} labels")
-    out_dir = Path(out_dir)
     with tempfile.TemporaryDirectory(prefix="nio-pydra-pair-") as folder:
         work = Path(folder)
         masks = []
@@ -95,3 +99,16 @@ def register_pair(
         if fixed_labels is not None:
             return score(files.record, fixed_labels, moved, files.record, moving_labels)
     return dict(json.loads(files.record.read_text()))
+
+
+def _refuse_loss(out_dir: Path, inputs: list[Path]) -> None:
+    """Raise `InputError` where a result would replace an input, or a file that no earlier registration has made."""
+    names = ("forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "record.json", "labels.nii.gz")
+    refuse_same_file([out_dir / name for name in names], inputs)
+    try:
+        earlier = "engine" in json.loads((out_dir / "record.json").read_text())
+    except (OSError, ValueError, TypeError):
+        earlier = False
+    for name in ("record.json", "labels.nii.gz"):
+        if not earlier and (out_dir / name).exists():
+            raise InputError(f"{out_dir / name} is not of an earlier registration: choose another output folder.")

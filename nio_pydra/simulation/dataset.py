@@ -70,6 +70,17 @@ def make_dataset(folder: Path, subjects: int = 3, seed: int = 0) -> SimulatedDat
     """
     bids_dir, atlas_dir = folder / "bids", folder / "atlas"
     derivatives = bids_dir / "derivatives" / "simulation"
+    # First of all: they tell the next run that the folder is its own.
+    generator_of = [{"Name": "nio_pydra demo", "Version": __version__, "Description": NOTICE}]
+    description = {"BIDSVersion": "1.10.0", "License": "ICBM template licence", "GeneratedBy": generator_of}
+    _save_json(
+        {"Name": "SIMULATED subjects (nio_pydra demo)", "DatasetType": "raw", **description},
+        bids_dir / "dataset_description.json",
+    )
+    _save_json(
+        {"Name": "True tissues of SIMULATED subjects", "DatasetType": "derivative", **description},
+        derivatives / "dataset_description.json",
+    )
     atlas = mni152(ATLAS_SPACING)
     made = SimulatedDataset(
         bids_dir=bids_dir,
@@ -91,16 +102,6 @@ def make_dataset(folder: Path, subjects: int = 3, seed: int = 0) -> SimulatedDat
         _save(labels, derivatives / f"{stem}_desc-tissue_dseg.nii.gz")
         made.truth[name] = truth
 
-    generator_of = [{"Name": "nio_pydra demo", "Version": __version__, "Description": NOTICE}]
-    description = {"BIDSVersion": "1.10.0", "License": "ICBM template licence", "GeneratedBy": generator_of}
-    _save_json(
-        {"Name": "SIMULATED subjects (nio_pydra demo)", "DatasetType": "raw", **description},
-        bids_dir / "dataset_description.json",
-    )
-    _save_json(
-        {"Name": "True tissues of SIMULATED subjects", "DatasetType": "derivative", **description},
-        derivatives / "dataset_description.json",
-    )
     _save_text(NOTICE + "\n", bids_dir / "README")
     _save_text("participant_id\n" + "".join(f"sub-{name}\n" for name in names), bids_dir / "participants.tsv")
     rows = "".join(f"{index}\t{tissue}\n" for index, tissue in TISSUES.items())

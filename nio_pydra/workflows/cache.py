@@ -11,8 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import attrs
 import cloudpickle
+from fileformats.core import FileSet
 
 __all__ = ["discard_unfinished", "failure_reason", "in_use", "stored_error"]
 
@@ -76,7 +79,8 @@ def discard_unfinished(cache: Path) -> None:
     """Delete results that must not be found again.
 
     A failed job's result is computed anew by pydra, but the workflow around it may read the old one first. A job
-    ended by an interrupt leaves a result that claims success and holds no outputs.
+    ended by an interrupt leaves a result that claims success and holds no outputs. A result whose files were deleted,
+    cut off or changed since would be used as it is.
 
     Parameters
     ----------
@@ -87,11 +91,25 @@ def discard_unfinished(cache: Path) -> None:
         try:
             with stored.open("rb") as stream:
                 result = cloudpickle.load(stream)
-            usable = not result.errored and result.outputs is not None
+            usable = not result.errored and result.outputs is not None and _is_lasting(stored, result)
         except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, OSError):
             usable = False
         if not usable:
             shutil.rmtree(stored.parent, ignore_errors=True)
+
+
+def _is_lasting(stored: Path, result: Any) -> bool:
+    """Return whether a result can be used again.
+
+    The workflow around all scans is none of those: it would hide that one of its scans has lost its result. The files
+    of all others were written before the result itself, so that whatever is newer, empty or gone was changed since.
+    """
+    if type(result.task).__name__ == "Split":
+        return False
+    values = [getattr(result.outputs, field.name) for field in attrs.fields(type(result.outputs))]
+    files = [path.stat() for value in values if isinstance(value, FileSet) for path in value.fspaths]
+    written = stored.stat().st_mtime_ns
+    return all(file.st_size and file.st_mtime_ns <= written for file in files)
 
 
 def failure_reason(cache: Path, checksum: str) -> tuple[str, str]:

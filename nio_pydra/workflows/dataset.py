@@ -117,29 +117,35 @@ def _register_all(
 ) -> list[Outcome]:
     from pydra.engine.submitter import Submitter
 
-    lost = {
-        scan.name: path
-        for scan in scans
-        for path in (scan.labels, scan.mask, scan.lesion, scan.t1w)
-        if path and not path.exists()
-    }
-    inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in lost}
+    problems = {scan.name: problem for scan in scans if (problem := scan.problem or _lost(scan))}
+    inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in problems}
     for given in inputs.values():
         discard_leftovers(Destination(**given["destination"]))
     worker, arguments = _worker(settings)
     with Submitter(worker=worker, cache_root=cache, **arguments) as submit:
         mask = _atlas_mask(atlas, settings, submit, cache)
-        if inputs and settings.worker != "slurm":
-            _require_memory(atlas, mask, settings, min(len(inputs), settings.n_procs))
         common = _common_inputs(atlas, settings, mask)
-        if inputs:
-            _run_subjects(submit, common, list(inputs.values()))
+        waiting = [given for given in inputs.values() if _stored_products(common, given, cache) is None]
+        if waiting and settings.worker != "slurm":
+            _require_memory(atlas, mask, settings, min(len(waiting), settings.n_procs))
+        if waiting:
+            _run_subjects(submit, common, waiting)
     return [
-        Outcome(scan, [], f"{lost[scan.name]}: no such file; is it a link to content that was not fetched?")
-        if scan.name in lost
+        Outcome(scan, [], problems[scan.name])
+        if scan.name in problems
         else _outcome(scan, common, inputs[scan.name], cache)
         for scan in scans
     ]
+
+
+def _lost(scan: Scan) -> str:
+    """Say which file of a scan cannot be read; mostly empty."""
+    for path in (scan.t1w, scan.lesion, scan.mask, scan.labels):
+        if path is not None and not os.access(path, os.R_OK):
+            if path.exists():
+                return f"{path}: no permission to read it."
+            return f"{path}: no such file; is it a link to content that was not fetched?"
+    return ""
 
 
 def _run_subjects(submit: Any, common: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
@@ -153,21 +159,29 @@ def _run_subjects(submit: Any, common: dict[str, Any], inputs: list[dict[str, An
 
 
 def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Outcome:
-    from pydra.engine.result import load_result
-
     from nio_pydra.workflows.cache import failure_reason
     from nio_pydra.workflows.subject import Subject
 
-    checksum = Subject(**common, **inputs)._checksum
-    result = load_result(checksum, [cache])
-    if result is None or result.errored or result.outputs is None:
-        return Outcome(scan, [], *failure_reason(cache, checksum))
-    products = Products(**{name: _path(getattr(result.outputs, name)) for name in Products.__dataclass_fields__})
+    products = _stored_products(common, inputs, cache)
+    if products is None:
+        return Outcome(scan, [], *failure_reason(cache, Subject(**common, **inputs)._checksum))
     try:
         # Also for a scan found in the cache, whose derivatives somebody may have deleted since.
         return Outcome(scan, sink(products, Destination(**inputs["destination"])))
     except (InputError, OSError) as error:
         return Outcome(scan, [], str(error))
+
+
+def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Products | None:
+    """Return the results of one scan from the cache; None where it is not done."""
+    from pydra.engine.result import load_result
+
+    from nio_pydra.workflows.subject import Subject
+
+    result = load_result(Subject(**common, **inputs)._checksum, [cache])
+    if result is None or result.errored or result.outputs is None:
+        return None
+    return Products(**{name: _path(getattr(result.outputs, name)) for name in Products.__dataclass_fields__})
 
 
 def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
@@ -243,7 +257,8 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
     destination = Destination(
         out_dir=str(out_dir.resolve()),
         entities=scan.entities,
-        atlas=atlas.name,
+        atlas=atlas.label,
+        space=atlas.space,
         desc=engine_desc(settings.engine),
         source=f"bids:raw:{scan.relative}",
         atlas_reference=atlas.reference,

@@ -28,6 +28,9 @@ BAD = {
     "emptymask": r"mask.* is empty",
     "maskbeside": r"brain mask.* lies beside",
     "lesionbeside": r"lesion mask.* lies beside",
+    "sidecar": r"sub-sidecar_T1w.json cannot be read as JSON",
+    "twomasks": r"There are 2 files for one scan",
+    "twoscans": r"would get the same output names",
 }
 
 
@@ -67,6 +70,13 @@ def spoil(dataset, kind, write_image):
         shifted[0, 3] += 1000
         lesion = mask.with_name(mask.name.replace("brain", "lesion"))
         write_image(np.ones(data.shape, np.uint8), mask if kind == "maskbeside" else lesion, shifted)
+    elif kind == "sidecar":
+        path.with_name(f"sub-{kind}_T1w.json").write_text("{")
+    elif kind == "twomasks":
+        for name in (mask.name, mask.name.replace("desc", "space-orig_desc")):
+            mask.with_name(name).touch()
+    elif kind == "twoscans":
+        path.with_name(f"sub-{kind}_T1w.nii").touch()
     return path
 
 
@@ -231,9 +241,96 @@ def test_a_folder_that_cannot_be_written_is_refused(dataset, capsys, option):
     refused(capsys, arguments, rf"The {option} .*below_a_file cannot be written")
 
 
-def test_writing_into_the_dataset_itself_is_refused(dataset, capsys):
-    assert bids_app.main(dataset.command(dataset.root)) == 1
-    assert "is the dataset itself" in capsys.readouterr().err
+def contents(folder):
+    """Return all that a folder holds, by path."""
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+FMRIPREP = {"Name": "x", "BIDSVersion": "1.4.0", "GeneratedBy": [{"Name": "fMRIPrep"}]}
+FOREIGN = {
+    "another generator": ({"dataset_description.json": json.dumps(FMRIPREP)}, "holds the dataset of fMRIPrep"),
+    "two generators": (
+        {"dataset_description.json": json.dumps(FMRIPREP | {"GeneratedBy": [{"Name": "nio_pydra"}, {"Name": "b"}]})},
+        "holds the dataset of b",
+    ),
+    "no generator": ({"dataset_description.json": '{"Name": "x"}'}, "of a program that it does not name"),
+    "null": ({"dataset_description.json": "null"}, "of a program that it does not name"),
+    "half a description": ({"dataset_description.json": '{"Gene'}, "cannot be read as JSON"),
+    "derivatives alone": ({"sub-07/anat/sub-07_desc-brain_mask.nii.gz": "mask"}, "holds sub-07 and no dataset_desc"),
+    "readme alone": ({"README": "notes"}, "holds README and no dataset_description.json"),
+    "ignore file alone": ({".bidsignore": "x"}, "holds .bidsignore and no dataset_description.json"),
+}
+
+
+@pytest.mark.parametrize("level", ["participant", "group"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_an_output_folder_that_is_not_ours_is_refused_and_left_as_it_is(dataset, capsys, kind, level):
+    files, pattern = FOREIGN[kind]
+    out = dataset.root.parent / "theirs"
+    for name, text in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+    before = contents(dataset.root.parent)
+    arguments = dataset.command(out)
+    arguments[2] = level
+    assert bids_app.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert re.search(rf"{pattern}.*give an output folder of its own", said)
+    assert contents(dataset.root.parent) == before
+
+
+@pytest.mark.parametrize("level", ["participant", "group"])
+@pytest.mark.parametrize("spelling", ["plain", "link", "dots"])
+@pytest.mark.parametrize("which", ["root", "derivatives"])
+@pytest.mark.parametrize("role", ["output", "work"])
+def test_a_folder_that_is_read_is_not_written(dataset, capsys, monkeypatch, level, spelling, which, role):
+    target = getattr(dataset, which)
+    ours = json.dumps(FMRIPREP | {"GeneratedBy": [{"Name": "nio_pydra"}]})
+    (target / "dataset_description.json").write_text(ours)  # as if it were an earlier output of this program
+    (target.parent / "link").symlink_to(target)
+    monkeypatch.chdir(target.parent)
+    given = {"plain": target, "link": Path("link"), "dots": target / "sub-01/.."}[spelling]
+    arguments = dataset.command(dataset.root.parent / "out")
+    arguments[1 if role == "output" else arguments.index("-w") + 1] = str(given)
+    arguments[2] = level
+    (dataset.root.parent / "out").mkdir()
+    before = contents(dataset.root.parent)
+    assert bids_app.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert re.search(rf"The {role} folder .* is (the dataset itself|-d manual=.*): give a folder of its own", said)
+    assert contents(dataset.root.parent) == before
+
+
+def test_a_participants_folder_of_the_dataset_is_no_output_folder(dataset, capsys):
+    assert bids_app.main(dataset.command(dataset.root / "sub-01/out")) == 1
+    assert "lies in a participant's folder of the dataset itself" in capsys.readouterr().err
+    assert not (dataset.root / "sub-01/out").exists()
+
+
+@pytest.mark.parametrize("held", [[], ["logs/nio-pydra_1.log"], ["work/pydra/x"]])
+def test_an_output_folder_that_a_killed_run_began_is_taken(dataset, held, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in held:
+        (out / name).parent.mkdir(parents=True)
+        (out / name).touch()
+    assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 0
+    assert len(list((out / "sub-01/anat").iterdir())) == 11
+
+
+@pytest.mark.parametrize(
+    ("more", "pattern"),
+    [
+        (["-d", "raw={}"], r"-d raw=.*: raw stands for the dataset itself"),
+        (["-d", "Raw={}"], r"-d Raw=.*: Raw stands for the dataset itself"),
+        (["-d", "x={}", "-d", "x=/nonexistent"], r"-d x=/nonexistent: x=.* has that name already"),
+        (["-d", "MANUAL={}"], r"-d MANUAL=.*: manual=.* has that name already"),
+    ],
+)
+def test_names_of_derivatives_that_clash_are_refused(dataset, capsys, more, pattern):
+    more = [word.format(dataset.derivatives) for word in more]
+    refused(capsys, dataset.command(dataset.root.parent / "out", *more), pattern)
 
 
 def test_atlas_labels_on_another_grid_are_refused(dataset, capsys, write_image):

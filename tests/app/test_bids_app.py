@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -145,8 +146,59 @@ def test_group_level_gathers_one_row_per_scan(finished, capsys):
         ("sub-03", "ses-a", "run-1"),
     ]
     record = json.loads(files_of(out, "sub-03_ses-a_run-1")["space-Tiny_desc-affine_record.json"].read_text())
+    assert {(row["status"], row["reason"]) for row in rows} == {("done", "n/a")}
     assert float(rows[2]["dice_mean"]) == pytest.approx(record["dice"]["mean"], abs=1e-3)
     assert set(json.loads(columns.read_text())) == set(rows[0])
+
+
+def group_rows(dataset, out):
+    assert bids_app.main([str(dataset.root), str(out), "group"]) == 0
+    with (out / "group_desc-affine_registration.tsv").open() as stream:
+        return {row["participant_id"]: row for row in csv.DictReader(stream, delimiter="\t")}
+
+
+def test_a_scan_that_failed_is_in_the_group_table_until_it_is_done(dataset):
+    out = dataset.root.parent / "out"
+    scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    good = scan.read_bytes()
+    scan.write_bytes(b"")
+    assert bids_app.main(dataset.command(out)) == 1
+    rows = group_rows(dataset, out)
+    assert [(row["status"], row["engine"], row["preset"], row["atlas"]) for row in rows.values()] == [
+        ("failed", "affine", "default", "Tiny"),
+        ("done", "affine", "default", "Tiny"),
+    ]
+    assert re.search(r"sub-01_T1w.nii.gz .*empty \(0 bytes\)", rows["sub-01"]["reason"])
+    assert rows["sub-01"]["dice_mean"] == rows["sub-01"]["seconds_affine"] == "n/a"
+    assert rows["sub-02"]["reason"] == "n/a"
+
+    scan.write_bytes(good)
+    assert bids_app.main(dataset.command(out)) == 0
+    assert [row["status"] for row in group_rows(dataset, out).values()] == ["done", "done"]
+    assert not list(out.glob("logs/*_error.*"))
+
+    before = files_of(out, "sub-01")["from-T1w_to-Tiny_mode-image_xfm.h5"].read_bytes()
+    scan.write_bytes(good[:99])
+    assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 1
+    rows = group_rows(dataset, out)
+    assert [row["status"] for row in rows.values()] == ["failed", "done"]
+    assert rows["sub-01"]["reason"].endswith("(The files in its folder are those of an earlier run.)")
+    assert rows["sub-01"]["dice_mean"] == "n/a"
+    assert files_of(out, "sub-01")["from-T1w_to-Tiny_mode-image_xfm.h5"].read_bytes() == before
+
+
+def test_a_failure_with_one_atlas_is_not_forgotten_when_another_atlas_works(dataset):
+    out = dataset.root.parent / "out"
+    scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    good = scan.read_bytes()
+    scan.write_bytes(b"")
+    assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 1
+    scan.write_bytes(good)
+    assert bids_app.main(dataset.command(out, "--participant-label", "01", "--atlas-name", "Other")) == 0
+    assert bids_app.main([str(dataset.root), str(out), "group"]) == 0
+    with (out / "group_desc-affine_registration.tsv").open() as stream:
+        rows = [(row["atlas"], row["status"]) for row in csv.DictReader(stream, delimiter="\t")]
+    assert rows == [("Other", "done"), ("Tiny", "failed")]
 
 
 def test_pybids_finds_the_derivatives(finished, tmp_path):
@@ -204,3 +256,30 @@ def test_a_lesion_mask_from_derivatives_changes_the_alignment_of_its_scan_only(f
         assert json.loads(here["space-Tiny_desc-affine_record.json"].read_text())["lesion_mask"] is touched
         image = "space-Tiny_desc-affine_T1w.nii.gz"
         assert np.array_equal(nib.load(here[image]).get_fdata(), nib.load(there[image]).get_fdata()) is not touched
+
+
+@pytest.mark.slow
+def test_runs_started_together_never_see_each_others_scans(tmp_path, make_dataset):
+    """Two datasets with the same names share a work folder, and each dataset's jobs an output folder."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    datasets = [make_dataset(tmp_path / "one", ["sub-01", "sub-02"]), make_dataset(tmp_path / "two", ["sub-02"])]
+    datasets[1].add("sub-01", 9.0)
+    code = "import sys; from nio_pydra.cli.bids_app import main; sys.exit(main(sys.argv[1:]))"
+    jobs = []
+    for dataset in datasets:
+        for label in ("01", "02"):
+            more = ["--participant-label", label, "--omp-nthreads", "1", "-w", str(tmp_path / "work")]
+            command = [sys.executable, "-c", code, *dataset.command(dataset.root.parent / "out", *more)]
+            jobs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    said = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 4, said
+    for dataset in datasets:
+        for label in ("01", "02"):
+            files = files_of(dataset.root.parent / "out", f"sub-{label}")
+            assert set(files) == NAMES
+            scan = load_image(dataset.root / f"sub-{label}/anat/sub-{label}_T1w.nii.gz")
+            forward = read_h5(files["from-T1w_to-Tiny_mode-image_xfm.h5"])
+            again = resample(scan, load_image(dataset.atlas), forward)
+            written = nib.load(files["space-Tiny_desc-affine_T1w.nii.gz"])
+            np.testing.assert_allclose(written.get_fdata(), np.asarray(again.dataobj), atol=1e-3)

@@ -130,3 +130,72 @@ def test_nipype_shows_the_sentence_of_a_bad_input(dataset, tmp_path, monkeypatch
     scan.write_bytes(b"")
     with pytest.raises(InputError, match="empty"):
         NIORegistration(fixed=dataset.atlas, moving=scan, engine="affine", skull_stripped=True).run()
+
+
+@pytest.mark.parametrize("option", ["--moving-labels", "--moving-mask", "--moving"])
+@pytest.mark.parametrize("name", ["labels.nii.gz", "warped.nii.gz"])
+def test_register_does_not_write_over_its_own_inputs(dataset, tmp_path, capsys, option, name):
+    scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    given = {"--moving-labels": dataset.derivatives / "sub-01/anat/sub-01_desc-malf_dseg.nii.gz"}.get(option, scan)
+    own = given.rename(tmp_path / name)
+    (tmp_path / "link.nii.gz").symlink_to(own)
+    before = own.read_bytes()
+    options = {"--fixed": dataset.atlas, "--moving": scan, option: tmp_path / "link.nii.gz", "--out": tmp_path}
+    command = ["register", "--skull-stripped", "--engine", "affine"]
+    assert nio.main([*command, *(str(word) for pair in options.items() for word in pair)]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"nio register: error: \S+{name} would be overwritten, but \S+ is an input: .*\n", said)
+    assert own.read_bytes() == before
+    assert not (tmp_path / "record.json").exists()
+
+
+@pytest.mark.parametrize("name", ["labels.nii.gz", "record.json"])
+def test_register_deletes_and_replaces_nothing_but_earlier_results(dataset, tmp_path, capsys, name):
+    scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    command = ["register", "--skull-stripped", "--engine", "affine", "--fixed", str(dataset.atlas)]
+    command += ["--moving", str(scan), "--out", str(tmp_path / "pair")]
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "pair" / name).write_text("[]")
+    assert nio.main(command) == 1
+    assert f"{name} is not of an earlier registration: choose another output folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "pair").iterdir()] == [name]
+    (tmp_path / "pair" / name).unlink()
+    assert nio.main(command) == 0
+    (tmp_path / "pair/labels.nii.gz").write_text("of an earlier registration")
+    assert nio.main(command) == 0
+    assert not (tmp_path / "pair/labels.nii.gz").exists()
+
+
+def test_weights_are_not_converted_onto_themselves(tmp_path, capsys):
+    (tmp_path / "a.pth").write_text("weights")
+    assert nio.main(["weights", "convert", str(tmp_path / "a.pth"), str(tmp_path / "x/../a.pth")]) == 1
+    assert "would be overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["--bids", "raw", "--out", "raw"], r"The output folder raw is --bids"),
+        (["--bids", "raw", "-d", "x=manual", "--out", "manual"], r"The output folder manual is -d x=manual"),
+        (["--bids", "raw", "-d", "raw=manual", "--out", "new"], r"raw stands for the dataset itself"),
+        (["--bids", "raw", "--weights", "w/weights.safetensors", "--out", "w"], r"would be overwritten, but"),
+        (["--bids", "raw", "--out", "w"], r"w/weights.safetensors is not of an earlier run of nio train"),
+    ],
+)
+def test_training_does_not_write_over_what_it_did_not_make(dataset, capsys, monkeypatch, arguments, pattern):
+    monkeypatch.chdir(dataset.root.parent)
+    weights = dataset.root.parent / "w/weights.safetensors"
+    weights.parent.mkdir()
+    weights.write_text("weights")
+    assert nio.main(["train", *arguments]) == 1
+    assert re.search(pattern, capsys.readouterr().err)
+    assert weights.read_text() == "weights"
+    assert not (dataset.root.parent / "new").exists()
+
+
+def test_the_demo_does_not_write_into_a_dataset_that_is_not_its_own(dataset, capsys):
+    dataset.root.rename(dataset.root.with_name("bids"))
+    before = {path: path.stat().st_mtime_ns for path in dataset.root.with_name("bids").rglob("*")}
+    assert nio.main(["demo", "--out", str(dataset.root.parent)]) == 1
+    assert "holds the dataset of a program that it does not name" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in dataset.root.with_name("bids").rglob("*")} == before

@@ -1,0 +1,115 @@
+"""Records of single scans in a derivative dataset: of those that are done, and of those that failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nio_pydra.errors import InputError
+from nio_pydra.system.files import atomic_path
+
+__all__ = ["Failure", "done_records", "failures", "name_entities", "read_record", "refuse_mixture"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one scan could not be registered; kept in the folder ``logs`` until it can.
+
+    Parameters
+    ----------
+    scan : str
+        Its name, as ``sub-01_ses-a``.
+    space : dict of str to str
+        Entities of the atlas's space.
+    desc : str
+        Of the engine's results.
+    engine, preset : str
+    reason : str
+        In a sentence.
+    """
+
+    scan: str
+    space: dict[str, str]
+    desc: str
+    engine: str
+    preset: str
+    reason: str
+
+    def write(self, out_dir: Path, details: str) -> None:
+        """Store it, with all that is known beside it."""
+        with atomic_path(self._path(out_dir)) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        with atomic_path(out_dir / "logs" / f"{self.scan}_error.txt") as temporary:
+            temporary.write_text(details or f"{self.reason}\n", encoding="utf-8")
+
+    def forget(self, out_dir: Path) -> None:
+        """Delete what an earlier run stored: the scan is done."""
+        self._path(out_dir).unlink(missing_ok=True)
+        if not any((out_dir / "logs").glob(f"{self.scan}_space-*_error.json")):  # of another atlas
+            (out_dir / "logs" / f"{self.scan}_error.txt").unlink(missing_ok=True)
+
+    def _path(self, out_dir: Path) -> Path:
+        space = "_".join(f"{key}-{value}" for key, value in self.space.items())
+        return out_dir / "logs" / f"{self.scan}_{space}_desc-{self.desc}_error.json"
+
+
+def name_entities(path: Path) -> dict[str, str]:
+    """Return the entities of a record's name, by their short names; empty where it is not named like a record."""
+    found = dict(part.split("-", 1) for part in path.stem.split("_") if "-" in part)
+    return found if {"sub", "space", "desc"} <= set(found) else {}
+
+
+def done_records(out_dir: Path) -> list[Path]:
+    """Return the records of all scans that are done."""
+    return [path for path in sorted(out_dir.glob("sub-*/**/*_record.json")) if name_entities(path)]
+
+
+def failures(out_dir: Path) -> list[Path]:
+    """Return the records of all scans that failed."""
+    return [path for path in sorted(out_dir.glob("logs/sub-*_error.json")) if name_entities(path)]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the record of one scan, done or failed.
+
+    Raises
+    ------
+    InputError
+        If it is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): delete it and run its scan again.") from None
+    if not isinstance(record, dict) or not isinstance(record.get("engine"), str):
+        raise InputError(f"{path} is no record of a registration: delete it and run its scan again.")
+    return record
+
+
+def refuse_mixture(out_dir: Path, space: Mapping[str, str], engine: str) -> None:
+    """Raise `InputError` where the folder holds another engine's results in the same space, or another resolution's.
+
+    Names of transforms and label images say neither the engine nor the resolution, so two would overwrite each other
+    in part. A damaged record stops nobody here: its scan gets a new one, or the group level names it.
+    """
+    for path in done_records(out_dir):
+        name = name_entities(path)
+        if (name["space"], name.get("cohort")) != (space["space"], space.get("cohort")):
+            continue
+        if name.get("res") != space.get("res"):
+            raise InputError(
+                f"{out_dir} holds results for another resolution of {space['space']} ({path.name}), and names of "
+                "transforms do not say which: give this one an output folder of its own."
+            )
+        try:
+            found = read_record(path)["engine"]
+        except InputError:
+            continue
+        if found != engine:
+            raise InputError(
+                f"{out_dir} holds results of the engine {found} for {space['space']} ({path.name}): give {engine} an "
+                "output folder of its own."
+            )

@@ -1,0 +1,157 @@
+"""Templates from TemplateFlow, with their cohorts and resolutions."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nio_pydra.bids.atlas import Atlas, check_atlas
+from nio_pydra.errors import InputError
+
+__all__ = ["atlas_from_template"]
+
+ARCHIVE = "https://templateflow.s3.amazonaws.com"
+Variant = tuple[int | None, int | None]
+"""Cohort and resolution of an image; None where its name says none."""
+
+
+def atlas_from_template(spec: str, *, labels: Path | None = None, mask: Path | None = None) -> Atlas:
+    """Get a template's T1w image and its brain mask from TemplateFlow.
+
+    Parameters
+    ----------
+    spec : str
+        TemplateFlow identifier, with a cohort and a resolution where wanted: ``MNI152NLin2009cAsym``,
+        ``MNIInfant:cohort-1``, ``MNIInfant:cohort-1:res-2``. Without a resolution the first is taken, mostly 1 mm.
+    labels, mask : pathlib.Path, optional
+        Label image, and a brain mask instead of the template's, on the template's grid.
+
+    Raises
+    ------
+    InputError
+        If the template does not exist, has no such image, or cannot be downloaded.
+    """
+    name, asked = _parsed(spec)
+    api, home = _templateflow()
+    try:
+        here = _variants(api.ls(name, suffix="T1w", desc=None, extension=".nii.gz"), name)
+        templates = set(api.templates())
+    except Exception as error:  # whatever its index of the folder trips over
+        raise InputError(f"TEMPLATEFLOW_HOME {home} cannot be read ({error}): repair it, or use another one.") from None
+    packed = _packed_files()
+    known = here | _variants(packed, name)
+    everywhere = templates | {path.parts[0].removeprefix("tpl-") for path in packed if path.parts[0].startswith("tpl-")}
+    if name not in everywhere:
+        raise InputError(f"TemplateFlow has no template {name}: it has {', '.join(sorted(everywhere))}.")
+    cohort, resolution = _chosen(name, asked, known)
+    if (cohort, resolution) not in here:
+        held = ", ".join(sorted(templates)) or "no template"
+        raise InputError(
+            f"TemplateFlow has {spec}, but TEMPLATEFLOW_HOME {home} does not, it holds {held}: run `templateflow "
+            "update` where you are online, or set TEMPLATEFLOW_HOME to a folder that has it."
+        )
+
+    def get(**entities: str | None) -> Path | None:
+        from requests import RequestException
+
+        try:
+            found = api.get(name, cohort=cohort, resolution=resolution, extension=".nii.gz", **entities)
+        except (RequestException, OSError, RuntimeError) as error:
+            raise InputError(
+                f"The template {spec} is not in {home} and cannot be downloaded ({type(error).__name__}): go online "
+                "once, or set TEMPLATEFLOW_HOME to a folder that has it."
+            ) from None
+        paths = [Path(path) for path in ([found] if isinstance(found, str | os.PathLike) else found)]
+        return next((path for path in paths if _variants([path], name, entities["suffix"], entities["desc"])), None)
+
+    image = get(suffix="T1w", desc=None)
+    if image is None:
+        raise InputError(f"The template {spec} has no T1w image: choose another one or give --atlas IMAGE.")
+    mask = mask or get(suffix="mask", desc="brain")
+    check_atlas(image, labels, mask)
+    return Atlas(
+        name=name,
+        image=image,
+        mask=mask,
+        labels=labels,
+        skull_stripped=False,
+        reference="/".join((ARCHIVE, f"tpl-{name}", *([] if cohort is None else [f"cohort-{cohort}"]), image.name)),
+        cohort=None if cohort is None else str(cohort),
+        resolution=None if "res" not in asked else str(resolution),
+    )
+
+
+def _parsed(spec: str) -> tuple[str, dict[str, int]]:
+    """Take NAME:cohort-C:res-R apart."""
+    name, *modifiers = spec.split(":")
+    asked: dict[str, int] = {}
+    for modifier in modifiers:
+        found = re.fullmatch(r"(cohort|res)-(\d+)", modifier)
+        if found is None or found[1] in asked:
+            raise InputError(
+                f"--template {spec}: {modifier!r} is not understood, expected NAME, NAME:cohort-C, NAME:res-R or "
+                "NAME:cohort-C:res-R with numbers C and R."
+            )
+        asked[found[1]] = int(found[2])
+    return name, asked
+
+
+def _templateflow() -> tuple[Any, Path]:
+    """Return TemplateFlow's functions, and the folder where it keeps its templates."""
+    # It reads its settings once, when it is imported; it must not look for news at every run.
+    os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "off")
+    try:
+        from templateflow import api
+        from templateflow.conf import TF_HOME
+    except OSError as error:
+        raise InputError(
+            f"TemplateFlow cannot write {error.filename} ({error.strerror}): set TEMPLATEFLOW_HOME to a folder that "
+            "has the template."
+        ) from None
+    return api, Path(TF_HOME)
+
+
+def _packed_files() -> list[Path]:
+    """Return the files of all templates that this version of TemplateFlow knows, whatever is in its folder."""
+    archive = importlib.resources.files("templateflow") / "conf" / "templateflow-skel.zip"
+    with archive.open("rb") as stream, zipfile.ZipFile(stream) as packed:
+        return [Path(name) for name in packed.namelist()]
+
+
+def _variants(paths: Iterable[Path], name: str, suffix: str | None = "T1w", desc: str | None = None) -> set[Variant]:
+    """Return cohort and resolution of the images of a template that say nothing else about themselves."""
+    tail = f"(?:_desc-{desc})?_{suffix}" if desc else f"_{suffix}"
+    pattern = re.compile(rf"tpl-{re.escape(name)}(?:_cohort-(\d+))?(?:_res-(\d+))?{tail}\.nii\.gz")
+    found = [match for path in paths if (match := pattern.fullmatch(path.name))]
+    return {tuple(None if part is None else int(part) for part in match.groups()) for match in found}  # type: ignore[misc]
+
+
+def _chosen(name: str, asked: dict[str, int], known: set[Variant]) -> Variant:
+    """Return the variant that was asked for."""
+    if not known:
+        raise InputError(f"The template {name} has no T1w image: choose another one or give --atlas IMAGE.")
+    cohorts = sorted({cohort for cohort, _ in known if cohort is not None})
+    cohort = asked.get("cohort")
+    if cohort not in {cohort for cohort, _ in known}:
+        there = f"the cohorts {', '.join(map(str, cohorts))}" if cohorts else "no cohorts"
+        wanted = "one must be chosen" if cohort is None else f"cohort {cohort} is none of them"
+        advice = f": give --template {name}:cohort-{cohorts[0]}, for example." if cohorts else ": leave it out."
+        raise InputError(f"The template {name} has {there}, and {wanted}{advice}")
+    resolutions = {resolution for found, resolution in known if found == cohort}
+    if "res" in asked:
+        if asked["res"] in resolutions:
+            return cohort, asked["res"]
+    else:
+        for usual in (1, None):
+            if usual in resolutions:
+                return cohort, usual
+    numbers = sorted(resolution for resolution in resolutions if resolution is not None)
+    there = f"the resolutions {', '.join(map(str, numbers))}" if numbers else "a single resolution, without a number"
+    advice = f"give --template {name}:res-{numbers[0]}, for example" if numbers else "leave :res- out"
+    wanted = f"not {asked['res']}" if "res" in asked else "not 1"
+    raise InputError(f"The template {name} has T1w images in {there}, {wanted}: {advice}.")

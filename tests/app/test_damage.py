@@ -1,0 +1,100 @@
+"""Files of an earlier run that were deleted, cut off or changed: the next run gives the right results."""
+
+import re
+import shutil
+
+import pytest
+
+from nio_pydra.cli import bids_app
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory, make_dataset):
+    """Return a dataset, the folder of its run, and the run's derivatives by name."""
+    folder = tmp_path_factory.mktemp("damage")
+    dataset = make_dataset(folder, ["sub-01"])
+    assert bids_app.main(dataset.command(folder / "out")) == 0
+    shutil.copytree(folder / "work", folder / "whole/work")
+    shutil.copytree(folder / "out", folder / "whole/out")
+    return dataset, folder, derivatives(folder / "out")
+
+
+@pytest.fixture
+def run(earlier):
+    """Return the function that runs the same command again, on what an earlier run left."""
+    dataset, folder, _ = earlier
+    for name in ("work", "out"):
+        shutil.rmtree(folder / name)
+        shutil.copytree(folder / "whole" / name, folder / name)
+    return lambda *more: bids_app.main(dataset.command(folder / "out", *more))
+
+
+def derivatives(out):
+    """Contents of all derivatives but the record, which says how long everything took."""
+    found = {path.name: path.read_bytes() for path in out.glob("sub-*/**/*.*")}
+    return {name: content for name, content in found.items() if not name.endswith("_record.json")}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def delete(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, delete])
+@pytest.mark.parametrize("jobs", ["workflow-*", "*"])
+@pytest.mark.parametrize("kind", ["[!_]*", "_result.pklz"])
+def test_damaged_files_in_the_work_folder_are_never_taken_for_results(earlier, run, damage, jobs, kind):
+    _, folder, right = earlier
+    files = [path for path in folder.glob(f"work/pydra/{jobs}/{kind}") if path.is_file()]
+    assert files
+    for path in files:
+        damage(path)
+    assert run() == 0
+    assert derivatives(folder / "out") == right
+
+
+@pytest.mark.parametrize("damage", [truncate, delete])
+def test_damaged_results_of_single_steps_are_not_used_for_another_output_folder(earlier, run, damage):
+    dataset, folder, right = earlier
+    for path in folder.glob("work/pydra/python-*/*"):
+        if path.suffix != ".pklz":
+            damage(path)
+    shutil.rmtree(folder / "other", ignore_errors=True)
+    command = dataset.command(folder / "other")
+    assert bids_app.main(command) == 0
+    assert derivatives(folder / "other") == right
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, delete])
+def test_damaged_derivatives_are_put_right_and_compute_nothing(earlier, run, capsys, damage):
+    _, folder, right = earlier
+    for path in [*folder.glob("out/sub-*/**/*.*"), folder / "out/README", folder / "out/.bidsignore"]:
+        damage(path)
+    assert run() == 0
+    assert "started" not in capsys.readouterr().out
+    assert derivatives(folder / "out") == right
+
+
+@pytest.mark.parametrize("content", ['{"engine": "aff', "[]", "null", "{}", "\xff"])
+def test_a_damaged_record_stops_no_other_scan_and_is_named_by_the_group_level(earlier, run, capsys, content):
+    dataset, folder, right = earlier
+    anat = folder / "out/sub-77/anat"
+    anat.mkdir(parents=True)
+    record = anat / "sub-77_space-Tiny_desc-affine_record.json"
+    record.write_text(content, encoding="latin-1")
+    (anat / "sub-77_notes_record.json").write_text("somebody's own")
+    assert run() == 0
+    assert derivatives(folder / "out") == right
+    capsys.readouterr()
+    assert bids_app.main([str(dataset.root), str(folder / "out"), "group"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"nio-pydra: error: {re.escape(str(record))} .*: delete it and run its scan again.\n", said)
+    record.unlink()
+    assert bids_app.main([str(dataset.root), str(folder / "out"), "group"]) == 0
