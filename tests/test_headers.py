@@ -163,11 +163,14 @@ def test_orient_refuses_what_it_cannot_do_in_one_line(tmp_path, capsys):
         ([tmp_path / "text.nii", "out.nii.gz", "--axes", "RAS"], "text.nii cannot be read as a NIfTI image"),
         ([tmp_path / "absent.nii", "out.nii.gz", "--axes", "RAS"], "absent.nii"),
         ([lost, "out.mgz", "--axes", "RAS"], "expected a file named"),
+        ([lost, "../" + tmp_path.name + "/lost.nii.gz", "--axes", "RAS"], "is an input"),
     ):
+        before = lost.read_bytes()
         arguments[1] = tmp_path / arguments[1]
         assert nio.main(["orient", *map(str, arguments)]) == 1
         said = capsys.readouterr().err
         assert len(said.splitlines()) == 1 and reason in said
-        assert not arguments[1].exists()
+        assert lost.read_bytes() == before
+        assert arguments[1].name == "lost.nii.gz" or not arguments[1].exists()
     with pytest.raises(SystemExit):
         nio.main(["orient", str(lost), "out.nii.gz", "--axes", "LRA"])

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.headers import require_rigid_axes
 from nio_pydra.system.files import atomic_path
+from nio_pydra.system.places import refuse_same_file
 
 __all__ = ["reorient"]
 
@@ -37,8 +38,9 @@ def reorient(source: Path, target: Path, *, axes: str | None = None, keep: str |
     Raises
     ------
     InputError
-        If the source is no NIfTI file, lacks the form to keep, or its sform shears.
+        If the source is no NIfTI file, lacks the form to keep, its sform shears, or it would be overwritten.
     """
+    refuse_same_file([target], [source])
     for path in (source, target):
         if not path.name.endswith((".nii", ".nii.gz")):
             raise InputError(f"{path}: expected a file named *.nii or *.nii.gz.")
