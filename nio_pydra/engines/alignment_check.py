@@ -16,7 +16,7 @@ from nio_pydra.losses import lncc
 from nio_pydra.spatial.conform import scale_intensities
 from nio_pydra.spatial.transforms import Transform, resample
 
-__all__ = ["brains_match", "check_affine", "check_alignment"]
+__all__ = ["brains_match", "check_affine", "check_alignment", "coarse"]
 
 LARGEST_SCALE = 2.0
 """Heads differ by far less in any direction, so a larger stretch (or its inverse) is a failed alignment."""
@@ -65,8 +65,9 @@ def check_alignment(
     else:
         return
     raise InputError(
-        f"{names[1]} could not be aligned to {names[0]}: {found}. A head that is turned by 45 degrees or more is not "
-        "found: look at both images with their headers. Correct the orientation, or the masks if they are wrong."
+        f"{names[1]} could not be aligned to {names[0]}: {found}. Turns in all "
+        "directions were tried: look at both images with their headers. Correct the orientation, or the masks if they "
+        "are wrong."
     )
 
 
@@ -88,28 +89,19 @@ def brains_match(
         Mean squared local cross-correlation, window 7, of their insides: edges of two brains meet also where one of
         them is turned round.
     """
-    spacing = np.linalg.norm(fixed.affine[:3, :3], axis=0)
-    shape = np.maximum(1, np.ceil(np.array(fixed.shape) * spacing / COARSE_MM).astype(int))
-    grid = Nifti1Image(np.broadcast_to(np.uint8(0), shape), fixed.affine @ np.diag([*(COARSE_MM / spacing), 1.0]))
+    grid = _coarse_grid(fixed)
     there = Transform((np.asarray(affine, float),))
-    brains = _voxels(fixed) != 0, _voxels(moving) != 0
-    inside = [
-        _voxels(resample(Nifti1Image(mask.astype(np.uint8), image.affine), grid, step, "nearest")) > 0
-        for mask, image, step in zip(brains, (fixed, moving), (Transform(()), there), strict=True)
-    ]
-    both = inside[0] & inside[1]
-    overlap = float(both.sum() / max(1, inside[0].sum()))
+    still, warped = _on_grid(fixed, grid, Transform(())), _on_grid(moving, grid, there)
+    both = (still != 0) & (warped != 0)
+    overlap = float(both.sum() / max(1, np.count_nonzero(still)))
     if lesion is not None:
         both &= _voxels(resample(lesion, grid, there, "nearest")) == 0
     if not both.any():
         return overlap, 0.0
-    still, warped = (
-        scale_intensities(_voxels(resample(_smooth(image), grid, step)) * both, "percentile")
-        for image, step in ((fixed, Transform(())), (moving, there))
-    )
+    volumes = [scale_intensities(image * both, "percentile") for image in (still, warped)]
     # Through its weights the similarity knows nothing of what is beside the brains.
     weights = torch.from_numpy(both.astype(np.float32))[None, None]
-    return overlap, -float(lncc(still, warped, WINDOW, weights))
+    return overlap, -float(lncc(volumes[0], volumes[1], WINDOW, weights))
 
 
 def check_affine(affine: NDArray[np.floating], moving: Path, fixed: Path) -> None:
@@ -146,6 +138,26 @@ def check_affine(affine: NDArray[np.floating], moving: Path, fixed: Path) -> Non
 
 def _voxels(image: Nifti1Image) -> NDArray[Any]:
     return np.asanyarray(image.dataobj)
+
+
+def coarse(brain: Nifti1Image) -> Nifti1Image:
+    """Return a brain, zero outside, on a grid of 4 mm along its own axes."""
+    grid = _coarse_grid(brain)
+    return Nifti1Image(_on_grid(brain, grid, Transform(())), grid.affine)
+
+
+def _coarse_grid(image: Nifti1Image) -> Nifti1Image:
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    shape = np.maximum(1, np.ceil(np.array(image.shape) * spacing / COARSE_MM).astype(int))
+    return Nifti1Image(np.broadcast_to(np.uint8(0), shape), image.affine @ np.diag([*(COARSE_MM / spacing), 1.0]))
+
+
+def _on_grid(brain: Nifti1Image, grid: Nifti1Image, to_brain: Transform) -> NDArray[np.float32]:
+    """Bring a brain onto a coarse grid; what is outside it stays zero, and nothing inside it becomes so."""
+    mask = Nifti1Image((_voxels(brain) != 0).astype(np.uint8), brain.affine)
+    inside = _voxels(resample(mask, grid, to_brain, "nearest")) > 0
+    values = _voxels(resample(_smooth(brain), grid, to_brain))
+    return np.where(inside, np.maximum(values, np.finfo(np.float32).tiny), np.float32(0))
 
 
 def _smooth(brain: Nifti1Image) -> Nifti1Image:

@@ -54,12 +54,16 @@ class AntsOptions:
     reg_iterations : tuple of int
         Iterations of the deformable stage per level, coarse to fine; each level doubles the resolution, up to
         full resolution at the last.
+    search : tuple of float and bool, or None
+        Look for the start of an affine among turns in all directions: degrees between two of them, and whether to
+        begin with the principal axes aligned.
     """
 
     type_of_transform: str
     syn_metric: str = "mattes"
     syn_sampling: int = 32
     reg_iterations: tuple[int, ...] = (40, 20, 0)
+    search: tuple[float, bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,13 @@ def _main(request_path: Path) -> None:
 
     options = request["options"]
     watch = Stopwatch()
+    if options["search"] is not None:
+        degrees, principal = options["search"]
+        initial = ants.affine_initializer(
+            fixed, moving,
+            search_factor=degrees, radian_fraction=1.0, use_principal_axis=principal, local_search_iterations=20,
+            txfn=str(folder / "initial.mat"),
+        )  # fmt: skip
     ants.registration(
         fixed, moving,
         type_of_transform=options["type_of_transform"],
