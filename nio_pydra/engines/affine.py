@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_image, load_mask
 from nio_pydra.spatial.itk import write_h5
 from nio_pydra.spatial.transforms import Transform
+from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["PRESETS", "AffineSettings", "align", "align_brains", "run"]
 
@@ -116,8 +116,8 @@ def align_brains(
     InputError, AntsError
         As :func:`align` does.
     """
-    with tempfile.TemporaryDirectory(prefix="nio-pydra-affine-") as folder:
-        result = run_ants(fixed, moving, AntsOptions("Affine"), Path(folder), runtime, lesion=lesion, threads=1)
+    with scratch_folder(runtime.scratch) as folder:
+        result = run_ants(fixed, moving, AntsOptions("Affine"), folder, runtime, lesion=lesion, threads=1)
     check_affine(result.affine, names[1], names[0])
     return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from nio_pydra.engines.brain_mask import make_brain_mask
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.engines.registration import propagate_labels, register, score
 from nio_pydra.spatial.images import load_image, load_labels
+from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["register_pair"]
 
@@ -70,8 +71,8 @@ def register_pair(
         if labels is not None:
             load_labels(Path(labels), like=load_image(image, f"{role} image"), role=f"{role} labels")
     out_dir = Path(out_dir)
-    with tempfile.TemporaryDirectory(prefix="nio-pydra-pair-") as folder:
-        work = Path(folder)
+    with scratch_folder(runtime.scratch or out_dir) as work:
+        runtime = replace(runtime, scratch=work)
         masks = []
         for mask, image, role in ((fixed_mask, fixed, "fixed"), (moving_mask, moving, "moving")):
             made = work / f"{role}_mask.nii.gz"
