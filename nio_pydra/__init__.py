@@ -1,3 +1,3 @@
 """Atlas registration of brain scans by Neural Instance Optimization."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,6 +1,6 @@
 """What goes wrong in ways that are told without a traceback."""
 
-__all__ = ["ComputationError", "InputError", "ProgramError"]
+__all__ = ["ComputationError", "FullDiskError", "InputError", "ProgramError"]
 
 
 class InputError(ValueError):
@@ -9,6 +9,10 @@ class InputError(ValueError):
     The message is one sentence for that user: it names the file, what was found, what was expected and what to
     do. Command lines print it without a traceback and exit with status 1.
     """
+
+
+class FullDiskError(InputError):
+    """A disk is full: nothing is wrong with the input at hand, and the next one will fare no better."""
 
 
 class ProgramError(RuntimeError):

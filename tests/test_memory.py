@@ -2,9 +2,13 @@
 
 import logging
 
+import nibabel as nib
+import numpy as np
 import pytest
+import torch
 
-from nio_pydra.engines import memory
+from nio_pydra.engines import memory, nio
+from nio_pydra.engines.contract import Runtime
 from nio_pydra.errors import InputError
 
 EACH = 4000.0
@@ -51,3 +55,32 @@ def test_a_single_scan_that_may_not_fit_is_warned_about(monkeypatch, caplog):
     assert "may be killed" in caplog.text
     with pytest.raises(InputError, match="use --nprocs 1, which may still be killed"):
         memory.require_memory(EACH, 2)
+
+
+def test_scans_that_the_gpu_does_not_hold_are_refused(monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory_mb", lambda: 1e6)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2.5 * EACH * 2**20, 1e12))
+    memory.require_memory(EACH, 4)
+    memory.require_memory(EACH, 2, device=True)
+    with pytest.raises(InputError, match=rf"the GPU has {2.5 * EACH / 2**10:.1f} GiB free: use --nprocs 2\.$"):
+        memory.require_memory(EACH, 3, device=True)
+
+
+def test_a_gpu_is_predicted_to_need_what_the_processor_would(monkeypatch):
+    image = nib.Nifti1Image(np.ones((64, 64, 64), np.float32), np.diag([2.0, 2, 2, 1]))
+    settings = nio.PRESETS["nio_m"]["paper"]
+    process, device = nio.predicted_memory(image, None, settings, Runtime(device="cpu", precision="float32"))
+    assert process > memory.BASE_MB and device == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = nio.predicted_memory(image, None, settings, Runtime(device="cuda", precision="float32"))
+    assert found == (memory.BASE_MB, process)
+
+
+def test_the_peak_of_the_gpu_is_that_of_one_registration(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: calls.append("reset"))
+    memory.forget_peak_memory()
+    assert not calls  # CUDA is not started for this
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    memory.forget_peak_memory()
+    assert calls == ["reset"]

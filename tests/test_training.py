@@ -24,7 +24,7 @@ from nio_pydra.training import loop
 from nio_pydra.training.loop import train
 from nio_pydra.training.maps import GRID, TISSUES, prepare_label_maps
 from nio_pydra.training.objective import objective
-from nio_pydra.training.pairs import ImagePair, PairStream, RealImages, SyntheticImages
+from nio_pydra.training.pairs import ImagePair, PairStream, RealImages, SyntheticImages, pair_loader
 from nio_pydra.training.scans import TrainingScan, prepare_scans, read_scan_list
 from nio_pydra.training.settings import Stage, TrainingSettings, read_settings
 from nio_pydra.training.synthesis import (
@@ -108,6 +108,16 @@ def test_an_image_without_changes_shows_its_label_map():
     mean = {label: image[labels == label].mean() for label in (2, 41, 3, 42, 4, 43)}
     assert min(mean[2], mean[41]) > max(mean[3], mean[42]) > max(mean[4], mean[43]) > 0
     assert image.max() == 1 and (image[labels == 0] > 0).mean() < 0.05 and (image[labels == 2] > 0).all()
+
+
+@pytest.mark.slow
+def test_pairs_made_in_a_process_of_their_own_are_the_same_and_that_process_is_no_fork(maps):
+    source = SyntheticImages(maps, SETTINGS)
+    ahead = pair_loader(PairStream(source, spacing=2, seed=3), background=True)
+    here = pair_loader(PairStream(source, spacing=2, seed=3), background=False)
+    assert type(ahead._workers[0]).__name__ == "ForkServerProcess"
+    for _ in range(2):
+        assert torch.equal(next(ahead).moving, next(here).moving)
 
 
 def test_an_image_depends_on_its_seed_alone_and_seeds_differ():
@@ -381,7 +391,7 @@ def test_settings_survive_their_file_and_misspelt_ones_are_refused(tmp_path):
         ('{"stages": [{"level": 2, "steps": 1, "crop": -4}]}', "a crop is a multiple of 4"),
         ('{"network": {"conditional": true}}', "whole images"),
         ('{"held_out": 1}', "held_out is 1"),
-        ('{"seed": -1}', "seed is not negative"),
+        ('{"seed": -1}', "seed is -1: expected 0 to 2147483646"),
         ('{"label_weight": Infinity}', "label_weight is inf"),
         ('{"precision": "bf16"}', "expected auto or float32"),
         ('{"synthesis": {"noise": -1}}', "noise is -1"),

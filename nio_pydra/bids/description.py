@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nio_pydra import __version__
 from nio_pydra.errors import InputError
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import atomic_path, temporary_file
 
 __all__ = ["require_writable", "write_description"]
 
@@ -61,10 +61,7 @@ def write_description(out_dir: Path, command: str, sources: Mapping[str, Path]) 
 def require_writable(folder: Path, role: str) -> None:
     """Make a folder and raise `InputError` if that, or writing into it, is impossible."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / ".writable") as temporary:
-            temporary.write_text("")
-        (folder / ".writable").unlink()
-    except (OSError, InputError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no permission"
-        raise InputError(f"The {role} {folder} cannot be written ({reason}): choose another place.") from None
+        with temporary_file(folder) as probe:
+            probe.write_text("?")
+    except OSError as error:
+        raise InputError(f"The {role} {folder} cannot be written ({error.strerror}): choose another place.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import discard_leftovers as discard_dead_files
 
 __all__ = ["Destination", "Products", "discard_leftovers", "engine_desc", "output_path", "sink"]
 
@@ -199,10 +201,8 @@ def sink(products: Products, destination: Destination) -> list[Path]:
 
 
 def discard_leftovers(destination: Destination) -> None:
-    """Delete what a killed run left half-written in the folder of one scan."""
-    folder = output_path(destination, {"desc": "brain", "suffix": "mask", "extension": ".nii.gz"}).parent
-    for leftover in folder.glob(".tmp-*"):
-        leftover.unlink(missing_ok=True)
+    """Delete what killed runs left half-written in the folder of one scan."""
+    discard_dead_files(output_path(destination, {"desc": "brain", "suffix": "mask", "extension": ".nii.gz"}).parent)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -210,7 +210,8 @@ def _copy(source: Path, target: Path) -> None:
         return
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
-        shutil.copystat(source, temporary)  # equal times make the next comparison quick
+        found = source.stat()
+        os.utime(temporary, ns=(found.st_atime_ns, found.st_mtime_ns))  # makes the next comparison quick
 
 
 def _write_text(text: str, target: Path) -> None:

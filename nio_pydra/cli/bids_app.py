@@ -7,11 +7,13 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ from nio_pydra import __version__
 from nio_pydra.cli.errors import exit_status
 from nio_pydra.cli.options import add_engine_options, checked_preset, named_datasets, named_path, positive
 from nio_pydra.errors import InputError
+from nio_pydra.system.processes import end_programs
+from nio_pydra.system.scratch import discard_scratch
 
 if TYPE_CHECKING:
     from nio_pydra.bids.atlas import Atlas
@@ -37,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
     level = _group if options.level == "group" else _participant
-    return exit_status("nio-pydra", lambda: level(options, shlex.join(["nio-pydra", *arguments])))
+    return exit_status(
+        "nio-pydra",
+        lambda: level(options, shlex.join(["nio-pydra", *arguments])),
+        [options.out_dir, options.work_dir],
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--nprocs", type=positive, default=1, metavar="N", help="scans at a time (default: %(default)s)")
     work.add_argument(
         "--omp-nthreads", type=positive, metavar="N",
-        help="threads of each (default: all cores shared out, and no more scans at a time than cores)",
+        help="threads of each (default: OMP_NUM_THREADS; where that is not set, all cores shared out, and no more "
+        "scans at a time than cores)",
     )  # fmt: skip
     work.add_argument(
         "--worker", choices=("debug", "cf", "slurm"),
@@ -175,16 +184,17 @@ def _share_cores(worker: str, scans: int, threads: int | None) -> tuple[int, int
 
     None: each SLURM job uses what it was given.
     """
+    from nio_pydra.engines.contract import core_count, threads_asked_for
+
     names = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     if worker == "debug":
         scans = 1
+    threads = threads or threads_asked_for()
     if threads is None:
         if worker == "slurm":  # jobs inherit this environment, but not this machine's cores
             for name in names:
                 os.environ.pop(name, None)
             return scans, None
-        from nio_pydra.engines.contract import core_count
-
         scans = min(scans, core_count())
         threads = core_count() // scans
     for name in names:
@@ -224,41 +234,52 @@ def _atlas(options: argparse.Namespace) -> Atlas:
 def _begin_log(out_dir: Path) -> None:
     """Send progress to stdout and to OUT_DIR/logs; pydra's own messages only repeat what the report says."""
     logging.getLogger("pydra").setLevel(logging.CRITICAL)
+    logging.raiseExceptions = False  # a full disk is told by what fails for it, not by a traceback at every line
     folder = out_dir / "logs"
     folder.mkdir(exist_ok=True)
     for handler in log.handlers:
         handler.close()
-    log.handlers = [
-        logging.StreamHandler(sys.stdout),
-        logging.FileHandler(folder / f"nio-pydra_{time.strftime('%Y%m%d-%H%M%S')}.log"),
-    ]
+    log.handlers = [logging.StreamHandler(sys.stdout), _log_file(folder)]
     for handler in log.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.propagate = False
     log.setLevel(logging.INFO)
 
 
+def _log_file(folder: Path) -> logging.Handler:
+    """Open a file that no other run has: not one of the same second, nor one of the same id in another container."""
+    name = f"nio-pydra_{time.strftime('%Y%m%d-%H%M%S')}_{socket.gethostname()}_{os.getpid()}"
+    for number in count():
+        with suppress(FileExistsError):
+            return logging.FileHandler(folder / f"{name}{f'_{number}' if number else ''}.log", "x")
+    raise AssertionError
+
+
 @contextmanager
 def _ended_by_interrupt() -> Iterator[None]:
-    """Let Ctrl-C end this process at once.
+    """Let Ctrl-C and SIGTERM end this process at once.
 
     An exception instead would unwind through pydra, which stores the running jobs as finished while it does, and
-    would wait for the registrations that run. Nothing is lost: files are written whole, the worker processes end
-    with their parent, and the next run goes on from the last finished task.
+    would wait for the registrations that run. Nothing is lost: files are written whole, the worker processes and the
+    programs that they run end with their parent, and the next run goes on from the last finished task.
     """
 
     def stop(number: int, frame: object) -> None:
-        print("\nnio-pydra: interrupted; the same command goes on from here", file=sys.stderr, flush=True)
-        os._exit(130)
+        end_programs()
+        discard_scratch()
+        what = "interrupted" if number == signal.SIGINT else "terminated"
+        print(f"\nnio-pydra: {what}; the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGINT, stop)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _report(outcomes: Sequence[Outcome], atlas: Atlas, settings: DatasetSettings, out_dir: Path, seconds: float) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.cli.options import positive
+from nio_pydra.cli.options import positive, seed
 from nio_pydra.engines.names import ENGINES
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("nio_demo"), metavar="DIR", help="default: nio_demo")
     parser.add_argument("--subjects", type=positive, default=3, metavar="N", help="how many (default: 3)")
     parser.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: nio_m)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed simulates other subjects")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="another seed simulates other subjects")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -38,4 +38,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             subparser.description = module.__doc__
             module.add_arguments(subparser)
     arguments = parser.parse_args(words)
-    return exit_status(f"nio {arguments.command}", lambda: module.main(arguments))
+    folders = [arguments.out] if hasattr(arguments, "out") else []
+    return exit_status(f"nio {arguments.command}", lambda: module.main(arguments), folders)

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nio_pydra.engines.names import ENGINES, preset_name
+from nio_pydra.engines.names import ENGINES, LARGEST_SEED, preset_name
 from nio_pydra.errors import InputError
 
-__all__ = ["add_engine_options", "checked_preset", "named_datasets", "named_path", "positive"]
+__all__ = ["add_engine_options", "checked_preset", "named_datasets", "named_path", "positive", "seed"]
 
 
 def positive(text: str) -> int:
@@ -18,6 +18,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above zero")
     return number
+
+
+def seed(text: str) -> int:
+    """Parse a random seed: negative ones, and larger ones, would make ANTs take the clock or another seed."""
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is no seed: expected a whole number from 0 to {LARGEST_SEED}")
+    return int(text)
 
 
 def named_path(text: str) -> tuple[str, Path]:
@@ -58,7 +65,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("auto", "float32"), default="auto",
         help="auto lets the network compute in bfloat16 where that is faster (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument("--random-seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    group.add_argument("--random-seed", type=seed, default=0, metavar="N", help="(default: %(default)s)")
 
 
 def checked_preset(engine: str, preset: str | None, weights: Path | None) -> str:

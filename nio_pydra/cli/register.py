@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--lesion-mask", type=Path, metavar="MASK", help="region of the moving image to leave out")
     images.add_argument("--skull-stripped", action="store_true", help="both images show brains only")
     add_engine_options(parser)
-    parser.add_argument("--threads", type=positive, default=0, metavar="N", help="(default: all cores)")
+    parser.add_argument(
+        "--threads", type=positive, default=0, metavar="N", help="(default: OMP_NUM_THREADS, else all cores)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:

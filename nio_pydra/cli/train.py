@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.cli.options import named_datasets, named_path, positive
+from nio_pydra.cli.options import named_datasets, named_path, positive, seed
 from nio_pydra.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="takes weights, checkpoint, curves and log")
     run.add_argument("--weights", type=Path, metavar="FILE", help="start from these (default: from nothing)")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    run.add_argument("--threads", type=positive, default=0, metavar="N", help="(default: all cores)")
+    run.add_argument(
+        "--threads", type=positive, default=0, metavar="N", help="(default: OMP_NUM_THREADS, else all cores)"
+    )
     settings = parser.add_argument_group("settings")
     settings.add_argument(
         "--settings", type=Path, metavar="JSON",
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     settings.add_argument("--lambda", dest="smoothness", type=float, metavar="L", help="weight of smoothness")
     settings.add_argument("--held-out", type=int, metavar="N", help="brains kept for validation")
-    settings.add_argument("--random-seed", dest="seed", type=int, metavar="N")
+    settings.add_argument("--random-seed", dest="seed", type=seed, metavar="N")
     settings.add_argument("--training-data", metavar="TEXT", help="for the metadata of the weights")
     settings.add_argument("--licence", metavar="TEXT", help="of the weights, for their metadata")
 

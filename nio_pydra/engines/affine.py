@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_image, load_mask
 from nio_pydra.spatial.itk import write_h5
 from nio_pydra.spatial.transforms import Transform
+from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["PRESETS", "AffineSettings", "align", "align_brains", "run"]
 
@@ -132,8 +132,8 @@ def align_brains(
     def ants(
         pair: tuple[nib.Nifti1Image, nib.Nifti1Image], options: AntsOptions, start: np.ndarray | None = None
     ) -> AntsResult:
-        with tempfile.TemporaryDirectory(prefix="nio-pydra-affine-") as folder:
-            return run_ants(*pair, options, Path(folder), runtime, affine=start, lesion=lesion, threads=1)
+        with scratch_folder(runtime.scratch) as folder:
+            return run_ants(*pair, options, folder, runtime, affine=start, lesion=lesion, threads=1)
 
     def check(affine: np.ndarray) -> None:
         check_alignment(fixed, moving, affine, names=names, lesion=lesion)

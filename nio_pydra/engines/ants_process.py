@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from nio_pydra.engines.memory import peak_memory_mb
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.errors import ProgramError
+from nio_pydra.system.processes import last_lines, run_program
 
 if TYPE_CHECKING:
     from nio_pydra.engines.contract import Runtime
@@ -32,7 +32,6 @@ __all__ = ["AntsError", "AntsOptions", "AntsResult", "run_ants"]
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns RAS mm into LPS mm and back."""
-LOG_LINES = 15
 
 
 class AntsError(ProgramError):
@@ -144,20 +143,17 @@ def run_ants(
         # The child finds this package the way the parent did, installed or not.
         "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path),
     }
-    log = folder / "log.txt"
-    with log.open("w") as stream:
-        status = subprocess.run(
-            [sys.executable, "-m", "nio_pydra.engines.ants_process", str(folder / "request.json")],
-            cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-        ).returncode  # fmt: skip
+    what, log = f"ANTs {options.type_of_transform} registration", folder / "log.txt"
+    try:
+        run_program(
+            [sys.executable, "-m", "nio_pydra.engines.ants_process", folder / "request.json"],
+            name=what, folder=folder, log=log, environment=environment,
+        )  # fmt: skip
+    except ProgramError as error:
+        raise AntsError(str(error)) from None
     answer = folder / "result.json"
-    if status != 0 or not answer.exists():
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]) or "(it printed nothing)"
-        cause = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        if status == -9:
-            cause += " (often: out of memory)"
-        what = f"ANTs {options.type_of_transform} registration"
-        raise AntsError(f"{what} {cause}. The end of its output:\n{tail}")
+    if not answer.exists():
+        raise AntsError(f"{what} left no result. The end of its output:\n{last_lines(log)}")
     found = json.loads(answer.read_text())
     return AntsResult(
         affine=LPS @ np.array(found["affine"]) @ LPS,

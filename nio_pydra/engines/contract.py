@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
+from nio_pydra.engines.names import LARGEST_SEED
 from nio_pydra.engines.stopwatch import Spent
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.transforms import DisplacementField
 
-__all__ = ["Deformation", "Pair", "Runtime", "brain_only", "core_count", "inside"]
+__all__ = [
+    "Deformation", "Pair", "Runtime", "brain_only", "core_count", "default_threads", "inside", "threads_asked_for",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,15 @@ class Runtime:
     device : {"auto", "cpu", "cuda"}
         "auto" takes a GPU where there is one.
     threads : int
-        0 means all cores that the process may use.
+        0: as many as OMP_NUM_THREADS says; where that is not set, all cores that the process may use.
     seed : int
-        Of everything random.
+        Of everything random: 0 or more.
     precision : {"auto", "float32"}
         "auto" lets the network's convolutions run in bfloat16 where that is faster.
     progress : bool or None
         None: a bar on a terminal, log lines otherwise.
+    scratch : Path or None
+        Folder for large temporary files. None: the system's.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -44,6 +50,7 @@ class Runtime:
     seed: int = 0
     precision: Literal["auto", "float32"] = "auto"
     progress: bool | None = None
+    scratch: Path | None = None
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
@@ -52,11 +59,13 @@ class Runtime:
             raise ValueError(f"precision is {self.precision!r}: expected auto or float32")
         if self.threads < 0:
             raise ValueError(f"threads is {self.threads}: expected 0 (all) or more")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed is {self.seed}: expected 0 to {LARGEST_SEED}")
 
     @property
     def thread_count(self) -> int:
         """Number of threads to use."""
-        return self.threads or core_count()
+        return self.threads or default_threads()
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,20 @@ def core_count() -> int:
     """Return how many cores this process may use."""
     # macOS has no affinity.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """Return the number of threads where no option gives one: OMP_NUM_THREADS, else all cores of this process."""
+    return threads_asked_for() or core_count()
+
+
+def threads_asked_for() -> int | None:
+    """Return what OMP_NUM_THREADS says, or None where it is not set or makes no sense.
+
+    As OpenMP reads it: of a list, which has a number for each level of nested threads, the first one counts.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
 
 
 def inside(image: Nifti1Image, mask: Nifti1Image | None) -> NDArray[np.bool_]:

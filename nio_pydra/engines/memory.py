@@ -6,12 +6,14 @@ import logging
 import math
 import os
 import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 from nio_pydra.errors import InputError
 
 __all__ = [
+    "device_memory_mb",
     "forget_peak_memory",
     "machine_memory_mb",
     "peak_memory_mb",
@@ -35,7 +37,7 @@ CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.l
 
 
 def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: bool) -> float:
-    """Predict the peak memory, in MiB, of a registration by the default network on the CPU.
+    """Predict the peak memory, in MiB, of a registration by the default network, on the CPU or on a GPU.
 
     Parameters
     ----------
@@ -50,7 +52,8 @@ def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: boo
     -----
     Measured with LapIRN of 28 channels in bfloat16: optimised, 5113 MiB at 160x160x200, 3746 MiB at 160x192x224 and
     8127 MiB at 256x256x256; level 3 predicting only, 2232 MiB at 160x160x200 (`docs/results`).
-    In float32, 7879 MiB, optimised at 160x160x200.
+    In float32, 7879 MiB, optimised at 160x160x200. On a GPU, which was not measured, the same tensors are kept; what
+    the CPU needs for libraries stands for the context of CUDA there.
     """
     from nio_pydra.optimize.resources import KEPT_VOXELS
 
@@ -70,10 +73,22 @@ def machine_memory_mb() -> float:
     return min(limits) / 2**20
 
 
+def device_memory_mb() -> float:
+    """Return the memory of the GPU that is not taken yet, in MiB."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0] / 2**20
+
+
 def forget_peak_memory() -> None:
-    """Start measuring the peak anew, where the system can (Linux): earlier work of this process shall not count."""
+    """Start measuring the peak anew, that of the GPU too: earlier work of this process shall not count.
+
+    That of the process is forgotten where the system can (Linux).
+    """
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        sys.modules["torch"].cuda.reset_peak_memory_stats()
 
 
 def peak_memory_mb() -> float:
@@ -84,7 +99,7 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def require_memory(each: float, scans: int) -> None:
+def require_memory(each: float, scans: int, *, device: bool = False) -> None:
     """Refuse to register more scans at a time than memory holds; a single one is only warned about.
 
     Parameters
@@ -93,19 +108,23 @@ def require_memory(each: float, scans: int) -> None:
         Predicted for one scan, MiB.
     scans : int
         Registered at the same time.
+    device : bool
+        Of the GPU, in place of the machine's.
 
     Raises
     ------
     InputError
         If more than one scan is predicted not to fit.
     """
-    there = machine_memory_mb()
+    there = device_memory_mb() if device else machine_memory_mb()
     if scans * each <= there:
         return
     need = f"{scans * each / 2**10:.1f} GiB are needed for {scans} scan(s) at a time ({each / 2**10:.1f} GiB for each)"
-    found = f"{need} and this machine has {there / 2**10:.1f} GiB"
+    where = "the GPU has {:.1f} GiB free" if device else "this machine has {:.1f} GiB"
+    found = f"{need} and {where.format(there / 2**10)}"
     if scans == 1:
-        log.warning("About %s: the run may be killed.", found)
+        log.warning("About %s: the run may %s.", found, "fail" if device else "be killed")
         return
     fit = int(there // each)
-    raise InputError(f"About {found}: use --nprocs {max(1, fit)}{'' if fit else ', which may still be killed'}.")
+    may = "" if fit else f", which may still {'fail' if device else 'be killed'}"
+    raise InputError(f"About {found}: use --nprocs {max(1, fit)}{may}.")

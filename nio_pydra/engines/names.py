@@ -7,7 +7,10 @@ from pathlib import Path
 
 from nio_pydra.errors import InputError
 
-__all__ = ["ENGINES", "Engine", "preset_name"]
+__all__ = ["ENGINES", "LARGEST_SEED", "Engine", "preset_name"]
+
+LARGEST_SEED = 2**31 - 2
+"""ANTs takes the seed plus one, as 0 means the clock to it, in 32 bits with a sign."""
 
 
 @dataclass(frozen=True)

@@ -145,16 +145,15 @@ def choose_device(runtime: Runtime) -> torch.device:
 
 def predicted_memory(
     fixed: Nifti1Image, mask: Nifti1Image | None, settings: NetworkEngineSettings, runtime: Runtime
-) -> float:
-    """Predict the peak memory of the process, in MiB, from the fixed image (and its mask); on a GPU it takes little."""
+) -> tuple[float, float]:
+    """Predict the peak memory, of the process and of the GPU, in MiB, from the fixed image (and its mask)."""
     device = choose_device(runtime)
-    if device.type != "cpu":
-        return BASE_MB
-    return predicted_memory_mb(
+    predicted = predicted_memory_mb(
         _grid(brain_only(fixed, mask), load_network(settings.weights)[1]).shape,
         optimised=settings.nio.iterations[-1] > 0,
         float32=choose_precision(runtime, device) == torch.float32,
     )
+    return (predicted, 0.0) if device.type == "cpu" else (BASE_MB, predicted)
 
 
 def _grid(brain: Nifti1Image, metadata: Mapping[str, Any]) -> NetworkGrid:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from nio_pydra.engines.registration import propagate_labels, register, score
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_image, load_labels
 from nio_pydra.system.places import refuse_same_file
+from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["register_pair"]
 
@@ -74,8 +75,8 @@ def register_pair(
     for labels, image, role in ((fixed_labels, fixed, "fixed"), (moving_labels, moving, "moving")):
         if labels is not None:
             load_labels(Path(labels), like=load_image(image, f"{role} image"), role=f"{role} labels")
-    with tempfile.TemporaryDirectory(prefix="nio-pydra-pair-") as folder:
-        work = Path(folder)
+    with scratch_folder(runtime.scratch or out_dir) as work:
+        runtime = replace(runtime, scratch=work)
         masks = []
         for mask, image, role in ((fixed_mask, fixed, "fixed"), (moving_mask, moving, "moving")):
             made = work / f"{role}_mask.nii.gz"

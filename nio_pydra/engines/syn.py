@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from nio_pydra.engines.ants_process import AntsOptions, run_ants
 from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
 from nio_pydra.spatial.transforms import DisplacementField
+from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["PRESETS", "SynSettings", "run"]
 
@@ -86,9 +86,9 @@ def run(pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
     options = AntsOptions("SyNOnly", settings.metric, settings.sampling, settings.iterations)
     fixed = brain_only(pair.fixed, pair.fixed_mask)
     moving = brain_only(pair.moving, pair.moving_mask)
-    with tempfile.TemporaryDirectory(prefix="nio-pydra-syn-") as folder:
+    with scratch_folder(runtime.scratch) as folder:
         result = run_ants(
-            fixed, moving, options, Path(folder), runtime,
+            fixed, moving, options, folder, runtime,
             affine=pair.affine, lesion=pair.lesion_mask,
         )  # fmt: skip
         if result.warp is None or result.inverse_warp is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nipype.interfaces.base import BaseInterface, BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
-from nio_pydra.engines.names import ENGINES
+from nio_pydra.engines.names import ENGINES, LARGEST_SEED
 
 __all__ = ["NIORegistration"]
 
@@ -28,8 +28,10 @@ class NIORegistrationInputSpec(BaseInterfaceInputSpec):
     weights = File(exists=True, desc="network weights (default: those of the package)")
     device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the engine runs")
     precision = traits.Enum("auto", "float32", usedefault=True, desc="auto: bfloat16 where that is faster")
-    num_threads = traits.Int(0, usedefault=True, nohash=True, desc="processor threads, 0 for all cores")
-    random_seed = traits.Int(0, usedefault=True, desc="seed of everything random")
+    num_threads = traits.Int(
+        0, usedefault=True, nohash=True, desc="processor threads, 0 for OMP_NUM_THREADS, else all cores"
+    )
+    random_seed = traits.Range(0, LARGEST_SEED, 0, usedefault=True, desc="seed of everything random")
 
 
 class NIORegistrationOutputSpec(TraitedSpec):

@@ -89,14 +89,15 @@ def save_network(network: LapIRN, path: Path, metadata: dict[str, Any]) -> None:
     ComputationError
         If a weight is NaN or infinite.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if broken := _not_finite(network.state_dict()):
         raise ComputationError(f"{path}: the weights {broken} are NaN or infinite, so they were not written.")
     tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in network.state_dict().items()}
     record = {"network": network.config.to_dict(), **metadata}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"nio_pydra": json.dumps(record)})
+        # Not save_file, which makes a file of its own that only its owner may read.
+        temporary.write_bytes(save(tensors, {"nio_pydra": json.dumps(record)}))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import functools
 import numba
 import numpy as np
 
+from nio_pydra.system.scratch import private_folder
+
 __all__ = [
     "affine_points",
     "invert_displacement",
@@ -29,6 +31,21 @@ __all__ = [
     "warp_with_slope",
     "window_sums_kernel",
 ]
+
+
+def _choose_cache() -> None:
+    """Let numba keep what it compiles among temporary files where it may write neither here nor at home.
+
+    That is so in a container whose file system is read-only, or which runs as a user without a home. numba says so as
+    soon as anything is to be cached, be it this function.
+    """
+    try:
+        numba.njit(cache=True)(_choose_cache)
+    except RuntimeError:
+        numba.config.CACHE_DIR = str(private_folder("numba-nio_pydra"))  # type: ignore[attr-defined]
+
+
+_choose_cache()
 
 
 def set_kernel_threads(threads: int) -> None:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nio_pydra.errors import InputError
+from nio_pydra.system.disk import full_disk_named
 
-__all__ = ["atomic_path", "contents_digest"]
+__all__ = ["atomic_path", "contents_digest", "discard_leftovers", "locked", "temporary_file"]
+
+PREFIX = ".tmp-"
+_tidied: set[Path] = set()
+"""Folders that this process has looked through for leftovers."""
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary name in the same folder, renamed to `path` on success and deleted on failure.
+
+    The file gets the permissions that the user's umask and the folder say. What killed processes left half-written in
+    the folder is deleted.
 
     Raises
     ------
@@ -26,25 +34,83 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
+    began = False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=suffix, dir=path.parent)
+        with temporary_file(path.parent, suffix) as temporary:
+            began = True
+            yield temporary
+            temporary.replace(path)
     except OSError as error:
+        if began:
+            raise
         raise InputError(
             f"{path} cannot be written ({error.strerror}): choose a folder that you may write to."
         ) from None
-    os.close(handle)
-    temporary = Path(name)
+
+
+@contextmanager
+def temporary_file(folder: Path, suffix: str = "") -> Iterator[Path]:
+    """Make an empty file under a temporary name, deleted at the end if it still has that name.
+
+    What killed processes left in the folder, which is made where it is absent, is deleted first.
+
+    Raises
+    ------
+    FullDiskError
+        If the disk is full, at the beginning or while the file is written.
+    OSError
+        If the folder cannot be made or written to.
+    """
+    with full_disk_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.absolute() not in _tidied:
+            discard_leftovers(folder)
+            _tidied.add(folder.absolute())
+        temporary, lock = _new_file(folder, suffix)
+        try:
+            with full_disk_named(folder):  # before the file is deleted, which makes room
+                yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def discard_leftovers(folder: Path) -> None:
+    """Delete what killed processes left half-written in a folder; what living ones write is left alone."""
+    for leftover in folder.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # another user's, or gone meanwhile
+            handle = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                if locked(handle, leftover):
+                    leftover.unlink()
+            finally:
+                os.close(handle)
+
+
+def locked(handle: int, path: Path) -> bool:
+    """Lock an open file until it is closed, if nobody else has it locked and its name still leads to it.
+
+    The kernel gives a lock back when the process ends, however it ends. That tells the files of living processes from
+    those of dead ones. A file system without such locks counts as locked by somebody else.
+    """
     try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(f"{path} cannot be written ({error.strerror}): make room, or choose another folder.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except OSError:
+        return False
+
+
+def _new_file(folder: Path, suffix: str) -> tuple[Path, int]:
+    """Make a new file and lock it; return its path, and the handle that keeps the lock until it is closed."""
+    while True:
+        path = folder / f"{PREFIX}{secrets.token_hex(6)}{suffix}"
+        # The kernel takes the umask off this mode, or applies the folder's default access list.
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        with suppress(OSError):  # no such locks here: then nobody else gets one either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if path.exists():
+            return path, handle
+        os.close(handle)  # somebody took it for a leftover in the moment before it was locked
 
 
 def contents_digest(*paths: Path | None) -> str:

@@ -1,8 +1,8 @@
-"""How tasks learn the number of threads."""
+"""How tasks learn the number of threads, and where their temporary files go."""
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,11 +12,11 @@ __all__ = ["task_runtime"]
 
 
 def task_runtime(device: str = "cpu", seed: int = 0, precision: str = "auto") -> Runtime:
-    """Return the runtime of a task, with OMP_NUM_THREADS threads (all cores where that is not set).
+    """Return the runtime of a task; its temporary files go into the task's own folder, which is the current one.
 
-    The number is no input of the tasks: a run that is continued with other threads shall find what is done. The
-    record says how many were used.
+    The number of threads, which OMP_NUM_THREADS decides, is no input of the tasks: a run that is continued with other
+    threads shall find what is done. The record says how many were used.
     """
     from nio_pydra.engines.contract import Runtime
 
-    return Runtime(device=device, seed=seed, precision=precision, threads=int(os.environ.get("OMP_NUM_THREADS") or 0))
+    return Runtime(device=device, seed=seed, precision=precision, scratch=Path.cwd())

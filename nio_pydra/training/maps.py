@@ -139,7 +139,7 @@ def prepare_label_maps(folder: Path, cache: Path, log: Callable[[str], None] = p
             continue
         if reference is None:
             reference = _centred(_oriented(sources[0]))
-        labels = reference if source == sources[0] else _aligned(source, reference, sources[0])
+        labels = reference if source == sources[0] else _aligned(source, reference, sources[0], cache)
         with atomic_path(target) as temporary:
             np.savez_compressed(temporary, labels=labels)
         log(f"prepared {number}/{len(sources)}: {source}")
@@ -187,12 +187,12 @@ def _centred(labels: NDArray[np.int16]) -> NDArray[np.int16]:
     return padded[tuple(slice(m, m + n) for m, n in zip(middle, GRID, strict=True))].copy()
 
 
-def _aligned(source: Path, reference: NDArray[np.int16], first: Path) -> NDArray[np.int16]:
+def _aligned(source: Path, reference: NDArray[np.int16], first: Path, scratch: Path) -> NDArray[np.int16]:
     """A map where it fits `reference`, made of the first one, best; compared at 2 mm."""
     labels = _oriented(source)
     halved = np.diag([2.0, 2.0, 2.0, 1.0])
     fixed, moving = (nib.Nifti1Image(_contrast(each)[::2, ::2, ::2], halved) for each in (reference, labels))
-    found = align_brains(fixed, moving, Runtime(), names=(first, source)).affine
+    found = align_brains(fixed, moving, Runtime(scratch=scratch), names=(first, source)).affine
     image, grid = (nib.Nifti1Image(each, np.eye(4)) for each in (labels, reference))
     return np.asanyarray(resample(image, grid, Transform((found,)), "nearest").dataobj)
 

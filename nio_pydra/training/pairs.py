@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from nio_pydra.errors import InputError
 from nio_pydra.networks.lapirn import image_pyramid
+from nio_pydra.system.processes import forkserver
 from nio_pydra.training.maps import STRUCTURES, TISSUES
 from nio_pydra.training.synthesis import (
     Anatomy,
@@ -196,10 +197,21 @@ class PairStream(IterableDataset):
 
 
 def pair_loader(pairs: PairStream, *, background: bool) -> Iterator[ImagePair]:
-    """Iterate over pairs, made ahead by one background process where `background` is set."""
+    """Iterate over pairs, made ahead by one background process where `background` is set.
+
+    That process imports the main script anew: a script that trains needs an ``if __name__ == "__main__":``.
+    """
     if not background:
         return iter(pairs)
-    return iter(DataLoader(pairs, batch_size=None, num_workers=1, prefetch_factor=6, worker_init_fn=_one_thread))
+    loader = DataLoader(
+        pairs,
+        batch_size=None,
+        num_workers=1,
+        prefetch_factor=6,
+        worker_init_fn=_one_thread,
+        multiprocessing_context=forkserver(),
+    )
+    return iter(loader)
 
 
 def _pooled(image: Tensor, spacing: int) -> Tensor:

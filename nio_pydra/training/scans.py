@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,12 +14,13 @@ from nibabel.nifti1 import Nifti1Image
 from nio_pydra.engines.affine import align
 from nio_pydra.engines.brain_mask import make_brain_mask
 from nio_pydra.engines.contract import Runtime, brain_only
-from nio_pydra.errors import InputError, ProgramError
+from nio_pydra.errors import FullDiskError, InputError, ProgramError
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities
 from nio_pydra.spatial.images import load_image, load_labels, load_mask
 from nio_pydra.spatial.itk import read_affine
 from nio_pydra.spatial.transforms import Transform, resample
 from nio_pydra.system.files import atomic_path, contents_digest
+from nio_pydra.system.scratch import scratch_folder
 from nio_pydra.training.maps import GRID, ORIENTATION
 
 __all__ = ["TrainingScan", "prepare_scans", "read_scan_list"]
@@ -112,24 +112,25 @@ def prepare_scans(
     Raises
     ------
     InputError
-        If the first scan cannot be used.
+        If the first scan cannot be used, or the disk is full.
     """
     if not scans:
         raise InputError("There are no scans to train on.")
     first, done = _digest(scans[0]), []
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="scans-", dir=cache) as folder:
+    with scratch_folder(cache) as folder:
+        runtime = replace(runtime, scratch=folder)
         space = None
         for number, scan in enumerate(scans, start=1):
             try:
                 # Named by what went into it: another list in the same place must not meet the old files.
                 target = cache / f"{number:05d}-{first}-{_digest(scan)}.npz"
                 if not target.is_file():
-                    space = space or _Space(scans[0], Path(folder), runtime)
+                    space = space or _Space(scans[0], folder, runtime)
                     space.store(scan, target)
                     log(f"prepared {number}/{len(scans)}: {scan.image}")
             except (InputError, ProgramError) as error:
-                if number == 1:
+                if number == 1 or isinstance(error, FullDiskError):
                     raise
                 log(f"left out {number}/{len(scans)}: {error}")
                 continue

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from nio_pydra.engines.names import LARGEST_SEED
 from nio_pydra.errors import InputError
 from nio_pydra.networks import LapIRNConfig
 from nio_pydra.networks.lapirn import LEVELS
@@ -127,8 +128,10 @@ class TrainingSettings:
             raise ValueError(f"label_weight is {self.label_weight}: expected 0 or more")
         if not 0 <= self.head_scale < float("inf"):
             raise ValueError(f"head_scale is {self.head_scale}: expected 0 or more")
-        if min(self.validate_every, self.save_every) < 1 or self.seed < 0:
-            raise ValueError("validate_every and save_every are at least 1, seed is not negative")
+        if min(self.validate_every, self.save_every) < 1:
+            raise ValueError("validate_every and save_every are at least 1")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed is {self.seed}: expected 0 to {LARGEST_SEED}")
         if self.held_out < 0 or self.held_out == 1:
             raise ValueError(f"held_out is {self.held_out}: expected 0, or at least 2 brains to make a pair of")
         if self.precision not in ("auto", "float32"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import pickle
 import re
 import shutil
@@ -16,15 +17,21 @@ from typing import Any
 import attrs
 import cloudpickle
 from fileformats.core import FileSet
+from filelock import SoftFileLock, Timeout
+
+from nio_pydra.system.disk import full_disk
 
 __all__ = ["discard_unfinished", "failure_reason", "in_use", "stored_error"]
 
 TORN_LOCK_SECONDS = 10.0
+FRESH_SECONDS = 20.0
+HASH_BYTES = 16
+"""Of the hashes that pydra keeps."""
 
 
 @contextmanager
-def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[None]:
-    """Mark a work folder as in use, and delete the locks that a killed run left in it.
+def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[bool]:
+    """Mark a work folder as in use, and delete what a killed run left in it that would mislead this one.
 
     pydra locks every job by a file, and waits for ever for one whose owner cannot be proved dead: a run killed on
     another host or in another container, or in the moment between creating the file and writing into it. The kernel
@@ -37,6 +44,11 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[None]:
     work_dir : pathlib.Path
     discard_locks : bool
         False where jobs may outlive the run that started them, as under SLURM.
+
+    Yields
+    ------
+    bool
+        Whether no other run was using the folder; False where the file system cannot tell.
     """
     with (work_dir / "in_use").open("w") as marker:
         try:
@@ -49,14 +61,30 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[None]:
             for lock in _locks(work_dir):
                 lock.unlink(missing_ok=True)
         with suppress(OSError):
-            fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            # Waits if need be: a run that cleans has the folder to itself for a moment.
+            fcntl.flock(marker, fcntl.LOCK_SH)
+        _discard_torn_hashes(work_dir / "hashes")
         left = threading.Event()
         if discard_locks:
             threading.Thread(target=_discard_torn_locks, args=(work_dir, left), daemon=True).start()
+        before = Path.cwd()
         try:
-            yield
+            yield alone
         finally:
             left.set()
+            os.chdir(before)  # pydra leaves the process in some job's folder
+
+
+def _discard_torn_hashes(folder: Path) -> None:
+    """Delete hashes that were not written whole, for lack of room or of time.
+
+    pydra would take them as they are. All files with an empty hash are the same to it: one scan would be given the
+    results of another.
+    """
+    for path in folder.glob("*"):
+        if path.suffix != ".lock" and path.stat().st_size != HASH_BYTES:
+            with suppress(Timeout), SoftFileLock(path.with_suffix(".lock")).acquire(timeout=0):
+                path.unlink(missing_ok=True)
 
 
 def _locks(work_dir: Path) -> Iterator[Path]:
@@ -75,8 +103,8 @@ def _discard_torn_locks(work_dir: Path, left: threading.Event) -> None:
                     lock.unlink()
 
 
-def discard_unfinished(cache: Path) -> None:
-    """Delete results that must not be found again.
+def discard_unfinished(cache: Path, *, alone: bool = True) -> None:
+    """Delete results that must not be found again, except those of jobs that another run is at.
 
     A failed job's result is computed anew by pydra, but the workflow around it may read the old one first. A job
     ended by an interrupt leaves a result that claims success and holds no outputs. A result whose files were deleted,
@@ -86,16 +114,30 @@ def discard_unfinished(cache: Path) -> None:
     ----------
     cache : pathlib.Path
         pydra's cache folder; may be absent.
+    alone : bool
+        No other run uses the folder. Otherwise a failure of the last seconds is kept: the run that it belongs to may
+        not have read it yet.
     """
     for stored in cache.glob("*/_result.pklz"):
-        try:
-            with stored.open("rb") as stream:
-                result = cloudpickle.load(stream)
-            usable = not result.errored and result.outputs is not None and _is_lasting(stored, result)
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, OSError):
-            usable = False
-        if not usable:
-            shutil.rmtree(stored.parent, ignore_errors=True)
+        if _is_usable(stored):
+            continue
+        # pydra's own lock of the job, which is held as long as anything is written there.
+        with (
+            suppress(Timeout, FileNotFoundError),
+            SoftFileLock(stored.parent.with_suffix(".lock")).acquire(timeout=0),
+        ):
+            fresh = not alone and time.time() - stored.stat().st_mtime < FRESH_SECONDS
+            if not fresh and not _is_usable(stored):
+                shutil.rmtree(stored.parent, ignore_errors=True)
+
+
+def _is_usable(stored: Path) -> bool:
+    try:
+        with stored.open("rb") as stream:
+            result = cloudpickle.load(stream)
+        return not result.errored and result.outputs is not None and _is_lasting(stored, result)
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, OSError):
+        return False
 
 
 def _is_lasting(stored: Path, result: Any) -> bool:
@@ -124,14 +166,14 @@ def failure_reason(cache: Path, checksum: str) -> tuple[str, str]:
     Returns
     -------
     reason : str
-        The sentence of an `InputError`, or the kind and first line of any other error.
+        The sentence of an error of this package, or the kind and first line of any other error.
     details : str
         All that pydra stored.
     """
     details = stored_error(cache / checksum)
     if not details:
-        return "it did not run to its end, and pydra stored no error", ""
-    if sentence := re.search(r"\bInputError: (.+)$", details, re.MULTILINE):
+        return full_disk([cache]) or "it did not run to its end, and pydra stored no error", ""
+    if sentence := re.search(r"\b(?:InputError|FullDiskError|ComputationError): (.+)$", details, re.MULTILINE):
         return sentence[1], details
     errors = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception)\w*): (.+)$", details, re.MULTILINE)
     # The outermost errors are pydra's own, about the workflow that holds the job.

@@ -106,9 +106,9 @@ def register_dataset(
     os.environ["PYDRA_HASH_CACHE"] = str((work_dir / "hashes").resolve())
     from nio_pydra.workflows.cache import discard_unfinished, in_use
 
-    with in_use(work_dir, discard_locks=settings.worker != "slurm"):
+    with in_use(work_dir, discard_locks=settings.worker != "slurm") as alone:
         cache = (work_dir / "pydra").resolve()
-        discard_unfinished(cache)
+        discard_unfinished(cache, alone=alone)
         return _register_all(scans, atlas, settings, out_dir, cache)
 
 
@@ -228,7 +228,10 @@ def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: 
     image = load_image(atlas.image, "atlas")
     planned = engine_settings(settings.engine, settings.preset, settings.weights)
     runtime = Runtime(device=settings.device, precision=settings.precision)
-    require_memory(predicted_memory(image, load_mask(mask, image), planned, runtime), scans)
+    process, device = predicted_memory(image, load_mask(mask, image), planned, runtime)
+    require_memory(process, scans)
+    if device:
+        require_memory(device, scans, device=True)
 
 
 def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) -> dict[str, Any]:

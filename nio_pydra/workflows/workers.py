@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -16,6 +17,8 @@ import pydra.engine.submitter  # noqa: F401  must come first: pydra.workers.base
 from pydra.engine.job import Job
 from pydra.workers import base, slurm
 
+from nio_pydra.system.disk import full_disk_named
+from nio_pydra.system.processes import forkserver
 from nio_pydra.workflows.cache import stored_error
 
 __all__ = ["ForkserverWorker", "SerialWorker", "SlurmWorker"]
@@ -24,8 +27,9 @@ __all__ = ["ForkserverWorker", "SerialWorker", "SlurmWorker"]
 class SerialWorker(base.Worker):
     """Runs one task after another in this process, one subject after another.
 
-    pydra's own `debug` worker stops everything at the first task that fails; this one is asynchronous in form, so
-    that pydra treats it like the parallel workers and goes on with the other subjects.
+    pydra's own `debug` worker stops everything at the first task that fails, and takes the locks of jobs that other
+    runs are at for dead ones; this one is asynchronous in form, and has another name, so that pydra treats it like the
+    parallel workers.
 
     Parameters
     ----------
@@ -34,7 +38,7 @@ class SerialWorker(base.Worker):
         second of any, and a run that is killed half-way has finished none.
     """
 
-    _plugin_name = "debug"
+    _plugin_name = "serial"
 
     def __init__(self, n_procs: int = 1) -> None:
         super().__init__()
@@ -51,14 +55,15 @@ class SerialWorker(base.Worker):
 
     async def submit(self, job: Job[Any], rerun: bool = False) -> Any:
         """Run a job; an element of a split waits for its turn."""
-        if job.is_async and job.state_index is not None:
-            async with self._subjects:
-                return await super().submit(job, rerun)
-        return await super().submit(job, rerun)
+        with full_disk_named(job.cache_root):
+            if job.is_async and job.state_index is not None:
+                async with self._subjects:
+                    return await super().submit(job, rerun)
+            return await super().submit(job, rerun)
 
     async def run(self, job: Job[Any], rerun: bool = False) -> Any:
         """Run a task here and now."""
-        return job.run(rerun=rerun)
+        return _run(job, rerun)
 
 
 class ForkserverWorker(SerialWorker):
@@ -73,17 +78,18 @@ class ForkserverWorker(SerialWorker):
 
     def __init__(self, n_procs: int = 1) -> None:
         super().__init__(n_procs)
-        self._pool = _new_pool(n_procs)  # starts no process before its first task
+        # Made when it is needed: workers are pickled with their tasks, and a task must not make one of its own.
+        self._pool: cf.ProcessPoolExecutor | None = None
         self._alone = asyncio.Lock()
 
     async def run(self, job: Job[Any], rerun: bool = False) -> Any:
         """Run a task in the pool."""
-        pool = self._pool
+        pool = self._pool = self._pool or _new_pool(self.n_procs)
         try:
             return await _run_in(pool, job, rerun)
         except cf.BrokenExecutor:
             if self._pool is pool:
-                self._pool = _new_pool(self.n_procs)
+                self._pool = None
         async with self._alone:
             with _new_pool(1) as own:
                 try:
@@ -95,7 +101,8 @@ class ForkserverWorker(SerialWorker):
 
     def close(self) -> None:
         """End the processes."""
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 class SlurmWorker(slurm.SlurmWorker):
@@ -116,11 +123,21 @@ async def _run_in(pool: cf.ProcessPoolExecutor, job: Job[Any], rerun: bool) -> A
 
 
 def _run_pickled(job: bytes, rerun: bool) -> Any:
-    return cloudpickle.loads(job).run(rerun=rerun)
+    return _run(cloudpickle.loads(job), rerun)
+
+
+def _run(job: Job[Any], rerun: bool) -> Any:
+    """Run a job; come back from its folder, in which pydra leaves the process if it cannot store the result."""
+    folder = Path.cwd()
+    try:
+        with full_disk_named(job.cache_root):
+            return job.run(rerun=rerun)
+    finally:
+        os.chdir(folder)
 
 
 def _new_pool(n_procs: int) -> cf.ProcessPoolExecutor:
-    return cf.ProcessPoolExecutor(n_procs, mp_context=mp.get_context("forkserver"), initializer=_end_with_parent)
+    return cf.ProcessPoolExecutor(n_procs, mp_context=forkserver(), initializer=_end_with_parent)
 
 
 def _end_with_parent() -> None:

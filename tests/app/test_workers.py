@@ -2,9 +2,11 @@
 
 import os
 import threading
+from pathlib import Path
 
 import cloudpickle
 import pytest
+from filelock import SoftFileLock
 
 os.environ.setdefault("NO_ET", "1")  # before pydra is imported: no question to its telemetry server
 
@@ -37,20 +39,26 @@ def failing():
 
 
 @pytest.mark.parametrize(
-    ("worker", "scans", "threads", "expected"),
+    ("worker", "scans", "threads", "set_by_user", "expected"),
     [
-        ("debug", 4, None, (1, 6)),
-        ("cf", 4, None, (4, 1)),
-        ("cf", 2, None, (2, 3)),
-        ("cf", 20, None, (6, 1)),
-        ("cf", 20, 2, (20, 2)),  # asked for
-        ("slurm", 4, None, (4, None)),
+        ("debug", 4, None, "", (1, 6)),
+        ("cf", 4, None, "nonsense", (4, 1)),
+        ("cf", 2, None, "0", (2, 3)),
+        ("cf", 20, None, "", (6, 1)),
+        ("cf", 20, 2, "", (20, 2)),  # asked for
+        ("slurm", 4, None, "", (4, None)),
+        ("debug", 4, None, "3", (1, 3)),
+        ("cf", 4, None, "2,1", (4, 2)),
+        ("cf", 4, 5, "2", (4, 5)),
+        ("slurm", 4, None, "2", (4, 2)),
     ],
 )
-def test_threads_of_all_scans_together_are_no_more_than_cores(monkeypatch, worker, scans, threads, expected):
+def test_threads_of_all_scans_together_are_no_more_than_cores_unless_the_user_says_so(
+    monkeypatch, worker, scans, threads, set_by_user, expected
+):
     names = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     for name in names:
-        monkeypatch.setenv(name, "99")  # put back afterwards
+        monkeypatch.setenv(name, set_by_user)  # put back afterwards
     monkeypatch.setattr("nio_pydra.engines.contract.core_count", lambda: 6)
     assert _share_cores(worker, scans, threads) == expected
     assert {os.environ.get(name) for name in names} == {None if expected[1] is None else str(expected[1])}
@@ -115,6 +123,53 @@ def test_results_of_failed_and_interrupted_jobs_are_discarded_and_good_ones_kept
     discard_unfinished(tmp_path)
     assert (tmp_path / tasks[0]._checksum).exists()
     assert not any((tmp_path / name).exists() for name in (tasks[1]._checksum, tasks[2]._checksum, damaged.name))
+
+
+def test_what_another_run_is_at_or_may_not_have_read_is_not_discarded(tmp_path, failing):
+    task = failing(x=1)
+    squares(SerialWorker, tmp_path, [task])
+    folder = tmp_path / task._checksum
+    with SoftFileLock(folder.with_suffix(".lock")):
+        discard_unfinished(tmp_path)
+    assert folder.exists()
+    discard_unfinished(tmp_path, alone=False)
+    assert folder.exists()
+    os.utime(folder / "_result.pklz", (0, 0))
+    discard_unfinished(tmp_path, alone=False)
+    assert not folder.exists()
+
+
+def test_locks_of_jobs_that_another_run_is_at_are_kept(tmp_path):
+    """The debug worker of pydra deletes every lock that is older than its own run."""
+    assert not Submitter(worker=SerialWorker, cache_root=tmp_path).clean_stale_locks
+
+
+def test_hashes_that_were_not_written_whole_are_discarded(tmp_path):
+    folder = tmp_path / "hashes"
+    folder.mkdir()
+    for name, size in (("whole", 16), ("empty", 0), ("half", 7), ("held", 0)):
+        (folder / name).write_bytes(b"x" * size)
+    with SoftFileLock(folder / "held.lock"), in_use(tmp_path, discard_locks=False):
+        assert {path.name for path in folder.iterdir()} == {"whole", "held", "held.lock"}
+
+
+@pytest.mark.parametrize("second", ["alone", "beside"])
+def test_a_run_is_alone_in_a_work_folder_or_knows_that_it_is_not(tmp_path, second):
+    with in_use(tmp_path, discard_locks=True) as first_alone:
+        assert first_alone
+        if second == "beside":
+            with in_use(tmp_path, discard_locks=True) as alone:
+                assert not alone
+    with in_use(tmp_path, discard_locks=True) as alone:
+        assert alone
+
+
+@pytest.mark.parametrize(("worker", "arguments"), [(SerialWorker, {}), (ForkserverWorker, {"n_procs": 2})])
+def test_the_current_folder_is_the_same_afterwards(tmp_path, monkeypatch, failing, worker, arguments):
+    monkeypatch.chdir(tmp_path)
+    with in_use(tmp_path, discard_locks=True):
+        squares(worker, tmp_path / "pydra", [failing(x=x) for x in range(3)], **arguments)
+    assert Path.cwd() == tmp_path
 
 
 def test_locks_of_dead_runs_are_discarded_and_those_of_live_ones_kept(tmp_path):

@@ -1,0 +1,140 @@
+"""Folders for temporary files, which do not outlive their process for long."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nio_pydra.errors import InputError
+from nio_pydra.system.disk import full_disk_named
+from nio_pydra.system.files import locked
+
+__all__ = ["discard_scratch", "private_folder", "scratch_folder"]
+
+PREFIX = "nio-pydra-"
+LOCK = ".lock"
+_mine: set[Path] = set()
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Make a temporary folder, deleted at the end; what killed processes left in the same place is deleted first.
+
+    Parameters
+    ----------
+    parent : Path or None
+        Where; made if it is absent. The temporary folder is hidden there. None: the system's place for such folders,
+        which TMPDIR decides.
+
+    Yields
+    ------
+    Path
+        Absolute, empty, for this user only.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made, or its disk is full while it is used.
+    """
+    place = Path(tempfile.gettempdir() if parent is None else parent).absolute()
+    try:
+        with full_disk_named(place):
+            made = _make_parents(place)
+            prefix = PREFIX if parent is None else f".{PREFIX}"
+            for other in place.glob(f"{prefix}*"):
+                _discard_if_dead(other)
+            folder, lock = _new_folder(place, prefix)
+    except OSError as error:
+        raise InputError(f"No temporary folder can be made in {place} ({error.strerror}).") from None
+    _mine.add(folder)
+    try:
+        with full_disk_named(place):
+            yield folder
+    finally:
+        _remove(folder)
+        _mine.discard(folder)
+        os.close(lock)
+        for each in made:  # a failure leaves nothing behind
+            with suppress(OSError):
+                each.rmdir()
+
+
+def discard_scratch() -> None:
+    """Delete all temporary folders of this process at once: it is about to end without any further step."""
+    for folder in list(_mine):
+        _remove(folder)
+
+
+def private_folder(name: str) -> Path:
+    """Return a folder in the system's place for temporary ones that is kept from run to run, for this user only.
+
+    Where another user has taken its name, it is a new one that is deleted at the end of the process.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return folder
+    fresh = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    atexit.register(shutil.rmtree, fresh, ignore_errors=True)
+    return fresh
+
+
+def _make_parents(place: Path) -> list[Path]:
+    """Make a folder; return those that were not there before, the innermost first."""
+    absent = [each for each in (place, *place.parents) if not each.exists()]
+    place.mkdir(parents=True, exist_ok=True)
+    return absent
+
+
+def _new_folder(place: Path, prefix: str) -> tuple[Path, int]:
+    """Make a folder with a locked file in it; return its path, and the handle that keeps the lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        try:
+            handle = os.open(folder / LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        except FileNotFoundError:  # somebody took it for a leftover in this moment
+            continue
+        with suppress(OSError):  # no such locks here: then nobody else gets one either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if (folder / LOCK).exists():
+            return folder, handle
+        os.close(handle)
+
+
+def _discard_if_dead(folder: Path) -> None:
+    """Delete a temporary folder of this user whose process is gone."""
+    with suppress(OSError):
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return
+        try:
+            handle = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            folder.rmdir()  # killed before it was locked; refused where there is anything in it
+            return
+        try:
+            if locked(handle, folder / LOCK):
+                _remove(folder)
+        finally:
+            os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, the lock last: until then it can be told to be a leftover."""
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != LOCK:
+                entry.unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
