@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -205,13 +206,18 @@ def unprivileged(*command: object) -> list[str]:
 
 
 @pytest.mark.slow
-def test_everything_runs_where_neither_package_nor_home_can_be_written(dataset, tmp_path):
+def test_everything_runs_where_neither_package_nor_home_can_be_written(make_dataset, request):
     """As in a container of Singularity, or of Docker with another user: a user without a name or a home."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("becoming another user needs root and setpriv")
     if subprocess.run(unprivileged(sys.executable, "-c", "import numba"), capture_output=True).returncode:
         pytest.skip("another user cannot read this installation")
-    place, temporary = tmp_path / "place", tmp_path / "tmp"
+    base = Path(tempfile.mkdtemp())  # other users see nothing below pytest's own folders
+    request.addfinalizer(lambda: shutil.rmtree(base))
+    base.chmod(0o755)
+    (base / "data").mkdir()
+    dataset = make_dataset(base / "data", ["sub-01", "sub-02"])
+    place, temporary = base / "place", base / "tmp"
     for folder in (place, temporary):
         folder.mkdir()
         folder.chmod(0o777)
@@ -224,7 +230,7 @@ def test_everything_runs_where_neither_package_nor_home_can_be_written(dataset, 
 
     from nio_pydra.networks import LapIRN, LapIRNConfig, save_network
 
-    weights = tmp_path / "tiny.safetensors"
+    weights = base / "tiny.safetensors"
     tiny = LapIRN(LapIRNConfig(encoder_channels=4, channels=4, head_channels=(4, 4, 4)))
     save_network(tiny, weights, {"orientation": "LIA", "voxel_size_mm": 4.0, "intensity_scaling": "percentile",
                                  "lambda": 0.4})  # fmt: skip
