@@ -23,9 +23,7 @@ NIO = "import sys; from nio_pydra.cli.nio import main; sys.exit(main(sys.argv[1:
 
 
 def start(code: str, arguments, **options) -> subprocess.Popen:
-    # A shell makes what it runs in the background ignore interrupts, and that would be inherited.
-    heeds = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {code}"
-    command = [sys.executable, "-c", heeds, *map(str, arguments)]
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
