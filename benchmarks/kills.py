@@ -97,8 +97,15 @@ def kill(number: int, seed: int, parent: Path, expected: dict[str, str], seconds
     runs = AT_ONCE if number % EVERY == EVERY - 1 else 1
     folder = parent / f"kill{number}"
     marks = [f"{seed}-{number}-{each}-" for each in range(runs)]
-    begun = [run(folder, parent / "data", mark) for mark in marks]
-    time.sleep(moment * (1 + 0.5 * (runs - 1)))
+    while True:
+        begun = [run(folder, parent / "data", mark) for mark in marks]
+        time.sleep(moment * (1 + 0.5 * (runs - 1)))
+        if begun[0].poll() is None:
+            break
+        moment /= 2  # it was faster than the undisturbed one: too late to disturb it
+        for process in begun:
+            process.wait(LONGEST_SECONDS)
+        shutil.rmtree(folder)
     hit = strike(begun[0], marks[0], sent, target, rng)
     ends = [process.wait(LONGEST_SECONDS) for process in begun]
     time.sleep(GRACE_SECONDS)
@@ -132,7 +139,7 @@ def strike(process: subprocess.Popen[bytes], mark: str, sent: int, target: str, 
     try:
         os.kill(pid, sent)
     except ProcessLookupError:
-        return "nothing any more"
+        return f"{name}, which had just ended,"
     return name
 
 
