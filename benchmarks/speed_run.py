@@ -27,7 +27,7 @@ from nio_pydra.engines.contract import Pair, Runtime, brain_only
 from nio_pydra.engines.memory import peak_memory_mb
 from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.spatial.itk import read_affine, write_h5
-from nio_pydra.spatial.transforms import DisplacementField, Transform, resample
+from nio_pydra.spatial.transforms import DisplacementField, Transform
 from nio_pydra.system.files import atomic_path
 
 # Everything that brings torch along is imported where it is used: greedy's process must not carry it.
@@ -222,7 +222,7 @@ def _quality(pair: dict[str, str], field: DisplacementField, affine: NDArray[np.
     transforms = Transform((field, affine)), Transform((np.linalg.inv(affine), invert(field)))
     write_h5(transforms[0], folder / "forward_xfm.h5")
     fixed, moving, *masks = (_image(pair[key]) for key in ("fixed", "moving", "fixed_mask", "moving_mask"))
-    return quality(Pair(fixed, moving, affine, *masks), transforms, resample(moving, fixed, transforms[0]))
+    return quality(Pair(fixed, moving, affine, *masks), transforms)
 
 
 def _image(path: str) -> Nifti1Image:

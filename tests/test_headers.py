@@ -163,7 +163,7 @@ def test_orient_refuses_what_it_cannot_do_in_one_line(tmp_path, capsys):
         ([tmp_path / "text.nii", "out.nii.gz", "--axes", "RAS"], "text.nii cannot be read as a NIfTI image"),
         ([tmp_path / "absent.nii", "out.nii.gz", "--axes", "RAS"], "absent.nii"),
         ([lost, "out.mgz", "--axes", "RAS"], "expected a file named"),
-        ([lost, "../" + tmp_path.name + "/lost.nii.gz", "--axes", "RAS"], "is an input"),
+        ([lost, "../" + tmp_path.name + "/lost.nii.gz", "--axes", "RAS"], "exists: choose another name"),
     ):
         before = lost.read_bytes()
         arguments[1] = tmp_path / arguments[1]

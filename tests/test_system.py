@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from nio_pydra.spatial.images import save_image
 from nio_pydra.spatial.itk import write_h5
 from nio_pydra.spatial.transforms import Transform
 from nio_pydra.system import disk, scratch
-from nio_pydra.system.files import atomic_path, discard_leftovers, temporary_file
+from nio_pydra.system.disk import full_disk
+from nio_pydra.system.files import HOST, atomic_path, discard_leftovers, temporary_file
 from nio_pydra.system.processes import run_program
 from nio_pydra.system.scratch import private_folder, scratch_folder
 
@@ -91,11 +93,16 @@ def test_half_written_files_of_the_dead_are_deleted_and_those_of_the_living_kept
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_writing_into_a_folder_deletes_what_was_left_there(tmp_path):
-    (tmp_path / ".tmp-of-the-dead").touch()
+def test_writing_into_a_folder_deletes_what_was_left_there_and_nothing_else(tmp_path):
+    """What another host made may be in use there: locks can be unknown here. After a day it is a leftover too."""
+    names = {"dead": f".tmp-{HOST}-0123456789ab.nii.gz", "elsewhere": ".tmp-01234567-0123456789ab.h5",
+             "old": ".tmp-01234567-ba9876543210", "notes": ".tmp-my-notes.txt"}  # fmt: skip
+    for name in names.values():
+        (tmp_path / name).touch()
+    os.utime(tmp_path / names["old"], (0, 0))
     with atomic_path(tmp_path / "out.txt") as temporary:
         temporary.write_text("whole")
-    assert [path.name for path in tmp_path.iterdir()] == ["out.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out.txt", names["elsewhere"], names["notes"]}
 
 
 def test_many_may_see_at_once_whether_a_folder_can_be_written(tmp_path):
@@ -131,12 +138,30 @@ def test_what_only_looks_like_a_temporary_folder_is_left_alone(tmp_path):
     kept = tmp_path / "precious"
     kept.mkdir()
     (kept / ".lock").touch()
-    (tmp_path / ".nio-pydra-link").symlink_to(kept)
-    (tmp_path / ".nio-pydra-unlocked").mkdir()
-    (tmp_path / ".nio-pydra-unlocked/file").touch()
+    (tmp_path / f".nio-pydra-{HOST}-linklink").symlink_to(kept)
+    unlocked, results = tmp_path / f".nio-pydra-{HOST}-unlocked", tmp_path / ".nio-pydra-results"
+    unlocked.mkdir()
+    (unlocked / "file").touch()
+    results.mkdir()
     with scratch_folder(tmp_path):
         pass
-    assert (kept / ".lock").exists() and (tmp_path / ".nio-pydra-unlocked/file").exists()
+    assert (kept / ".lock").exists() and (unlocked / "file").exists() and results.exists()
+
+
+def test_a_temporary_folder_that_cannot_be_emptied_is_tried_again_by_the_next_run(tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with scratch_folder(tmp_path) as folder:
+            (folder / "brain").mkdir()
+    assert (folder / "brain").exists()
+    with scratch_folder(tmp_path):
+        assert not folder.exists()
+
+
+def test_an_error_that_says_what_it_was_is_no_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("nio_pydra.system.disk._is_full", lambda folder: True)
+    assert full_disk([tmp_path], PermissionError(errno.EACCES, "Permission denied", str(tmp_path))) is None
+    assert str(tmp_path) in full_disk([tmp_path], OSError("12 requested and 0 written"))
 
 
 def test_a_failure_leaves_no_folder_that_was_made_for_temporary_files(tmp_path):

@@ -55,6 +55,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "device": (("device",), "Where the registration ran", None),
     "threads": (("threads",), "Processor threads it was given", None),
     "weights": (("weights", "name"), "Network weights", None),
+    "version": (("versions", "nio_pydra"), "Version of nio_pydra", None),
 }  # fmt: skip
 
 

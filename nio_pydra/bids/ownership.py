@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 from nio_pydra.errors import InputError
 from nio_pydra.system.places import same_place
 
-__all__ = ["GENERATOR", "refuse_foreign_folder", "refuse_inputs_as_output"]
+__all__ = ["GENERATOR", "refuse_foreign_folder", "refuse_inputs_as_output", "refuse_other_dataset"]
 
 GENERATOR = "nio_pydra"
 """Its name in the ``GeneratedBy`` of derivative datasets."""
@@ -53,6 +54,28 @@ def refuse_foreign_folder(folder: Path, generator: str = GENERATOR) -> None:
     if names != {generator}:
         whose = " and ".join(sorted(names - {generator})) or "a program that it does not name"
         raise InputError(f"The output folder {folder} holds the dataset of {whose} ({description.name}): {advice}")
+
+
+def refuse_other_dataset(folder: Path, bids_dir: Path) -> None:
+    """Refuse an output folder of nio_pydra that holds the results of another dataset.
+
+    A dataset that was moved, or copied to the place of a job, is the same one: its old folder is gone.
+
+    Raises
+    ------
+    InputError
+        If the dataset that the folder's description names is another folder than `bids_dir`, and exists.
+    """
+    try:
+        link = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))["DatasetLinks"]["raw"]
+        earlier = Path(unquote(urlparse(link).path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if earlier.is_dir() and not same_place(earlier, bids_dir):
+        raise InputError(
+            f"The output folder {folder} holds results of the dataset {earlier} (dataset_description.json), not of "
+            f"{bids_dir}: give an output folder of its own."
+        )
 
 
 def refuse_inputs_as_output(folder: Path, role: str, inputs: Mapping[str, Path]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.errors import InputError
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import atomic_path, contents_digest
 
 __all__ = ["Failure", "done_records", "failures", "name_entities", "read_record", "refuse_mixture"]
 
@@ -89,12 +89,13 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def refuse_mixture(out_dir: Path, space: Mapping[str, str], engine: str) -> None:
-    """Raise `InputError` where the folder holds another engine's results in the same space, or another resolution's.
+def refuse_mixture(out_dir: Path, space: Mapping[str, str], engine: str, atlas: Path) -> None:
+    """Raise `InputError` where the folder holds results that this run would overwrite in part.
 
-    Names of transforms and label images say neither the engine nor the resolution, so two would overwrite each other
-    in part. A damaged record stops nobody here: its scan gets a new one, or the group level names it.
+    Names of transforms and label images say neither the engine nor the resolution, nor which image it is that has the
+    atlas's name. A damaged record stops nobody here: its scan gets a new one, or the group level names it.
     """
+    digest = contents_digest(atlas)
     for path in done_records(out_dir):
         name = name_entities(path)
         if (name["space"], name.get("cohort")) != (space["space"], space.get("cohort")):
@@ -105,10 +106,15 @@ def refuse_mixture(out_dir: Path, space: Mapping[str, str], engine: str) -> None
                 "transforms do not say which: give this one an output folder of its own."
             )
         try:
-            found = read_record(path)["engine"]
+            record = read_record(path)
         except InputError:
             continue
-        if found != engine:
+        if record.get("inputs", {}).get("fixed", digest) != digest:
+            raise InputError(
+                f"{out_dir} holds results for another image called {space['space']} ({path.name}): give {atlas} "
+                "another --atlas-name, or an output folder of its own."
+            )
+        if (found := record["engine"]) != engine:
             raise InputError(
                 f"{out_dir} holds results of the engine {found} for {space['space']} ({path.name}): give {engine} an "
                 "output folder of its own."

@@ -114,7 +114,10 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         raise InputError("--labels-desc names label images of a derivative dataset: give that with -d NAME=PATH.")
     if not options.bids_dir.is_dir():
         raise InputError(f"{options.bids_dir} is not a folder: expected the root of a BIDS dataset.")
+    from nio_pydra.bids.ownership import refuse_other_dataset
+
     derivatives = _refuse_loss(options)
+    refuse_other_dataset(options.out_dir, options.bids_dir)
 
     from nio_pydra.bids.description import require_writable, write_description
     from nio_pydra.bids.records import refuse_mixture
@@ -136,7 +139,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         labels_desc=options.labels_desc,
     )
     atlas = _atlas(options)
-    refuse_mixture(options.out_dir, atlas.space, options.engine)
+    refuse_mixture(options.out_dir, atlas.space, options.engine, atlas.image)
     preset = checked_preset(options.engine, options.preset, options.weights)
 
     from nio_pydra.workflows.dataset import DatasetSettings, register_dataset
@@ -184,21 +187,18 @@ def _share_cores(worker: str, scans: int, threads: int | None) -> tuple[int, int
 
     None: each SLURM job uses what it was given.
     """
-    from nio_pydra.engines.contract import core_count, threads_asked_for
+    from nio_pydra.system.cores import core_count, threads_asked_for
 
-    names = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     if worker == "debug":
         scans = 1
-    threads = threads or threads_asked_for()
+    if threads is None and (asked := threads_asked_for()):
+        return scans, asked
+    if threads is None and worker == "slurm":
+        return scans, None
     if threads is None:
-        if worker == "slurm":  # jobs inherit this environment, but not this machine's cores
-            for name in names:
-                os.environ.pop(name, None)
-            return scans, None
         scans = min(scans, core_count())
         threads = core_count() // scans
-    for name in names:
-        os.environ[name] = str(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     return scans, threads
 
 
@@ -274,7 +274,9 @@ def _ended_by_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What a script made this process ignore, as of those that it runs in the background, stays ignored.
+    heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:

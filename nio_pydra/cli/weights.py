@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from nio_pydra.errors import InputError
+
 __all__ = ["add_arguments", "main"]
 
 
@@ -22,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Convert or show; return the exit status."""
     from nio_pydra.networks.checkpoints import convert, read_metadata
-    from nio_pydra.system.places import refuse_same_file
 
     if args.action == "convert":
-        refuse_same_file([args.target], [args.source])
+        if args.target.exists():
+            raise InputError(f"{args.target} exists: choose another name.")
         convert(args.source, args.target)
         print(args.target)
     else:

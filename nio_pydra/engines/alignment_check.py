@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from nio_pydra.errors import InputError
-from nio_pydra.losses import lncc
-from nio_pydra.spatial.conform import scale_intensities
+from nio_pydra.metrics import local_similarity
 from nio_pydra.spatial.transforms import Transform, resample
 
 __all__ = ["brains_match", "check_affine", "check_alignment", "coarse"]
@@ -26,7 +24,6 @@ SMALLEST_MATCH = 0.3
 """Similarity at 4 mm. Scans of two people, aligned, have 0.5 to 0.7, and 0.38 and more with very much noise, a strong
 bias field or inverted contrast. Scans that are turned by 45 to 180 degrees end at 0.1 to 0.26."""
 COARSE_MM = 4.0
-WINDOW = 7
 FWHM_TO_SIGMA = 1 / 2.355
 
 
@@ -65,9 +62,8 @@ def check_alignment(
     else:
         return
     raise InputError(
-        f"{names[1]} could not be aligned to {names[0]}: {found}. Turns in all "
-        "directions were tried: look at both images with their headers. Correct the orientation, or the masks if they "
-        "are wrong."
+        f"{names[1]} could not be aligned to {names[0]}: {found}. Look at both images "
+        "with their headers. Correct the orientation, or the masks if they are wrong."
     )
 
 
@@ -98,10 +94,7 @@ def brains_match(
         both &= _voxels(resample(lesion, grid, there, "nearest")) == 0
     if not both.any():
         return overlap, 0.0
-    volumes = [scale_intensities(image * both, "percentile") for image in (still, warped)]
-    # Through its weights the similarity knows nothing of what is beside the brains.
-    weights = torch.from_numpy(both.astype(np.float32))[None, None]
-    return overlap, -float(lncc(volumes[0], volumes[1], WINDOW, weights))
+    return overlap, local_similarity(still, warped, both)
 
 
 def check_affine(affine: NDArray[np.floating], moving: Path, fixed: Path) -> None:

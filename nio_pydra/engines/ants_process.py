@@ -105,7 +105,7 @@ def run_ants(
     Parameters
     ----------
     fixed, moving : nibabel.Nifti1Image, shape (X, Y, Z)
-        Brains, as they shall be compared.
+        Brains, as they are compared.
     options : AntsOptions
     folder : pathlib.Path
         An existing, empty folder that takes all files of this run, the child's temporary ones too.

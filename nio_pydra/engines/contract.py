@@ -6,7 +6,6 @@ An engine is a module with ``PRESETS``, a dict of named frozen settings, and
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +18,9 @@ from nio_pydra.engines.names import LARGEST_SEED
 from nio_pydra.engines.stopwatch import Spent
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.transforms import DisplacementField
+from nio_pydra.system.cores import default_threads
 
-__all__ = [
-    "Deformation", "Pair", "Runtime", "brain_only", "core_count", "default_threads", "inside", "threads_asked_for",
-]  # fmt: skip
+__all__ = ["Deformation", "Pair", "Runtime", "brain_only", "inside"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Runtime:
     threads : int
         0: as many as OMP_NUM_THREADS says; where that is not set, all cores that the process may use.
     seed : int
-        Of everything random: 0 or more.
+        Random seed, 0 or more.
     precision : {"auto", "float32"}
         "auto" lets the network's convolutions run in bfloat16 where that is faster.
     progress : bool or None
@@ -118,26 +116,6 @@ class Deformation:
     inverse: DisplacementField | None
     spent: Spent
     details: dict[str, Any] = field(default_factory=dict)
-
-
-def core_count() -> int:
-    """Return how many cores this process may use."""
-    # macOS has no affinity.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_threads() -> int:
-    """Return the number of threads where no option gives one: OMP_NUM_THREADS, else all cores of this process."""
-    return threads_asked_for() or core_count()
-
-
-def threads_asked_for() -> int | None:
-    """Return what OMP_NUM_THREADS says, or None where it is not set or makes no sense.
-
-    As OpenMP reads it: of a list, which has a number for each level of nested threads, the first one counts.
-    """
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
 
 
 def inside(image: Nifti1Image, mask: Nifti1Image | None) -> NDArray[np.bool_]:

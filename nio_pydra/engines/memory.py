@@ -81,7 +81,7 @@ def device_memory_mb() -> float:
 
 
 def forget_peak_memory() -> None:
-    """Start measuring the peak anew, that of the GPU too: earlier work of this process shall not count.
+    """Start measuring the peak anew, that of the GPU too: earlier work of this process must not count.
 
     That of the process is forgotten where the system can (Linux).
     """

@@ -18,6 +18,9 @@ from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["register_pair"]
 
+RESULTS = ("record.json", "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz")
+"""In the order in which they appear: the record tells that all of them are ours."""
+
 
 def register_pair(
     fixed: Path,
@@ -75,41 +78,45 @@ def register_pair(
     for labels, image, role in ((fixed_labels, fixed, "fixed"), (moving_labels, moving, "moving")):
         if labels is not None:
             load_labels(Path(labels), like=load_image(image, f"{role} image"), role=f"{role} labels")
-    with scratch_folder(runtime.scratch or out_dir) as work:
-        runtime = replace(runtime, scratch=work)
+    with scratch_folder(out_dir) as work:
+        runtime = replace(runtime, scratch=runtime.scratch or work)
         masks = []
         for mask, image, role in ((fixed_mask, fixed, "fixed"), (moving_mask, moving, "moving")):
             made = work / f"{role}_mask.nii.gz"
             masks.append(
                 Path(mask) if mask else make_brain_mask(image, made, skull_stripped=skull_stripped, runtime=runtime)
             )
-        affine = work / "affine.h5"
+        affine, results = work / "affine.h5", work / "results"
         aligned = align(
             fixed, moving, affine,
             fixed_mask=masks[0], moving_mask=masks[1], lesion_mask=lesion_mask, runtime=runtime,
         )  # fmt: skip
         files = register(
-            fixed, moving, affine, out_dir,
+            fixed, moving, affine, results,
             engine=engine, preset=preset, weights=weights,
             fixed_mask=masks[0], moving_mask=masks[1], lesion_mask=lesion_mask,
             affine_record=aligned, runtime=runtime,
         )  # fmt: skip
-    (out_dir / "labels.nii.gz").unlink(missing_ok=True)  # of an earlier registration into the same folder
-    if moving_labels is not None:
-        moved = propagate_labels(moving_labels, fixed, files.forward_xfm, out_dir / "labels.nii.gz")
-        if fixed_labels is not None:
-            return score(files.record, fixed_labels, moved, files.record, moving_labels)
-    return dict(json.loads(files.record.read_text()))
+        record = dict(json.loads(files.record.read_text()))
+        if moving_labels is not None:
+            moved = propagate_labels(moving_labels, fixed, files.forward_xfm, results / "labels.nii.gz")
+            if fixed_labels is not None:
+                record = score(files.record, fixed_labels, moved, files.record, moving_labels)
+        for name in RESULTS:
+            if (results / name).exists():
+                (results / name).replace(out_dir / name)
+            else:  # of an earlier registration into the same folder
+                (out_dir / name).unlink(missing_ok=True)
+    return record
 
 
 def _refuse_loss(out_dir: Path, inputs: list[Path]) -> None:
     """Raise `InputError` where a result would replace an input, or a file that no earlier registration has made."""
-    names = ("forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "record.json", "labels.nii.gz")
-    refuse_same_file([out_dir / name for name in names], inputs)
+    refuse_same_file([out_dir / name for name in RESULTS], inputs)
     try:
         earlier = "engine" in json.loads((out_dir / "record.json").read_text())
     except (OSError, ValueError, TypeError):
         earlier = False
-    for name in ("record.json", "labels.nii.gz"):
+    for name in RESULTS:
         if not earlier and (out_dir / name).exists():
             raise InputError(f"{out_dir / name} is not of an earlier registration: choose another output folder.")

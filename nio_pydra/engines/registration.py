@@ -32,7 +32,7 @@ from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_im
 from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform, resample
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import atomic_path, contents_digest
 
 __all__ = ["Registration", "engine_settings", "propagate_labels", "register", "score"]
 
@@ -136,7 +136,7 @@ def register(
     spent = found.spent + inversion.read()
     measuring = Stopwatch()
     warped = resample(pair.moving, pair.fixed, transforms[0])
-    measures = quality(pair, transforms, warped)
+    measures = quality(pair, transforms)
     measured = measuring.read().wall
     writing = Stopwatch()
     out_dir = Path(out_dir)
@@ -154,6 +154,7 @@ def register(
     record = {
         "engine": engine,
         "preset": preset,
+        "inputs": {"fixed": contents_digest(Path(fixed)), "moving": contents_digest(Path(moving))},
         "lesion_mask": lesion_mask is not None,
         **measures,
         "peak_memory_mb": max(found.details.pop("peak_memory_mb", 0.0), peak_memory_mb()),
@@ -190,6 +191,11 @@ def propagate_labels(labels: Path, reference: Path, transform: Path, out: Path) 
         ITK composite that maps points of the reference to points of the labels.
     out : Path
         Written as int32, or the smallest integer type that holds the labels.
+
+    Raises
+    ------
+    InputError
+        If one of the files cannot be used.
     """
     source = load_labels(Path(labels))
     target = load_image(Path(reference), "reference")

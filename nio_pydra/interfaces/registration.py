@@ -31,7 +31,7 @@ class NIORegistrationInputSpec(BaseInterfaceInputSpec):
     num_threads = traits.Int(
         0, usedefault=True, nohash=True, desc="processor threads, 0 for OMP_NUM_THREADS, else all cores"
     )
-    random_seed = traits.Range(0, LARGEST_SEED, 0, usedefault=True, desc="seed of everything random")
+    random_seed = traits.Range(0, LARGEST_SEED, 0, usedefault=True, desc="random seed")
 
 
 class NIORegistrationOutputSpec(TraitedSpec):

@@ -137,7 +137,7 @@ def load_network(path: Path | None = None) -> tuple[LapIRN, dict[str, Any]]:
     Raises
     ------
     InputError
-        If the file cannot be read, or holds weights of another network or such as are NaN or infinite.
+        If the file cannot be read, or holds weights of another network, or weights that are NaN or infinite.
     """
     path = default_weights() if path is None else Path(path)
     if path.suffix in (".pth", ".pt"):

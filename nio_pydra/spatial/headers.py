@@ -11,14 +11,20 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.analyze import AnalyzeImage
-from nibabel.nifti1 import Nifti1Pair
+from nibabel.nifti1 import Nifti1Header, Nifti1Pair
 from nibabel.quaternions import mat2quat
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
 from nio_pydra.errors import InputError
 
-__all__ = ["quaternion_tolerance", "require_one_placement", "require_rigid_axes", "same_placement"]
+__all__ = [
+    "quaternion_tolerance",
+    "require_millimetres",
+    "require_one_placement",
+    "require_rigid_axes",
+    "same_placement",
+]
 
 #: Largest distance between the places that two readers give a voxel, mm. A tenth of a voxel harms nobody.
 PLACEMENT_TOLERANCE_MM = 0.1
@@ -54,11 +60,7 @@ def require_one_placement(image: SpatialImage, path: Path, role: str) -> None:
             )
         return
     header = image.header
-    if int(header["xyzt_units"]) & 7 in (METRE, MICROMETRE):
-        raise InputError(
-            f"{path} ({role}) gives its voxel sizes in {header.get_xyzt_units()[0]}s: expected mm. "
-            "Correct xyzt_units and the sizes in its header."
-        )
+    require_millimetres(header, path, role)
     try:
         qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     except (ValueError, HeaderDataError) as error:
@@ -78,6 +80,15 @@ def require_one_placement(image: SpatialImage, path: Path, role: str) -> None:
         raise InputError(
             f"{path} ({role}) has a qform and an sform that place it {_corner_distance(qform, sform, shape):.1f} mm "
             f"apart: programs disagree on which one counts. {_advice(path, 'sform')} or --keep qform."
+        )
+
+
+def require_millimetres(header: Nifti1Header, path: Path, role: str) -> None:
+    """Raise `InputError` if a header counts in another unit."""
+    if int(header["xyzt_units"]) & 7 in (METRE, MICROMETRE):
+        raise InputError(
+            f"{path} ({role}) gives its voxel sizes in {header.get_xyzt_units()[0]}s: expected mm. "
+            "Correct xyzt_units and the sizes in its header."
         )
 
 
@@ -110,10 +121,19 @@ def _sizes(values: NDArray[np.float64]) -> str:
 
 
 def same_placement(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, ...], tolerance_mm: float) -> bool:
-    """Whether two affines (4x4, voxel to world, mm) place the voxels of a grid alike.
+    """Whether two affines place the voxels of a grid alike.
 
     Beyond the tolerance they can differ by a turn around the first voxel that is as small as what a qform loses in
     rounding (:func:`quaternion_tolerance`).
+
+    Parameters
+    ----------
+    a, b : ndarray
+        4x4, voxel to world, mm.
+    shape : tuple of int
+        Of the grid.
+    tolerance_mm : float
+        Largest distance between the two places of a voxel.
     """
     if not np.linalg.norm(a[:3, 3] - b[:3, 3]) <= tolerance_mm:  # so written that NaN is a difference
         return False

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nio_pydra.errors import ComputationError, InputError
+from nio_pydra.spatial.finite import require_finite
 from nio_pydra.spatial.transforms import DisplacementField, Transform
 from nio_pydra.system.files import atomic_path
 
@@ -104,7 +105,13 @@ def read_h5(path: str | Path) -> Transform:
 
 
 def read_affine(path: str | Path) -> NDArray[np.floating]:
-    """Read one affine (4x4, RAS mm) from an ITK ``.mat`` as ANTs writes it, or from a composite ``.h5``."""
+    """Read one affine (4x4, RAS mm) from an ITK ``.mat`` as ANTs writes it, or from a composite ``.h5``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is no such transform, holds more than one affine, or numbers that are not finite.
+    """
     path = Path(path)
     if path.suffix == ".h5":
         steps = read_h5(path).steps
@@ -115,11 +122,16 @@ def read_affine(path: str | Path) -> NDArray[np.floating]:
         raise InputError(f"{path}: no such transform file.")
     from scipy.io import loadmat
 
-    content = loadmat(path)
-    names = [name for name in content if "Transform" in name]
-    if len(names) != 1 or "fixed" not in content:
-        raise InputError(f"{path} is not an ITK affine: expected a .mat file as ANTs writes it.")
-    return _matrix(content["fixed"].ravel().astype(np.float64), content[names[0]].ravel().astype(np.float64))
+    try:
+        content = loadmat(path)
+        names = [name for name in content if "Transform" in name]
+        matrix = _matrix(content["fixed"].ravel().astype(np.float64), content[names[0]].ravel().astype(np.float64))
+        require_finite(matrix, "The affine")
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not an ITK affine ({error}): expected a .mat file as ANTs writes it.") from None
+    except ComputationError as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
+    return matrix
 
 
 def _parameters(entry: h5py.Group, kind: str) -> h5py.Dataset:

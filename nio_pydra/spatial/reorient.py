@@ -16,9 +16,8 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from nio_pydra.errors import InputError
-from nio_pydra.spatial.headers import require_rigid_axes
+from nio_pydra.spatial.headers import require_millimetres, require_rigid_axes
 from nio_pydra.system.files import atomic_path
-from nio_pydra.system.places import refuse_same_file
 
 __all__ = ["reorient"]
 
@@ -38,26 +37,29 @@ def reorient(source: Path, target: Path, *, axes: str | None = None, keep: str |
     Raises
     ------
     InputError
-        If the source is no NIfTI file, lacks the form to keep, its sform shears, or it would be overwritten.
+        If the source is no NIfTI file in mm, lacks the form to keep or voxel sizes, or its sform shears; or if the
+        target exists.
     """
-    refuse_same_file([target], [source])
     for path in (source, target):
         if not path.name.endswith((".nii", ".nii.gz")):
             raise InputError(f"{path}: expected a file named *.nii or *.nii.gz.")
+    if target.exists():
+        raise InputError(f"{target} exists: choose another name for the copy.")
     try:
         image = nib.load(source)
-        if not isinstance(image, Nifti1Image):
-            raise InputError(f"{source} is no NIfTI image in one file: convert it first.")
         with Opener(str(source), "rb") as stream:
             content = stream.read()
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{source} cannot be read as a NIfTI image: {error}") from None
+    if not isinstance(image, Nifti1Image):
+        raise InputError(f"{source} is no NIfTI image in one file: convert it first.")
     # Unlike the image's own header, this one still has the scaling of the voxels.
     header = image.header_class.from_fileobj(BytesIO(content), check=False)
+    require_millimetres(header, source, "image")
     shape, sizes = image.shape[:3], np.abs(np.asarray(header["pixdim"][1:4], float))
     if axes is not None:
+        if not (np.isfinite(sizes) & (sizes > 0)).all():
+            raise InputError(f"{source} gives voxel sizes of {sizes} mm: expected positive ones. Repair its pixdim.")
         affine = _centred(axes, sizes, shape)
     else:
         affine = (header.get_qform if keep == "qform" else header.get_sform)(coded=True)[0]

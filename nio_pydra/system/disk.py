@@ -57,15 +57,18 @@ def full_disk(folders: Sequence[Path], error: BaseException | None = None) -> st
         What that ended with. It may tell of a quota, or of a disk that has room again by now, or be about temporary
         files.
     """
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in CODES:
+        return None  # it says itself what it was
+    tells_so, given = _tells_so(error), len(folders)
     temporary = Path(tempfile.gettempdir())
-    if tells_so := _tells_so(error):
+    if tells_so:
         folders = [*folders, temporary]
         if isinstance(error, OSError) and isinstance(error.filename, str):
             folders = [Path(error.filename).parent, *folders]
     full = next((folder for folder in folders if _is_full(folder)), None)
     if full is None and not tells_so:
         return None
-    if full is None and len(folders) > 2:
+    if full is None and given != 1:
         return f"The disk with one of these folders was full: {', '.join(map(str, folders))}: make room there."
     full = (full or folders[0]).absolute()
     other = "set TMPDIR to another folder" if full == temporary.absolute() else "choose another folder"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import secrets
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,9 +16,14 @@ from pathlib import Path
 from nio_pydra.errors import InputError
 from nio_pydra.system.disk import full_disk_named
 
-__all__ = ["atomic_path", "contents_digest", "discard_leftovers", "locked", "temporary_file"]
+__all__ = ["HOST", "atomic_path", "contents_digest", "discard_leftovers", "locked", "may_be_dead", "temporary_file"]
 
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 PREFIX = ".tmp-"
+NAME = re.compile(r"\.tmp-([0-9a-f]{8})-[0-9a-f]{12}(\.\w+)*")
+"""Temporary names: the host, and a number that nobody else draws."""
+FOREIGN_SECONDS = 86_400.0
+"""Age from which another host's leftover is one: its locks may be unknown here."""
 _tidied: set[Path] = set()
 """Folders that this process has looked through for leftovers."""
 
@@ -79,12 +87,22 @@ def discard_leftovers(folder: Path) -> None:
     """Delete what killed processes left half-written in a folder; what living ones write is left alone."""
     for leftover in folder.glob(f"{PREFIX}*"):
         with suppress(OSError):  # another user's, or gone meanwhile
+            if not (found := NAME.fullmatch(leftover.name)) or not may_be_dead(leftover, found[1]):
+                continue
             handle = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 if locked(handle, leftover):
                     leftover.unlink()
             finally:
                 os.close(handle)
+
+
+def may_be_dead(path: Path, host: str) -> bool:
+    """Return whether a lock can tell if the owner of a temporary file or folder lives: not on another host.
+
+    Some shared file systems keep locks to the host that took them. What another host made counts as in use for a day.
+    """
+    return host == HOST or time.time() - path.lstat().st_mtime > FOREIGN_SECONDS
 
 
 def locked(handle: int, path: Path) -> bool:
@@ -103,7 +121,7 @@ def locked(handle: int, path: Path) -> bool:
 def _new_file(folder: Path, suffix: str) -> tuple[Path, int]:
     """Make a new file and lock it; return its path, and the handle that keeps the lock until it is closed."""
     while True:
-        path = folder / f"{PREFIX}{secrets.token_hex(6)}{suffix}"
+        path = folder / f"{PREFIX}{HOST}-{secrets.token_hex(6)}{suffix}"
         # The kernel takes the umask off this mode, or applies the folder's default access list.
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         with suppress(OSError):  # no such locks here: then nobody else gets one either

@@ -84,8 +84,12 @@ def run_program(
 
 def end_programs() -> None:
     """Kill all programs that run: this process is about to end without any further step."""
-    for process in list(_running):
+    running = list(_running)
+    for process in running:
         _kill(process)
+    for process in running:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)  # what still writes would keep its folder from being deleted
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -14,11 +15,13 @@ from pathlib import Path
 
 from nio_pydra.errors import InputError
 from nio_pydra.system.disk import full_disk_named
-from nio_pydra.system.files import locked
+from nio_pydra.system.files import HOST, locked, may_be_dead
 
 __all__ = ["discard_scratch", "private_folder", "scratch_folder"]
 
 PREFIX = "nio-pydra-"
+NAME = re.compile(r"\.?nio-pydra-([0-9a-f]{8})-[a-z0-9_]{8}")
+"""Names of temporary folders: the host, and what `tempfile` adds."""
 LOCK = ".lock"
 _mine: set[Path] = set()
 
@@ -49,7 +52,8 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
             made = _make_parents(place)
             prefix = PREFIX if parent is None else f".{PREFIX}"
             for other in place.glob(f"{prefix}*"):
-                _discard_if_dead(other)
+                if found := NAME.fullmatch(other.name):
+                    _discard_if_dead(other, found[1])
             folder, lock = _new_folder(place, prefix)
     except OSError as error:
         raise InputError(f"No temporary folder can be made in {place} ({error.strerror}).") from None
@@ -98,7 +102,7 @@ def _make_parents(place: Path) -> list[Path]:
 def _new_folder(place: Path, prefix: str) -> tuple[Path, int]:
     """Make a folder with a locked file in it; return its path, and the handle that keeps the lock."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{HOST}-", dir=place))
         try:
             handle = os.open(folder / LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         except FileNotFoundError:  # somebody took it for a leftover in this moment
@@ -110,11 +114,11 @@ def _new_folder(place: Path, prefix: str) -> tuple[Path, int]:
         os.close(handle)
 
 
-def _discard_if_dead(folder: Path) -> None:
+def _discard_if_dead(folder: Path, host: str) -> None:
     """Delete a temporary folder of this user whose process is gone."""
     with suppress(OSError):
         found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        if not may_be_dead(folder, host) or not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             return
         try:
             handle = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
@@ -129,12 +133,14 @@ def _discard_if_dead(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder, the lock last: until then it can be told to be a leftover."""
+    """Delete a folder, its lock last: where anything else is left, the next run finds the lock and goes on."""
     with suppress(OSError):
         for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != LOCK:
-                entry.unlink(missing_ok=True)
-        (folder / LOCK).unlink(missing_ok=True)
-        folder.rmdir()
+            with suppress(OSError):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif entry.name != LOCK:
+                    entry.unlink()
+        if [entry.name for entry in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()

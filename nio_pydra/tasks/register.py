@@ -57,7 +57,7 @@ def Register(
     device : str
         One of auto, cpu and cuda.
     seed : int
-        Of everything random.
+        Random seed.
 
     Returns
     -------

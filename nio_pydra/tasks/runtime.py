@@ -15,7 +15,7 @@ def task_runtime(device: str = "cpu", seed: int = 0, precision: str = "auto") ->
     """Return the runtime of a task; its temporary files go into the task's own folder, which is the current one.
 
     The number of threads, which OMP_NUM_THREADS decides, is no input of the tasks: a run that is continued with other
-    threads shall find what is done. The record says how many were used.
+    threads must find what is done. The record says how many were used.
     """
     from nio_pydra.engines.contract import Runtime
 

@@ -51,7 +51,7 @@ def inherit(network: LapIRN, level: int, head_scale: float) -> None:
 
 
 def is_better(value: float, best: float | None) -> bool:
-    """Whether a score beats the best so far; NaN beats nothing, and anything else beats NaN."""
+    """Whether a score beats the best so far. One that is not finite beats nothing, and any other beats NaN."""
     return math.isfinite(value) and (best is None or not value <= best)
 
 

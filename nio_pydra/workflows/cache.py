@@ -82,9 +82,10 @@ def _discard_torn_hashes(folder: Path) -> None:
     results of another.
     """
     for path in folder.glob("*"):
-        if path.suffix != ".lock" and path.stat().st_size != HASH_BYTES:
-            with suppress(Timeout), SoftFileLock(path.with_suffix(".lock")).acquire(timeout=0):
-                path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, Timeout):  # another run was faster, or is at it
+            if path.suffix != ".lock" and path.stat().st_size != HASH_BYTES:
+                with SoftFileLock(path.with_suffix(".lock")).acquire(timeout=0):
+                    path.unlink(missing_ok=True)
 
 
 def _locks(work_dir: Path) -> Iterator[Path]:
@@ -94,7 +95,7 @@ def _locks(work_dir: Path) -> Iterator[Path]:
 
 
 def _discard_torn_locks(work_dir: Path, left: threading.Event) -> None:
-    """Until the folder is left, delete locks that have not said for a while whose they are."""
+    """Until the folder is left, delete locks that have been empty for a while: they name no owner."""
     while not left.wait(TORN_LOCK_SECONDS):
         for lock in _locks(work_dir):
             with suppress(FileNotFoundError):

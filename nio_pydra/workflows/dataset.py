@@ -101,13 +101,16 @@ def register_dataset(
     InputError
         If the atlas has no brain, the worker cannot be used, or memory does not hold so many scans at a time.
     """
-    # Before pydra is imported: it shall neither ask a server for its newest version nor write into the home folder.
+    # In a folder of its own: another program's files in the work folder are nobody's leftovers.
+    work_dir = work_dir.resolve() / "nio_pydra"
+    work_dir.mkdir(parents=True, exist_ok=True)
+    # Before pydra is imported: it must neither ask a server for its newest version nor write into the home folder.
     os.environ.setdefault("NO_ET", "1")
-    os.environ["PYDRA_HASH_CACHE"] = str((work_dir / "hashes").resolve())
+    os.environ["PYDRA_HASH_CACHE"] = str(work_dir / "hashes")
     from nio_pydra.workflows.cache import discard_unfinished, in_use
 
     with in_use(work_dir, discard_locks=settings.worker != "slurm") as alone:
-        cache = (work_dir / "pydra").resolve()
+        cache = work_dir / "pydra"
         discard_unfinished(cache, alone=alone)
         return _register_all(scans, atlas, settings, out_dir, cache)
 

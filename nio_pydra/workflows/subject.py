@@ -63,7 +63,7 @@ def Subject(
     device : str
         One of auto, cpu and cuda.
     seed : int
-        Of everything random.
+        Random seed.
 
     Returns
     -------

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -308,7 +309,31 @@ def test_a_participants_folder_of_the_dataset_is_no_output_folder(dataset, capsy
     assert not (dataset.root / "sub-01/out").exists()
 
 
-@pytest.mark.parametrize("held", [[], ["logs/nio-pydra_1.log"], ["work/pydra/x"]])
+def test_results_of_another_dataset_or_atlas_are_not_replaced(dataset, make_dataset, write_image, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 0
+    before = contents_of(out)
+    (tmp_path / "other").mkdir()
+    other = make_dataset(tmp_path / "other", ["sub-01"])
+    assert bids_app.main(other.command(out, "-w", str(tmp_path / "work2"))) == 1
+    assert f"holds results of the dataset {dataset.root}" in capsys.readouterr().err
+    image = nib.load(dataset.atlas)
+    atlas = write_image(1.5 * image.get_fdata(dtype=np.float32), tmp_path / "second.nii.gz", image.affine)
+    assert bids_app.main(dataset.command(out, "--atlas", str(atlas), "--skull-stripped")) == 1
+    assert "holds results for another image called Tiny" in capsys.readouterr().err
+    assert contents_of(out) == before
+    # A dataset that was moved is the same one.
+    shutil.move(dataset.root, tmp_path / "moved")
+    arguments = dataset.command(out, "--participant-label", "01")
+    arguments[0] = str(tmp_path / "moved")
+    assert bids_app.main(arguments) == 0
+
+
+def contents_of(out):
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and "logs" not in path.parts}
+
+
+@pytest.mark.parametrize("held", [[], ["logs/nio-pydra_1.log"], ["work/nio_pydra/pydra/x"]])
 def test_an_output_folder_that_a_killed_run_began_is_taken(dataset, held, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -399,9 +424,9 @@ def test_a_run_ended_half_way_goes_on_where_it_was(tmp_path, make_dataset, proce
     first.stdout.close()
 
     # What a kill leaves now and then, or always if the run goes on on another host: locks that look alive.
-    for job in (out.parent / "work/pydra").glob("workflow-*"):
+    for job in (out.parent / "work/nio_pydra/pydra").glob("workflow-*"):
         job.with_suffix(".lock").touch()
-    for entry in list((out.parent / "work/hashes").iterdir()):
+    for entry in list((out.parent / "work/nio_pydra/hashes").iterdir()):
         entry.with_suffix(".lock").touch()
 
     second = run(arguments)

@@ -52,7 +52,7 @@ def delete(path):
 @pytest.mark.parametrize("kind", ["[!_]*", "_result.pklz"])
 def test_damaged_files_in_the_work_folder_are_never_taken_for_results(earlier, run, damage, jobs, kind):
     _, folder, right = earlier
-    files = [path for path in folder.glob(f"work/pydra/{jobs}/{kind}") if path.is_file()]
+    files = [path for path in folder.glob(f"work/nio_pydra/pydra/{jobs}/{kind}") if path.is_file()]
     assert files
     for path in files:
         damage(path)
@@ -63,7 +63,7 @@ def test_damaged_files_in_the_work_folder_are_never_taken_for_results(earlier, r
 @pytest.mark.parametrize("damage", [truncate, delete])
 def test_damaged_results_of_single_steps_are_not_used_for_another_output_folder(earlier, run, damage):
     dataset, folder, right = earlier
-    for path in folder.glob("work/pydra/python-*/*"):
+    for path in folder.glob("work/nio_pydra/pydra/python-*/*"):
         if path.suffix != ".pklz":
             damage(path)
     shutil.rmtree(folder / "other", ignore_errors=True)

@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import pytest
 
 from nio_pydra.cli import bids_app, nio
 from nio_pydra.cli.errors import exit_status
+from nio_pydra.spatial.itk import read_h5
 
 APP = "import sys; from nio_pydra.cli.bids_app import main; sys.exit(main(sys.argv[1:]))"
 NIO = "import sys; from nio_pydra.cli.nio import main; sys.exit(main(sys.argv[1:]))"
@@ -112,9 +114,6 @@ def test_sigterm_is_left_as_it_was_after_a_command():
 
 @pytest.mark.slow
 def test_runs_started_at_the_same_time_with_one_output_and_work_folder_all_succeed(dataset, tmp_path):
-    # The index of the dataset is made first.
-    assert bids_app.main(dataset.command(tmp_path / "warm", "--participant-label", "01")) == 0
-    shutil.rmtree(tmp_path / "work/pydra")
     out = tmp_path / "out"
     labels = ("01", "01", "01", "02", "02")
     runs = [start(APP, dataset.command(out, "--participant-label", label, "--omp-nthreads", "1")) for label in labels]
@@ -126,6 +125,26 @@ def test_runs_started_at_the_same_time_with_one_output_and_work_folder_all_succe
         files = list((out / f"sub-{label}/anat").iterdir())
         assert len(files) == 11
         assert all(nib.load(path).get_fdata() is not None for path in files if path.name.endswith(".nii.gz"))
+
+
+@pytest.mark.slow
+def test_datasets_that_share_a_work_folder_get_their_own_scans(make_dataset, tmp_path):
+    datasets = []
+    for name, shift in (("a", 0.0), ("b", 9.0)):
+        (tmp_path / name).mkdir()
+        datasets.append(make_dataset(tmp_path / name))
+        datasets[-1].add("sub-01", shift)
+    runs = [
+        start(APP, dataset.command(dataset.root.parent / "out", "-w", str(tmp_path / "work"), "--omp-nthreads", "1"))
+        for dataset in datasets
+    ]
+    ends = [process.communicate(timeout=200) for process in runs]
+    assert [process.returncode for process in runs] == [0, 0], ends
+    moved = []
+    for dataset in datasets:
+        forward = dataset.root.parent / "out/sub-01/anat/sub-01_from-T1w_to-Tiny_mode-image_xfm.h5"
+        moved.append(read_h5(forward).map_points(np.zeros((1, 3)))[0, 1])
+    assert moved == pytest.approx([0.0, 9.0], abs=1.5)
 
 
 def test_runs_of_the_same_second_have_a_log_each(tmp_path, monkeypatch):
@@ -184,10 +203,10 @@ def test_a_registration_names_the_full_disk_in_one_line(dataset, tmp_path, small
 
 @pytest.mark.parametrize(("value", "threads"), [("1", 1), ("2,1", 2), ("three", None), ("0", None), ("", None)])
 def test_threads_of_the_environment_are_used(dataset, tmp_path, monkeypatch, value, threads):
-    monkeypatch.setattr("nio_pydra.engines.contract.core_count", lambda: 3)
+    monkeypatch.setattr("nio_pydra.system.cores.core_count", lambda: 3)
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert nio.main([str(word) for word in pair(dataset, tmp_path / "pair")]) == 0
-    assert json.loads((tmp_path / "pair/record.json").read_text())["threads"] == threads or 3
+    assert json.loads((tmp_path / "pair/record.json").read_text())["threads"] == (threads or 3)
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**31 - 1), "1.5"])

@@ -149,7 +149,7 @@ def test_register_does_not_write_over_its_own_inputs(dataset, tmp_path, capsys, 
     assert not (tmp_path / "record.json").exists()
 
 
-@pytest.mark.parametrize("name", ["labels.nii.gz", "record.json"])
+@pytest.mark.parametrize("name", ["labels.nii.gz", "record.json", "warped.nii.gz", "forward_xfm.h5"])
 def test_register_deletes_and_replaces_nothing_but_earlier_results(dataset, tmp_path, capsys, name):
     scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
     command = ["register", "--skull-stripped", "--engine", "affine", "--fixed", str(dataset.atlas)]
@@ -166,10 +166,11 @@ def test_register_deletes_and_replaces_nothing_but_earlier_results(dataset, tmp_
     assert not (tmp_path / "pair/labels.nii.gz").exists()
 
 
-def test_weights_are_not_converted_onto_themselves(tmp_path, capsys):
+def test_weights_are_not_converted_onto_a_file_that_exists(tmp_path, capsys):
     (tmp_path / "a.pth").write_text("weights")
-    assert nio.main(["weights", "convert", str(tmp_path / "a.pth"), str(tmp_path / "x/../a.pth")]) == 1
-    assert "would be overwritten" in capsys.readouterr().err
+    assert nio.main(["weights", "convert", str(tmp_path / "a.pth"), str(tmp_path / "a.pth")]) == 1
+    assert "a.pth exists: choose another name" in capsys.readouterr().err
+    assert (tmp_path / "a.pth").read_text() == "weights"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Workers and the care of pydra's cache."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -56,12 +58,12 @@ def failing():
 def test_threads_of_all_scans_together_are_no_more_than_cores_unless_the_user_says_so(
     monkeypatch, worker, scans, threads, set_by_user, expected
 ):
-    names = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    for name in names:
-        monkeypatch.setenv(name, set_by_user)  # put back afterwards
-    monkeypatch.setattr("nio_pydra.engines.contract.core_count", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
+    monkeypatch.setattr("nio_pydra.system.cores.core_count", lambda: 6)
     assert _share_cores(worker, scans, threads) == expected
-    assert {os.environ.get(name) for name in names} == {None if expected[1] is None else str(expected[1])}
+    # What the user set stays as it is: its second number is for nested threads.
+    kept = threads is None and (expected[1] is None or set_by_user.startswith(str(expected[1])))
+    assert os.environ["OMP_NUM_THREADS"] == (set_by_user if kept else str(expected[1]))
 
 
 @pytest.mark.parametrize(("worker", "arguments"), [(SerialWorker, {}), (ForkserverWorker, {"n_procs": 2})])
@@ -106,6 +108,22 @@ def test_worker_processes_may_use_torch_after_their_parent_did(tmp_path):
         return float((torch.ones(200, 200) @ torch.ones(200, 200)).sum()) + x
 
     assert squares(ForkserverWorker, tmp_path, [Sum(x=0), Sum(x=1)], n_procs=2) == [8e6, 8e6 + 1]
+
+
+def test_runs_started_together_after_a_kill_clean_up_together(tmp_path):
+    """Torn hashes are deleted by whoever is first."""
+    (tmp_path / "hashes").mkdir()
+    for number in range(60):
+        (tmp_path / f"hashes/{number}").touch()
+    code = f"""if True:
+        from pathlib import Path
+        from nio_pydra.workflows.cache import in_use
+        with in_use(Path({str(tmp_path)!r}), discard_locks=True):
+            pass
+    """
+    runs = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [(run.communicate(timeout=100)[1], run.returncode) for run in runs] == [("", 0)] * 3
+    assert not list((tmp_path / "hashes").iterdir())
 
 
 def test_results_of_failed_and_interrupted_jobs_are_discarded_and_good_ones_kept(tmp_path, failing):
