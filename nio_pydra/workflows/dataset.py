@@ -144,7 +144,8 @@ def _register_all(
 def _lost(scan: Scan) -> str:
     """Say which file of a scan cannot be read; mostly empty."""
     for path in (scan.t1w, scan.lesion, scan.mask, scan.labels):
-        if path is not None and not os.access(path, os.R_OK):
+        # By the rights that reading has, where the system can say (Linux).
+        if path is not None and not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             if path.exists():
                 return f"{path}: no permission to read it."
             return f"{path}: no such file; is it a link to content that was not fetched?"
