@@ -20,6 +20,14 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads in every test, whatever the one before it asked for: sums depend on their number."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(2)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real scans that cannot be part of this repository; the test is skipped where it is absent.

@@ -147,6 +147,12 @@ def test_affine_leaves_a_lesion_out_of_the_similarity(tmp_path, fixed, truth):
     assert error(mask) < 0.5 * error(None)
 
 
+def test_a_lesion_that_covers_the_brain_is_refused(fixed, truth):
+    lesion = nib.Nifti1Image(np.ones(fixed.shape, np.uint8), fixed.affine)
+    with pytest.raises(InputError, match=r"sub-7\.nii: its lesion mask covers the whole brain"):
+        affine.align_brains(fixed, fixed, RUNTIME, names=(Path("atlas.nii"), Path("sub-7.nii")), lesion=lesion)
+
+
 def test_a_brain_mask_beside_the_brain_is_refused_with_the_name_of_the_image(tmp_path, fixed, truth):
     empty = fixed.get_fdata(dtype=np.float32) * (np.arange(fixed.shape[0]) > 20)[:, None, None]
     paths = _save(tmp_path, nib.Nifti1Image(empty, fixed.affine), _moving(truth))

@@ -28,7 +28,7 @@ def sheared(affine):
     return shear @ affine
 
 
-def write(path, *, qform=None, sform=None, scode=1, zooms=(2, 2, 2), units="mm"):
+def write(path, *, qform=None, sform=None, scode=1, zooms=(2, 2, 2), units="mm", sizes=None):
     """Write a header as it is given: nibabel would make its parts agree."""
     image = nib.Nifti1Image(VOXELS, None)
     header = image.header
@@ -36,6 +36,8 @@ def write(path, *, qform=None, sform=None, scode=1, zooms=(2, 2, 2), units="mm")
     header.set_sform(np.eye(4) if sform is None else sform, 0 if sform is None else scode)
     header.set_zooms(zooms)
     header.set_xyzt_units(units)
+    if sizes is not None:
+        header["pixdim"][1:4] = sizes
     with nib.openers.Opener(str(path), "wb") as stream:
         header["vox_offset"], header["magic"] = 352, b"n+1"
         stream.write(header.binaryblock + bytes(4) + VOXELS.tobytes(order="F"))
@@ -47,9 +49,10 @@ REFUSED = {
     "turned": (dict(qform=LAS, sform=turned(LAS, "x", 20), scode=2), r"place it \d+\.\d mm apart.* --keep sform"),
     "moved": (dict(qform=LAS, sform=LAS + np.eye(4, k=3) * 3, scode=2), r"place it 3\.0 mm apart"),
     "sheared, with a qform": (dict(qform=LAS, sform=sheared(LAS), scode=2), r"off a right angle.* --keep qform"),
-    "sheared": (dict(sform=sheared(LAS)), r"6\.\d\d degrees off a right angle"),
+    "sheared": (dict(sform=sheared(LAS)), r"6\.\d\d degrees off a right angle.* without shear\.$"),
     "sizes": (dict(sform=LAS, zooms=(1, 1, 1)), r"voxels of 2 x 2 x 2 mm by its sform and of 1 x 1 x 1 mm"),
     "metres": (dict(sform=LAS, units="meter"), r"voxel sizes in meters: expected mm"),
+    "negative sizes": (dict(sform=LAS, sizes=(-2, 2, 2)), r"voxel sizes \(pixdim\) of -2 x 2 x 2 mm.* --keep sform"),
 }
 
 
@@ -90,6 +93,25 @@ def by_ants(path):
 def test_one_placement_is_read_as_ants_reads_it(tmp_path, header):
     path = write(tmp_path / "good.nii.gz", **header)
     np.testing.assert_allclose(load_image(path).affine, by_ants(path), atol=1e-3)
+
+
+def test_a_qform_that_is_no_number_is_refused_with_the_advice_that_works(tmp_path, capsys):
+    source = write(tmp_path / "nan.nii", qform=LAS, sform=LAS)
+    content = bytearray(source.read_bytes())
+    content[256:260] = np.float32(np.nan).tobytes()  # quatern_b
+    source.write_bytes(content)
+    with pytest.raises(InputError, match=r"qform that cannot be read .*--keep sform$"):
+        load_image(source)
+    assert nio.main(["orient", str(source), str(tmp_path / "q.nii"), "--keep", "qform"]) == 1
+    assert "has no qform to keep" in capsys.readouterr().err
+    assert nio.main(["orient", str(source), str(tmp_path / "s.nii"), "--keep", "sform"]) == 0
+    np.testing.assert_allclose(load_image(tmp_path / "s.nii").affine, LAS)
+
+
+def test_a_sheared_image_of_another_format_is_refused(tmp_path):
+    nib.save(nib.MGHImage(VOXELS, sheared(LAS)), tmp_path / "scan.mgz")
+    with pytest.raises(InputError, match=r"scan\.mgz .* off a right angle.* without shear\.$"):
+        load_image(tmp_path / "scan.mgz")
 
 
 def test_an_analyze_image_is_refused(tmp_path):

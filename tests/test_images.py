@@ -113,6 +113,11 @@ def test_an_image_that_is_not_finite_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mask_that_is_not_finite_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"mask\.nii\.gz .* NaN or infinite voxels: expected 0 and 1"):
+        load_mask(write(tmp_path / "mask.nii.gz", np.where(GOOD == 7, np.nan, 1).astype(np.float32)))
+
+
 def test_an_empty_mask_is_refused(tmp_path):
     with pytest.raises(InputError, match="is empty"):
         load_mask(write(tmp_path / "mask.nii.gz", np.zeros((3, 4, 5), np.uint8)))

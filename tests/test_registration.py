@@ -10,11 +10,12 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from nio_pydra.engines import registration
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.engines.names import ENGINES, preset_name
 from nio_pydra.engines.pair import register_pair
 from nio_pydra.engines.registration import register
-from nio_pydra.errors import InputError
+from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig, load_network, save_network
 from nio_pydra.spatial.itk import read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform
@@ -97,7 +98,8 @@ def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(sc
         assert record["weights"]["name"] == "tiny.safetensors"
 
 
-def test_folds_of_a_network_are_counted_and_removed(scans, tmp_path):
+def test_folds_of_a_network_are_counted_and_removed(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(registration, "LEAST_KEPT", 0)  # it learned nothing
     network, metadata = load_network(scans / "tiny.safetensors")
     with torch.no_grad():
         network.levels[2].head[2].weight *= 300
@@ -111,7 +113,23 @@ def test_folds_of_a_network_are_counted_and_removed(scans, tmp_path):
     assert record["fold_percent"] == 0
 
 
-def test_a_conditional_network_is_told_what_its_metadata_say(scans, tmp_path):
+def test_a_registration_that_ruins_the_match_has_failed(scans, tmp_path):
+    network, metadata = load_network(scans / "tiny.safetensors")
+    with torch.no_grad():
+        network.levels[2].head[2].weight *= 1e30
+    save_network(network, tmp_path / "ruin.safetensors", metadata)
+    with pytest.raises(
+        ComputationError, match=r"moving\.nii\.gz fits .*fixed\.nii\.gz worse after the registration by lapirn"
+    ):
+        register(
+            scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path / "out",
+            engine="lapirn", weights=tmp_path / "ruin.safetensors", runtime=RUNTIME,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_conditional_network_is_told_what_its_metadata_say(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(registration, "LEAST_KEPT", 0)  # it learned nothing
     torch.manual_seed(0)
     network = LapIRN(LapIRNConfig(encoder_channels=4, channels=4, head_channels=(4, 4, 4), conditional=True))
     with torch.no_grad():

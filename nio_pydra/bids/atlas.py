@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_image, load_labels, load_mask
+from nio_pydra.system.files import read_json
 
 __all__ = ["Atlas", "atlas_from_files", "check_atlas"]
 
@@ -102,9 +102,4 @@ def check_atlas(image: Path, labels: Path | None, mask: Path | None) -> None:
 
 def _sidecar(image: Path) -> dict[str, object]:
     path = image.with_name(re.sub(r"\.nii(\.gz)?$", "", image.name) + ".json")
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}).") from None
+    return read_json(path) if path.exists() else {}

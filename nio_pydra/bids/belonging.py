@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nio_pydra.bids.listing import DatasetFile
 from nio_pydra.errors import InputError
+from nio_pydra.system.files import read_json
 
 __all__ = [
     "BRAIN", "LESION", "Name", "belonging_file", "fits", "images_named", "inherited", "of_several", "segmentation",
@@ -116,13 +116,7 @@ def inherited(sidecars: Iterable[DatasetFile], scan: DatasetFile, key: str) -> A
     ]
     value = None
     for sidecar in sorted(above, key=lambda file: (len(file.path.parts), len(file.entities))):
-        try:
-            content = json.loads(sidecar.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{sidecar.path} cannot be read as JSON ({error}).") from None
-        if not isinstance(content, dict):
-            raise InputError(f"{sidecar.path} holds no JSON object: expected the sidecar of an image.")
-        value = content.get(key, value)
+        value = read_json(sidecar.path).get(key, value)
     return value
 
 

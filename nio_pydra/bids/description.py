@@ -60,6 +60,9 @@ def write_description(out_dir: Path, command: str, sources: Mapping[str, Path]) 
 
 def require_writable(folder: Path, role: str) -> None:
     """Make a folder and raise `InputError` if that, or writing into it, is impossible."""
+    if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+        what = "is a file" if folder.exists() else "is a link that leads nowhere"
+        raise InputError(f"The {role} {folder} cannot be written (it {what}): choose another place.")
     try:
         with temporary_file(folder) as probe:
             probe.write_text("?")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from nio_pydra.bids.listing import (
     read_root,
 )  # fmt: skip
 from nio_pydra.errors import InputError
+from nio_pydra.system.files import read_json
 
 __all__ = ["Scan", "find_scans", "read_filters", "scan_name"]
 
@@ -189,14 +189,17 @@ def _scans_of(
                 )
             if image.misplaced:
                 raise InputError(
-                    f"{image.path}: name and folder must say the same participant and session, in letters and digits."
+                    f"{image.path}: name and folder must say the same participant and session, in letters and digits, "
+                    "and a run must be a number."
                 )
             for entities, problem in unreadable:
                 if fits(entities, image.entities):
                     raise InputError(problem)
             own = {kind: belonging_file(datasets, image.entities, everyone) for kind, datasets in kinds.items()}
-            stripped = inherited([*top, *raw.files], image, "SkullStripped") is True
-            scan = replace(scan, skull_stripped=stripped, **own)  # type: ignore[arg-type]
+            stripped = inherited([*top, *raw.files], image, "SkullStripped")
+            if stripped not in (True, False, None):
+                raise InputError(f"{image.path}: SkullStripped is {stripped!r} in its sidecar, expected true or false.")
+            scan = replace(scan, skull_stripped=stripped is True, **own)  # type: ignore[arg-type]
         except InputError as error:
             scan = replace(scan, problem=str(error))
         scans[scan.name] = scan
@@ -241,11 +244,8 @@ def read_filters(path: Path) -> dict[str, Any]:
     InputError
         If the file is not JSON of that form.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a JSON filter file ({error}).") from None
-    if not isinstance(content, dict) or not isinstance(content.get("t1w"), dict):
+    content = read_json(path)
+    if not isinstance(content.get("t1w"), dict):
         raise InputError(f'{path} has no filter for T1w images: expected {{"t1w": {{"acquisition": "..."}}}}.')
     special = {"Query.NONE": ABSENT, "Query.ANY": PRESENT, "Query.REQUIRED": PRESENT}
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.errors import InputError
+from nio_pydra.system.files import read_json
 
 __all__ = [
     "DatasetFile", "Listing", "entity_names", "file_entities", "list_participant", "list_sidecars",
@@ -37,7 +37,7 @@ class DatasetFile:
     entities : dict
         What its path inside the dataset says, by pybids's names; ``run`` is a number that keeps its zeros.
     misplaced : bool
-        Whether its name says another participant or session than its folder.
+        Whether its name says another participant or session than its folder, or a run that is no number.
     """
 
     path: Path
@@ -72,17 +72,11 @@ def read_root(root: Path) -> dict[str, Any]:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: expected the root of a BIDS dataset.")
     path = root / "dataset_description.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise InputError(
             f"{root} has no dataset_description.json: expected the root of a BIDS dataset, is it another folder?"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object: expected the description of a BIDS dataset.")
-    return content
+        )
+    return read_json(path)
 
 
 def participant_labels(root: Path) -> list[str]:
@@ -131,6 +125,7 @@ def list_sidecars(root: Path) -> list[DatasetFile]:
 def _dataset_file(path: Path, relative: str, label: str | None) -> DatasetFile:
     by_name, entities = file_entities(path.name), file_entities(relative)
     misplaced = any(entities[key] != value for key, value in by_name.items()) or entities.get("subject") != label
+    misplaced |= "_run-" in path.name and "run" not in by_name  # as "run-a", which pybids passes over
     return DatasetFile(path, relative, entities if label is None else entities | {"subject": label}, misplaced)
 
 

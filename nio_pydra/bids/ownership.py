@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from nio_pydra.errors import InputError
+from nio_pydra.system.files import read_json
 from nio_pydra.system.places import same_place
 
 __all__ = ["GENERATOR", "refuse_foreign_folder", "refuse_inputs_as_output", "refuse_other_dataset"]
@@ -37,19 +37,16 @@ def refuse_foreign_folder(folder: Path, generator: str = GENERATOR) -> None:
         raise InputError(f"The output folder {folder} cannot be read ({error.strerror}): {advice}") from None
     description = folder / "dataset_description.json"
     try:
-        content = json.loads(description.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = read_json(description) if description.exists() else None
+    except InputError as error:
+        raise InputError(f"{error} Nobody knows which program made the output folder: {advice}") from None
+    if content is None:
         if held := [name for name in entries if name.startswith(("sub-", "group_")) or name in OWN_FILES]:
             raise InputError(
                 f"The output folder {folder} holds {held[0]} and no dataset_description.json that says which program "
                 f"made it: {advice}"
-            ) from None
+            )
         return
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{description} cannot be read as JSON ({error}), so nobody knows which program made the output folder: "
-            f"{advice}"
-        ) from None
     names = _generators(content)
     if names != {generator}:
         whose = " and ".join(sorted(names - {generator})) or "a program that it does not name"
@@ -67,9 +64,9 @@ def refuse_other_dataset(folder: Path, bids_dir: Path) -> None:
         If the dataset that the folder's description names is another folder than `bids_dir`, and exists.
     """
     try:
-        link = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))["DatasetLinks"]["raw"]
+        link = read_json(folder / "dataset_description.json")["DatasetLinks"]["raw"]
         earlier = Path(unquote(urlparse(link).path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (InputError, ValueError, KeyError, TypeError, AttributeError):
         return
     if earlier.is_dir() and not same_place(earlier, bids_dir):
         raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.errors import InputError
-from nio_pydra.system.files import atomic_path, contents_digest
+from nio_pydra.system.files import atomic_path, contents_digest, read_json
 
 __all__ = ["Failure", "done_records", "failures", "name_entities", "read_record", "refuse_mixture"]
 
@@ -81,10 +81,10 @@ def read_record(path: Path) -> dict[str, Any]:
         If it is damaged.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}): delete it and run its scan again.") from None
-    if not isinstance(record, dict) or not isinstance(record.get("engine"), str):
+        record = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error} Delete it and run its scan again.") from None
+    if not isinstance(record.get("engine"), str):
         raise InputError(f"{path} is no record of a registration: delete it and run its scan again.")
     return record
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nio_pydra import __version__
-from nio_pydra.cli.errors import exit_status
+from nio_pydra.cli.errors import exit_status, heeded
 from nio_pydra.cli.options import add_engine_options, checked_preset, named_datasets, named_path, positive
 from nio_pydra.errors import InputError
 from nio_pydra.system.processes import end_programs
@@ -41,11 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
     level = _group if options.level == "group" else _participant
-    return exit_status(
-        "nio-pydra",
-        lambda: level(options, shlex.join(["nio-pydra", *arguments])),
-        [options.out_dir, options.work_dir],
-    )
+    folders = (options.out_dir / "logs", options.out_dir, options.work_dir)
+    absent = [folder for folder in folders if not folder.exists()]
+    try:
+        return exit_status(
+            "nio-pydra",
+            lambda: level(options, shlex.join(["nio-pydra", *arguments])),
+            [options.out_dir, options.work_dir],
+        )
+    finally:
+        _end_log()
+        for folder in absent:  # made by a run that was refused: empty
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -236,14 +244,22 @@ def _begin_log(out_dir: Path) -> None:
     logging.getLogger("pydra").setLevel(logging.CRITICAL)
     logging.raiseExceptions = False  # a full disk is told by what fails for it, not by a traceback at every line
     folder = out_dir / "logs"
-    folder.mkdir(exist_ok=True)
-    for handler in log.handlers:
-        handler.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    _end_log()
     log.handlers = [logging.StreamHandler(sys.stdout), _log_file(folder)]
     for handler in log.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.propagate = False
     log.setLevel(logging.INFO)
+
+
+def _end_log() -> None:
+    """Close the log, and delete its file where nothing was said."""
+    for handler in log.handlers:
+        handler.close()
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).stat().st_size == 0:
+            Path(handler.baseFilename).unlink()
+    log.handlers = []
 
 
 def _log_file(folder: Path) -> logging.Handler:
@@ -257,7 +273,7 @@ def _log_file(folder: Path) -> logging.Handler:
 
 @contextmanager
 def _ended_by_interrupt() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end this process at once.
+    """Let Ctrl-C, SIGTERM and SIGHUP end this process at once.
 
     An exception instead would unwind through pydra, which stores the running jobs as finished while it does, and
     would wait for the registrations that run. Nothing is lost: files are written whole, the worker processes and the
@@ -274,14 +290,8 @@ def _ended_by_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # What a script made this process ignore, as of those that it runs in the background, stays ignored.
-    heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, stop) for number in heeded}
-    try:
+    with heeded((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _report(outcomes: Sequence[Outcome], atlas: Atlas, settings: DatasetSettings, out_dir: Path, seconds: float) -> int:

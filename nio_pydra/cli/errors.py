@@ -12,11 +12,15 @@ from pathlib import Path
 from nio_pydra.errors import ComputationError, InputError, ProgramError
 from nio_pydra.system.disk import full_disk
 
-__all__ = ["exit_status"]
+__all__ = ["exit_status", "heeded"]
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived; like an interrupt it ends everything, and temporary folders go on the way."""
+    """A signal arrived that ends everything, as an interrupt does; temporary folders go on the way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def exit_status(program: str, action: Callable[[], int], folders: Sequence[Path] = ()) -> int:
@@ -35,7 +39,7 @@ def exit_status(program: str, action: Callable[[], int], folders: Sequence[Path]
     -------
     int
         What `action` returned, 1 after an error of `nio_pydra.errors` or of the system, 130 after an
-        interrupt (SIGINT) and 143 after SIGTERM.
+        interrupt (SIGINT), 143 after SIGTERM and 129 after SIGHUP.
     """
     try:
         with _termination_raised():
@@ -54,25 +58,34 @@ def exit_status(program: str, action: Callable[[], int], folders: Sequence[Path]
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except _Terminated:
+    except _Terminated as error:
         print(f"{program}: terminated", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        return 128 + error.number
 
 
 @contextmanager
 def _termination_raised() -> Iterator[None]:
-    """Turn SIGTERM into an exception, as Python does with SIGINT."""
+    """Turn SIGTERM, and SIGHUP of a terminal that is closed, into an exception, as Python does with SIGINT."""
 
     def stop(number: int, frame: object) -> None:
-        raise _Terminated
+        raise _Terminated(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.getsignal(signal.SIGTERM)
-    if previous != signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, stop)
+    with heeded((signal.SIGTERM, signal.SIGHUP), stop):
+        yield
+
+
+@contextmanager
+def heeded(numbers: Sequence[int], handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Handle signals, except those that a script made this process ignore, as of what it runs in the background."""
+    previous = {number: signal.getsignal(number) for number in numbers}
+    for number, before in previous.items():
+        if before != signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -138,6 +138,8 @@ def align_brains(
     def check(affine: np.ndarray) -> None:
         check_alignment(fixed, moving, affine, names=names, lesion=lesion)
 
+    if lesion is not None and not (np.asanyarray(moving.dataobj) * (np.asanyarray(lesion.dataobj) == 0)).any():
+        raise InputError(f"{names[1]}: its lesion mask covers the whole brain, so that nothing is left to compare.")
     result = ants((fixed, moving), PLAIN)
     try:
         check(result.affine)

@@ -26,6 +26,7 @@ from nio_pydra.engines.memory import forget_peak_memory, peak_memory_mb
 from nio_pydra.engines.names import ENGINES, preset_name
 from nio_pydra.engines.quality import quality
 from nio_pydra.engines.stopwatch import Stopwatch
+from nio_pydra.errors import ComputationError
 from nio_pydra.metrics import dice
 from nio_pydra.optimize.resources import limit_threads
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
@@ -38,6 +39,8 @@ __all__ = ["Registration", "engine_settings", "propagate_labels", "register", "s
 
 log = logging.getLogger("nio_pydra")
 
+LEAST_KEPT = 0.5
+"""Share of the affine's similarity below which a registration has failed."""
 RECORDED = ("torch", "numpy", "nibabel", "antspyx")
 
 
@@ -112,7 +115,7 @@ def register(
     InputError
         If an input cannot be used.
     ComputationError
-        If what the engine finds is not finite.
+        If what the engine finds is not finite, or fits much worse than the affine alone.
 
     Notes
     -----
@@ -137,6 +140,12 @@ def register(
     measuring = Stopwatch()
     warped = resample(pair.moving, pair.fixed, transforms[0])
     measures = quality(pair, transforms)
+    similarity = measures["similarity"]
+    if similarity["after"] < LEAST_KEPT * similarity["before"]:
+        raise ComputationError(
+            f"{moving} fits {fixed} worse after the registration by {engine} than after the affine alone: similarity "
+            f"{similarity['before']:.2f} -> {similarity['after']:.2f}. Are the weights made for such images?"
+        )
     measured = measuring.read().wall
     writing = Stopwatch()
     out_dir = Path(out_dir)
@@ -242,7 +251,11 @@ def score(
         labels = {str(k): v for k, v in per_label.items()}
         completed["dice"] = {"mean": float(np.mean(list(per_label.values()))), "labels": labels}
     else:
-        log.warning("%s and %s have no label in common: no overlap was measured.", fixed_labels, propagated_labels)
+        log.warning(
+            "%s and %s have no label in common: no overlap was measured.",
+            fixed_labels,
+            moving_labels or propagated_labels,
+        )
     _write_json(completed, Path(out))
     return completed
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.analyze import AnalyzeImage
 from nibabel.nifti1 import Nifti1Header, Nifti1Pair
+from nibabel.openers import Opener
 from nibabel.quaternions import mat2quat
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
@@ -51,18 +52,24 @@ def require_one_placement(image: SpatialImage, path: Path, role: str) -> None:
     ------
     InputError
         If the header gives no orientation, gives two that differ by more than a tenth of a millimetre, shears the
-        voxels, contradicts its own voxel sizes, or counts in another unit than millimetres.
+        voxels, contradicts its own voxel sizes, gives negative ones, or counts in another unit than millimetres.
     """
+    shape = image.shape[:3]
+    if isinstance(image, AnalyzeImage) and not isinstance(image, Nifti1Pair):
+        raise InputError(
+            f"{path} ({role}) is an Analyze image, which does not say where left and right are: expected NIfTI. "
+            "Convert it; if you know its axes, nio orient can then write them into the header."
+        )
     if not isinstance(image, Nifti1Pair):
-        if isinstance(image, AnalyzeImage):
-            raise InputError(
-                f"{path} ({role}) is an Analyze image, which does not say where left and right are: expected NIfTI."
-            )
+        require_rigid_axes(image.affine, np.linalg.norm(image.affine[:3, :3], axis=0), shape, path, role)
         return
     header = image.header
     require_millimetres(header, path, role)
+    _require_positive_sizes(image, path, role)
     try:
         qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+        if qform is not None and not np.isfinite(qform).all():
+            raise ValueError("not a number")
     except (ValueError, HeaderDataError) as error:
         raise InputError(
             f"{path} ({role}) has a qform that cannot be read ({error}). {_advice(path, 'sform')}"
@@ -73,13 +80,25 @@ def require_one_placement(image: SpatialImage, path: Path, role: str) -> None:
             f"an orientation. If you know it, write a copy: nio orient {path} OUT --axes LAS (axes that run to the "
             "left, front and top of the head)."
         )
-    shape = image.shape[:3]
     if sform is not None:
-        require_rigid_axes(sform, np.asarray(header.get_zooms()[:3], float), shape, path, role)
+        instead = "" if qform is None else f" If its qform is right: {_advice(path, 'qform')}"
+        require_rigid_axes(sform, np.asarray(header.get_zooms()[:3], float), shape, path, role, instead)
     if qform is not None and sform is not None and not same_placement(qform, sform, shape, PLACEMENT_TOLERANCE_MM):
         raise InputError(
             f"{path} ({role}) has a qform and an sform that place it {_corner_distance(qform, sform, shape):.1f} mm "
             f"apart: programs disagree on which one counts. {_advice(path, 'sform')} or --keep qform."
+        )
+
+
+def _require_positive_sizes(image: Nifti1Pair, path: Path, role: str) -> None:
+    """Raise `InputError` if voxel sizes in the file are negative: nibabel takes their amount, ITK turns the axis."""
+    file = image.file_map.get("header") or image.file_map["image"]
+    with Opener(str(file.filename), "rb") as stream:
+        raw = image.header_class.from_fileobj(stream, check=False)
+    if not (np.isfinite(raw["pixdim"][1:4]) & (raw["pixdim"][1:4] >= 0)).all():
+        raise InputError(
+            f"{path} ({role}) has voxel sizes (pixdim) of {_sizes(raw['pixdim'][1:4])} mm: programs disagree on which "
+            f"way its axes run. {_advice(path, 'sform')}"
         )
 
 
@@ -93,19 +112,26 @@ def require_millimetres(header: Nifti1Header, path: Path, role: str) -> None:
 
 
 def require_rigid_axes(
-    sform: NDArray[np.float64], zooms: NDArray[np.float64], shape: tuple[int, ...], path: Path, role: str
+    affine: NDArray[np.float64],
+    zooms: NDArray[np.float64],
+    shape: tuple[int, ...],
+    path: Path,
+    role: str,
+    instead: str = "",
 ) -> None:
-    """Raise `InputError` if an sform shears, or its voxel sizes are not `zooms` (mm, one for each axis)."""
-    sizes = np.linalg.norm(sform[:3, :3], axis=0)
-    axes = sform[:3, :3] / sizes
+    """Raise `InputError` if an affine shears, or its voxel sizes are not `zooms` (mm, one for each axis).
+
+    `instead` is what else can be done about a shear, in a sentence.
+    """
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    axes = affine[:3, :3] / sizes
     shear = np.abs(axes.T @ axes - np.eye(3)).max()
     if shear > SHEAR_TOLERANCE:
         raise InputError(
-            f"{path} ({role}) has an sform with axes {np.degrees(np.arcsin(shear)):.2f} degrees off a right angle: "
-            "other programs refuse it or read something else. Resample it onto a grid without shear. If its qform is "
-            f"right: {_advice(path, 'qform')}"
+            f"{path} ({role}) has axes {np.degrees(np.arcsin(min(shear, 1))):.2f} degrees off a right angle: other "
+            f"programs refuse it or read something else. Resample it onto a grid without shear.{instead}"
         )
-    if (np.abs(sizes - zooms) * np.array(shape)).max() > PLACEMENT_TOLERANCE_MM:
+    if not (np.abs(sizes - zooms) * np.array(shape)).max() <= PLACEMENT_TOLERANCE_MM:
         raise InputError(
             f"{path} ({role}) has voxels of {_sizes(sizes)} mm by its sform and of {_sizes(zooms)} mm by its pixdim: "
             f"programs disagree on which one counts. {_advice(path, 'sform')}"

@@ -104,7 +104,10 @@ def load_mask(path: str | os.PathLike[str], like: Nifti1Image | None = None, rol
     """
     path = Path(path)
     image = _read(path, role)
-    mask = Nifti1Image((_voxels(image, path, role) > 0.5).astype(np.uint8), image.affine)
+    voxels = _voxels(image, path, role)
+    if not np.isfinite(voxels).all():
+        raise InputError(f"{path} ({role}) has NaN or infinite voxels: expected 0 and 1. Set them to 0.")
+    mask = Nifti1Image((voxels > 0.5).astype(np.uint8), image.affine)
     if not np.asanyarray(mask.dataobj).any():
         raise InputError(f"{path} ({role}) is empty: expected at least one voxel above 0.5.")
     if like is not None and not same_grid(mask, like):

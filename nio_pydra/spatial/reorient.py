@@ -62,9 +62,13 @@ def reorient(source: Path, target: Path, *, axes: str | None = None, keep: str |
             raise InputError(f"{source} gives voxel sizes of {sizes} mm: expected positive ones. Repair its pixdim.")
         affine = _centred(axes, sizes, shape)
     else:
-        affine = (header.get_qform if keep == "qform" else header.get_sform)(coded=True)[0]
-        if affine is None:
-            raise InputError(f"{source} has no {keep} to keep (its code is 0): keep the other form, or give --axes.")
+        header["pixdim"][1:4] = sizes  # a negative one would turn an axis
+        try:
+            affine = (header.get_qform if keep == "qform" else header.get_sform)(coded=True)[0]
+        except (HeaderDataError, ValueError):
+            affine = None
+        if affine is None or not np.isfinite(affine).all():
+            raise InputError(f"{source} has no {keep} to keep: keep the other form, or give --axes.")
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
         require_rigid_axes(affine, sizes, shape, source, "image")
     header["pixdim"][1:4] = sizes

@@ -71,6 +71,8 @@ def full_disk(folders: Sequence[Path], error: BaseException | None = None) -> st
     if full is None and given != 1:
         return f"The disk with one of these folders was full: {', '.join(map(str, folders))}: make room there."
     full = (full or folders[0]).absolute()
+    while full.name.lstrip(".").startswith("nio-pydra-"):  # a temporary folder of ours, which nobody knows
+        full = full.parent
     other = "set TMPDIR to another folder" if full == temporary.absolute() else "choose another folder"
     return f"The disk with the folder {full} is full: make room there, or {other}."
 

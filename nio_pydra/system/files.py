@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -12,11 +13,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from nio_pydra.errors import InputError
 from nio_pydra.system.disk import full_disk_named
 
-__all__ = ["HOST", "atomic_path", "contents_digest", "discard_leftovers", "locked", "may_be_dead", "temporary_file"]
+__all__ = [
+    "HOST",
+    "atomic_path",
+    "contents_digest",
+    "discard_leftovers",
+    "locked",
+    "may_be_dead",
+    "read_json",
+    "temporary_file",
+]
 
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 PREFIX = ".tmp-"
@@ -129,6 +140,25 @@ def _new_file(folder: Path, suffix: str) -> tuple[Path, int]:
         if path.exists():
             return path, handle
         os.close(handle)  # somebody took it for a leftover in the moment before it was locked
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark at the beginning
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): repair the file.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object: expected names and values in braces.")
+    return content
 
 
 def contents_digest(*paths: Path | None) -> str:

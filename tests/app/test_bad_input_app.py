@@ -172,7 +172,7 @@ def refused(capsys, arguments, pattern):
         (["--atlas", "absent.nii.gz"], r"absent.nii.gz \(atlas\): no such file"),
         (["--atlas-name", "my_atlas"], r"'my_atlas' cannot be part of a BIDS file name"),
         (["-d", "other=/nonexistent"], r"/nonexistent is not a folder"),
-        (["--bids-filter-file", "absent.json"], r"absent.json cannot be read as a JSON filter file"),
+        (["--bids-filter-file", "absent.json"], r"absent.json cannot be read \(No such file or directory\)"),
         (["--worker", "slurm"], r"needs the command sbatch"),
     ],
 )
@@ -228,6 +228,12 @@ def test_a_folder_that_is_no_bids_dataset_is_refused(dataset, capsys, content, p
     refused(capsys, dataset.command(dataset.root.parent / "out"), pattern)
 
 
+def test_a_run_that_is_refused_leaves_no_folders(dataset, capsys):
+    out = dataset.root.parent / "out"
+    refused(capsys, dataset.command(out, "--participant-label", "99"), "no participant 99")
+    assert not out.exists() and not (out.parent / "work").exists()
+
+
 def test_a_dataset_that_does_not_exist_is_refused(dataset, capsys):
     arguments = dataset.command(dataset.root.parent / "out")
     arguments[0] = "/nonexistent"
@@ -255,7 +261,7 @@ FOREIGN = {
         "holds the dataset of b",
     ),
     "no generator": ({"dataset_description.json": '{"Name": "x"}'}, "of a program that it does not name"),
-    "null": ({"dataset_description.json": "null"}, "of a program that it does not name"),
+    "null": ({"dataset_description.json": "null"}, "holds no JSON object: .* Nobody knows which program made"),
     "half a description": ({"dataset_description.json": '{"Gene'}, "cannot be read as JSON"),
     "derivatives alone": ({"sub-07/anat/sub-07_desc-brain_mask.nii.gz": "mask"}, "holds sub-07 and no dataset_desc"),
     "readme alone": ({"README": "notes"}, "holds README and no dataset_description.json"),

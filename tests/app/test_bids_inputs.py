@@ -54,6 +54,14 @@ def test_filter_file_chooses_by_value_and_by_absence(dataset, tmp_path):
     assert names(dataset, filters=read_filters(file)) == ["sub-01", "sub-02"]
 
 
+def test_what_cannot_be_meant_is_the_problem_of_its_scan(dataset, tmp_path):
+    (dataset.root / "sub-01/anat/sub-01_T1w.json").write_bytes(b"\xef\xbb\xbf" + b'{"SkullStripped": "true"}')
+    dataset.add("sub-03_run-a")
+    problems = {scan.t1w.name: scan.problem for scan in find_scans(dataset.root)}
+    assert "SkullStripped is 'true' in its sidecar, expected true or false" in problems["sub-01_T1w.nii.gz"]
+    assert "a run must be a number" in problems["sub-03_run-a_T1w.nii.gz"]
+
+
 def test_sidecars_are_inherited_and_the_nearest_one_wins(dataset):
     (dataset.root / "sub-02/anat/sub-02_T1w.json").write_text('{"SkullStripped": false}')
     found = find_scans(dataset.root)
