@@ -26,7 +26,7 @@ log = logging.getLogger("nio_pydra")
 PLAIN = AntsOptions("Affine")
 SEARCHES = ((45.0, True), (45.0, False), (30.0, False))
 """Where to look for a start, in order: degrees between turns, and whether the principal axes are aligned first. Each
-finds about three turns out of four. Together they found 24 of 25 (a scan at 3 mm)."""
+finds some of all turns; docs/results/turns.md says what they find together."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ LARGEST_SCALE = 2.0
 SMALLEST_OVERLAP = 0.5
 """Share of the fixed brain that the moving one must cover."""
 SMALLEST_MATCH = 0.3
-"""Similarity at 4 mm. Scans of two people, aligned, have 0.5 to 0.7, and 0.38 and more with very much noise, a strong
-bias field or inverted contrast. Scans that are turned by 45 to 180 degrees end at 0.1 to 0.26."""
+"""Similarity at 4 mm. It lies between scans that are aligned, unusual ones too, and scans that ended the wrong way
+round: benchmarks/turns.py, docs/results/turns.md."""
 COARSE_MM = 4.0
 FWHM_TO_SIGMA = 1 / 2.355
 
