@@ -98,7 +98,7 @@ def _require_positive_sizes(image: Nifti1Pair, path: Path, role: str) -> None:
     if not (np.isfinite(raw["pixdim"][1:4]) & (raw["pixdim"][1:4] >= 0)).all():
         raise InputError(
             f"{path} ({role}) has voxel sizes (pixdim) of {_sizes(raw['pixdim'][1:4])} mm: programs disagree on which "
-            f"way its axes run. {_advice(path, 'sform')}"
+            f"way its axes run. {_advice(path, 'sform' if raw['sform_code'] else 'qform')}"
         )
 
 
