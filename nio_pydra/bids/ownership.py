@@ -36,17 +36,14 @@ def refuse_foreign_folder(folder: Path, generator: str = GENERATOR) -> None:
     except OSError as error:
         raise InputError(f"The output folder {folder} cannot be read ({error.strerror}): {advice}") from None
     description = folder / "dataset_description.json"
-    try:
-        content = read_json(description) if description.exists() else None
-    except InputError as error:
-        raise InputError(f"{error} Nobody knows which program made the output folder: {advice}") from None
-    if content is None:
+    if not description.exists():
         if held := [name for name in entries if name.startswith(("sub-", "group_")) or name in OWN_FILES]:
             raise InputError(
                 f"The output folder {folder} holds {held[0]} and no dataset_description.json that says which program "
                 f"made it: {advice}"
             )
         return
+    content = read_json(description, f"nobody knows which program made the output folder, {advice.removesuffix('.')}")
     names = _generators(content)
     if names != {generator}:
         whose = " and ".join(sorted(names - {generator})) or "a program that it does not name"

@@ -80,12 +80,10 @@ def read_record(path: Path) -> dict[str, Any]:
     InputError
         If it is damaged.
     """
-    try:
-        record = read_json(path)
-    except InputError as error:
-        raise InputError(f"{error} Delete it and run its scan again.") from None
+    advice = "delete it and run its scan again"
+    record = read_json(path, advice)
     if not isinstance(record.get("engine"), str):
-        raise InputError(f"{path} is no record of a registration: delete it and run its scan again.")
+        raise InputError(f"{path} is no record of a registration: {advice}.")
     return record
 
 

@@ -142,8 +142,14 @@ def _new_file(folder: Path, suffix: str) -> tuple[Path, int]:
         os.close(handle)  # somebody took it for a leftover in the moment before it was locked
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, advice: str = "repair it") -> dict[str, Any]:
     """Read a JSON object.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    advice : str
+        The end of the sentence where it cannot be read.
 
     Raises
     ------
@@ -153,11 +159,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark at the beginning
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}): {advice}.") from None
     except ValueError as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}): repair the file.") from None
+        raise InputError(f"{path} cannot be read as JSON ({error}): {advice}.") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object: expected names and values in braces.")
+        raise InputError(f"{path} holds no JSON object in braces: {advice}.")
     return content
 
 
