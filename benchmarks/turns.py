@@ -80,7 +80,7 @@ def main() -> None:
         "",
         f"Of {len(turns)} turns of the first scan ({len(REGULAR)} regular ones of 60 to 180 degrees, {len(RANDOM)} at "
         f"random) {len(right)} are aligned, the farthest corner of the brain within {max(right):.1f} mm of where it is "
-        f"for the scan as it was; {len(turns) - len(right)} are refused.",
+        f"for the scan as it was; {len(turns) - len(right)} refused.",
     ]
     with atomic_path(options.table) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
