@@ -9,7 +9,6 @@ import shlex
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -287,9 +286,6 @@ def _ended_by_interrupt() -> Iterator[None]:
         print(f"\nnio-pydra: {what}; the same command goes on from here", file=sys.stderr, flush=True)
         os._exit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     with heeded((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop):
         yield
 

@@ -70,16 +70,19 @@ def _termination_raised() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise _Terminated(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     with heeded((signal.SIGTERM, signal.SIGHUP), stop):
         yield
 
 
 @contextmanager
 def heeded(numbers: Sequence[int], handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle signals, except those that a script made this process ignore, as of what it runs in the background."""
+    """Handle signals, except those that a script made this process ignore, as of what it runs in the background.
+
+    Python lets only the main thread do so; in another one nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     previous = {number: signal.getsignal(number) for number in numbers}
     for number, before in previous.items():
         if before != signal.SIG_IGN:
