@@ -361,7 +361,7 @@ def test_curves_show_loss_and_validation_once_each_step(maps, tmp_path):
 
 @pytest.mark.slow
 def test_the_example_beats_the_affine_on_brains_it_never_saw(tmp_path):
-    path = Path(__file__).parents[1] / "examples" / "train_tiny_network.py"
+    path = Path(__file__).parents[2] / "examples" / "train_tiny_network.py"
     spec = importlib.util.spec_from_file_location("train_tiny_network", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
