@@ -42,7 +42,7 @@ class AntsError(ProgramError):
 class AntsOptions:
     """The arguments of `ants.registration` that this project sets.
 
-    Parameters
+    Attributes
     ----------
     type_of_transform : str
         antspyx's name of the schedule: ``"Affine"`` or ``"SyNOnly"``.
@@ -69,7 +69,7 @@ class AntsOptions:
 class AntsResult:
     """What one registration left in its folder.
 
-    Parameters
+    Attributes
     ----------
     affine : numpy.ndarray, shape (4, 4)
         Fixed to moving, RAS mm.
@@ -105,7 +105,7 @@ def run_ants(
     Parameters
     ----------
     fixed, moving : nibabel.Nifti1Image, shape (X, Y, Z)
-        Brains, as they are compared.
+        As they are compared: zero outside the object.
     options : AntsOptions
     folder : pathlib.Path
         An existing, empty folder that takes all files of this run, the child's temporary ones too.

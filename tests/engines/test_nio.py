@@ -10,7 +10,7 @@ from nio_pydra.errors import ComputationError
 from nio_pydra.networks import LapIRN, LapIRNConfig
 from nio_pydra.optimize.io import IOSettings, optimize_field
 from nio_pydra.optimize.nio import NIOSettings, optimize_network
-from nio_pydra.optimize.problem import Objective, TensorPair
+from nio_pydra.optimize.problem import Objective, Problem
 from nio_pydra.spatial.unit_grid import unit_to_voxel, upsample, warp
 
 SHAPE = (32, 40, 32)
@@ -26,7 +26,7 @@ def pair():
     radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
     fixed = texture * torch.sigmoid((0.8 - radius) * 20)
     push = upsample(torch.randn(1, 3, 4, 5, 4, generator=generator), 8) * 0.06
-    return TensorPair(fixed.contiguous(), warp(fixed, push))
+    return Problem(fixed.contiguous(), warp(fixed, push))
 
 
 @pytest.fixture
@@ -112,14 +112,14 @@ def test_a_lesion_does_not_pull(pair, network):
     moving[..., 10:20, 14:24, 10:20] = 1.5
     weights = torch.ones_like(moving)
     weights[..., 9:21, 13:25, 9:21] = 0
-    spoiled = TensorPair(pair.fixed, moving)
-    masked = TensorPair(pair.fixed, moving, moving_weights=weights)
+    spoiled = Problem(pair.fixed, moving)
+    masked = Problem(pair.fixed, moving, moving_weights=weights)
     clean = optimize_network(network, pair, FAST)
     distances = [
         unit_to_voxel(optimize_network(network, p, FAST) - clean).norm(dim=1).mean().item() for p in (masked, spoiled)
     ]
     # What the lesion's grey values are is all the same once it is masked.
-    other = TensorPair(pair.fixed, torch.where(weights > 0, moving, 0.2 * moving), moving_weights=weights)
+    other = Problem(pair.fixed, torch.where(weights > 0, moving, 0.2 * moving), moving_weights=weights)
     assert pair.loss(clean, FAST.objective) != masked.loss(clean, FAST.objective)
     assert masked.similarity(ZERO).item() == pytest.approx(other.similarity(ZERO).item(), abs=1e-6)
     assert distances[0] < distances[1]
