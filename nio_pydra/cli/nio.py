@@ -14,6 +14,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "register": "register one image to another",
+    "engines": "list the registration engines, their presets, and how to install them",
     "orient": "write a copy of an image with one clear orientation in its header",
     "weights": "convert or show network weights",
     "demo": "simulate three subjects, register them and show what came out",

@@ -178,7 +178,7 @@ def _condition(network: Network | None, conventions: Mapping[str, Any], settings
     return condition_for(conventions, weight)
 
 
-MOK_2023 = "Mok et al. 2023, MLMI (MICCAI workshop), doi:10.1007/978-3-031-45673-2_30"
+MOK_2023 = "Mok et al. 2023, Machine Learning in Medical Imaging (MICCAI workshop)"
 
 #: Most of the gain comes early and at the lower levels, so "draft" stops there. "fast" then refines the field itself,
 #: which costs little, and "precise" does so after the whole schedule of the paper. "paper" is what Mok et al. use.
@@ -204,7 +204,7 @@ NIO = NetworkEngine(
 )
 IO = NetworkEngine(
     "instance optimisation of the displacement field, from LapIRN's prediction on",
-    "Siebert et al. 2021, MICCAI Learn2Reg; as in " + MOK_2023,
+    f"Siebert et al. 2021, Learn2Reg challenge (MICCAI); as in {MOK_2023}",
     {
         "paper": NetworkSettings(field=IOSettings()),
         "draft": NetworkSettings(field=IOSettings(iterations=30)),
@@ -212,6 +212,6 @@ IO = NetworkEngine(
 )
 LAPIRN = NetworkEngine(
     "LapIRN, the network alone",
-    "Mok and Chung 2020, MICCAI, doi:10.1007/978-3-030-59716-0_21",
+    "Mok and Chung 2020, MICCAI, arXiv:2006.16148",
     {"paper": NetworkSettings()},
 )
