@@ -48,8 +48,9 @@ class Skipped(Exception):
 
 def prepare(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Make the brain masks and the one affine that all methods share."""
-    from nio_pydra.engines.affine import align
     from nio_pydra.engines.brain_mask import make_brain_mask
+
+    from nio_pydra.engines.affine import align
 
     pair, runtime = request["pair"], _runtime(request)
     for role in ("fixed", "moving"):

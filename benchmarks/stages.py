@@ -24,7 +24,7 @@ from steps import network_and_pair, step_seconds
 from torch import Tensor
 
 from nio_pydra.engines.contract import Runtime
-from nio_pydra.engines.nio import choose_precision
+from nio_pydra.engines.devices import choose_precision
 from nio_pydra.losses import FixedStatistics, diffusion, lncc
 from nio_pydra.networks.lapirn import LEVELS, LapIRN, image_pyramid
 from nio_pydra.optimize.nio import NIOSettings

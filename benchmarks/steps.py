@@ -59,9 +59,7 @@ def network_and_pair(shape: tuple[int, int, int], weights: Path | None) -> tuple
     return network, Problem(fixed, moving)
 
 
-def step_seconds(
-    network: LapIRN, pair: Problem, level: int, steps: int, precision: torch.dtype
-) -> NDArray[np.float64]:
+def step_seconds(network: LapIRN, pair: Problem, level: int, steps: int, precision: torch.dtype) -> NDArray[np.float64]:
     """Time steps of the real loop, from one optimiser step to the next.
 
     Parameters

@@ -63,7 +63,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: %(default)s)")
     group.add_argument("--preset", help="one of the engine's, which `nio engines` lists (default: its first)")
     group.add_argument(
-        "--settings", type=Path, metavar="FILE", help="TOML or JSON: a preset to start from, and the settings that differ"
+        "--settings",
+        type=Path,
+        metavar="FILE",
+        help="TOML or JSON: a preset to start from, and the settings that differ",
     )
     group.add_argument("--weights", type=Path, help="network weights (default: those of the package)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")

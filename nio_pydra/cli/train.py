@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
 
     from nio_pydra.bids.description import require_writable
     from nio_pydra.engines.contract import Runtime
-    from nio_pydra.engines.nio import choose_device
+    from nio_pydra.engines.devices import choose_device
     from nio_pydra.networks.checkpoints import load_network
     from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
     from nio_pydra.training.loop import train
@@ -156,7 +156,8 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
 
         files = prepare_label_maps(args.labels, args.out / "maps", log)
         return SyntheticImages(files, settings.synthesis, settings.held_out)
-    from nio_pydra.training.scans import TrainingScan, prepare_scans, read_scan_list
+    from nio_pydra.engines.contract import ScanFiles
+    from nio_pydra.training.scans import prepare_scans, read_scan_list
 
     if args.scans is not None:
         scans = read_scan_list(args.scans, skull_stripped=args.skull_stripped)
@@ -169,13 +170,14 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
             derivatives=named_datasets(args.derivatives),
             labels_desc=args.labels_desc,
         )
-        first: dict[str, TrainingScan] = {}
+        first: dict[str, ScanFiles] = {}
         for scan in found:
             if scan.problem:
                 log(f"left out {scan.name}: {scan.problem}")
                 continue
             skull_stripped = args.skull_stripped or scan.skull_stripped
-            first.setdefault(scan.entities["subject"], TrainingScan(scan.t1w, scan.mask, scan.labels, skull_stripped))
+            files = ScanFiles(scan.t1w, scan.mask, scan.labels, skull_stripped=skull_stripped)
+            first.setdefault(scan.entities["subject"], files)
         scans = list(first.values())
         if len(scans) < len(found):
             # Nobody may be paired with himself, nor be seen in training and validation.

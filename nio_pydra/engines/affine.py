@@ -151,7 +151,9 @@ def align_images(
         check_alignment(fixed, moving, affine, names=names, lesion=lesion, profile=profile)
 
     if lesion is not None and not (np.asanyarray(moving.dataobj) * (np.asanyarray(lesion.dataobj) == 0)).any():
-        raise InputError(f"{names[1]}: its lesion mask covers the whole {profile.name}, so that nothing is left to compare.")
+        raise InputError(
+            f"{names[1]}: its lesion mask covers the whole {profile.name}, so that nothing is left to compare."
+        )
     result = ants((fixed, moving), PLAIN)
     try:
         check(result.affine)

@@ -53,7 +53,10 @@ def check_alignment(
     check_affine(affine, names[1], names[0], profile)
     overlap, match = match_of(fixed, moving, affine, lesion)
     if overlap < profile.smallest_overlap:
-        found = f"it covers {100 * overlap:.0f} % of that {profile.name}, expected at least {100 * profile.smallest_overlap:.0f} %"
+        found = (
+            f"it covers {100 * overlap:.0f} % of that {profile.name}, expected at least "
+            f"{100 * profile.smallest_overlap:.0f} %"
+        )
     elif match < profile.smallest_match:
         found = f"their similarity at {COARSE_MM:g} mm is {match:.2f}, expected at least {profile.smallest_match}"
     else:

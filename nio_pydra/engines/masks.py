@@ -104,9 +104,7 @@ def make_mask(
         advice = "is it really skull-stripped, with a background of zero?"
     else:
         mask = MAKERS[profile.mask_maker](scan, runtime)
-        advice = (
-            f"check that it is a {profile.suffix} scan of a whole head in mm, or give a {profile.name} mask of your own."
-        )
+        advice = f"check that it is a whole {profile.suffix} scan in mm, or give a {profile.name} mask of your own."
     litres, (smallest, largest) = float(mask.sum()) * abs(np.linalg.det(scan.affine[:3, :3])) / 1e6, profile.litres
     if not smallest <= litres <= largest:
         found = f"a {profile.name} mask of {litres:.2f} litres" if litres else f"no {profile.name}"

@@ -63,7 +63,9 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         if self.start == "zero" and (self.network is not None or self.weights is not None):
-            raise ValueError("start is 'zero', where no network is used: expected no settings of a network and no weights")
+            raise ValueError(
+                "start is 'zero', where no network is used: expected no settings of a network and no weights"
+            )
 
     @property
     def refiners(self) -> list[Refiner]:
@@ -148,7 +150,9 @@ class NetworkEngine(Engine):
             return ""
         return f"weights-{weights_digest(settings.weights)[:16]}"
 
-    def memory_mb(self, fixed: Nifti1Image, mask: Nifti1Image | None, settings: NetworkSettings, runtime: Runtime) -> Memory:
+    def memory_mb(
+        self, fixed: Nifti1Image, mask: Nifti1Image | None, settings: NetworkSettings, runtime: Runtime
+    ) -> Memory:
         """Predict the peak memory of LapIRN; other networks take less."""
         device = choose_device(runtime)
         network, conventions = _load(settings)

@@ -123,8 +123,9 @@ def register(
     similarity = measures["similarity"]
     if similarity["after"] < LEAST_KEPT * similarity["before"]:
         raise ComputationError(
-            f"{moving.image} fits {fixed.image} worse after the registration by {method.name} than after the affine alone: similarity "
-            f"{similarity['before']:.2f} -> {similarity['after']:.2f}. Are the weights made for such images?"
+            f"{moving.image} fits {fixed.image} worse after the registration by {method.name} than after the affine "
+            f"alone: similarity {similarity['before']:.2f} -> {similarity['after']:.2f}. Are the weights made for such "
+            "images?"
         )
     measured = measuring.read().wall
     writing = Stopwatch()
@@ -150,8 +151,7 @@ def register(
         "threads": runtime.thread_count,
         "seed": runtime.seed,
         **found.details,
-        "versions": {"nio_pydra": __version__, "python": platform.python_version()}
-        | _versions(),
+        "versions": {"nio_pydra": __version__, "python": platform.python_version()} | _versions(),
         "seconds": {
             "affine": taken.get("seconds"),
             "affine_processor": taken.get("processor_seconds"),

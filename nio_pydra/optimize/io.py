@@ -52,9 +52,7 @@ class IOSettings:
 
     def refine(self, estimate: Estimate) -> Estimate:
         """Optimise the field so far."""
-        return estimate.with_field(
-            optimize_field(estimate.field, estimate.problem, self, progress=estimate.progress)
-        )
+        return estimate.with_field(optimize_field(estimate.field, estimate.problem, self, progress=estimate.progress))
 
 
 def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, progress: bool | None = None) -> Tensor:

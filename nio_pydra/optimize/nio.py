@@ -58,7 +58,7 @@ class NIOSettings:
         network = estimate.network
         if not isinstance(network, LapIRN):
             found = "no network" if network is None else f"weights of {network.architecture}"
-            raise InputError(f"Neural Instance Optimization works on LapIRN and was given {found}: use weights of LapIRN.")
+            raise InputError(f"Neural Instance Optimization works on LapIRN, but found {found}: use weights of LapIRN.")
         field = optimize_network(
             network,
             estimate.problem,

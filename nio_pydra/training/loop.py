@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from nio_pydra.engines.contract import Runtime
-from nio_pydra.engines.nio import choose_precision
+from nio_pydra.engines.devices import choose_precision
 from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.networks import LapIRN, load_network, save_network
 from nio_pydra.networks.checkpoints import weights_digest

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from nio_pydra.engines import affine, ants_process, syn
 from nio_pydra.engines.alignment_check import check_affine
-from nio_pydra.engines.contract import Pair, Runtime
+from nio_pydra.engines.contract import Pair, Runtime, ScanFiles
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.itk import read_affine
 from nio_pydra.spatial.transforms import Transform, apply_affine, resample, voxel_centres
@@ -105,7 +105,7 @@ def test_affine_finds_a_known_affine_repeatably_across_orientations(tmp_path, fi
     found = []
     for name, threads in (("a.h5", 1), ("b.h5", 2)):
         runtime = Runtime(device="cpu", threads=threads, seed=0)
-        record = affine.align(*paths, tmp_path / name, fixed_mask=None, moving_mask=None, runtime=runtime)
+        record = affine.align(*map(ScanFiles, paths), tmp_path / name, runtime)
         found.append(read_affine(tmp_path / name))
     points = _inside(fixed)
     error = np.linalg.norm(apply_affine(found[0], points) - apply_affine(truth, points), axis=1)
@@ -123,7 +123,7 @@ def test_affine_masks_take_a_bright_blob_out_of_the_alignment(tmp_path, fixed, t
     paths = _save(tmp_path, fixed, spoiled)
     mask = tmp_path / "mask.nii.gz"
     nib.save(nib.Nifti1Image((~blob).astype(np.uint8), moving.affine), mask)
-    affine.align(*paths, tmp_path / "out.h5", fixed_mask=None, moving_mask=mask, runtime=RUNTIME)
+    affine.align(ScanFiles(paths[0]), ScanFiles(paths[1], mask), tmp_path / "out.h5", RUNTIME)
     points = _inside(fixed)
     found = read_affine(tmp_path / "out.h5")
     assert np.linalg.norm(apply_affine(found, points) - apply_affine(truth, points), axis=1).max() < 1.0
@@ -140,7 +140,7 @@ def test_affine_leaves_a_lesion_out_of_the_similarity(tmp_path, fixed, truth):
 
     def error(lesion_mask):
         out = tmp_path / "out.h5"
-        affine.align(*paths, out, fixed_mask=None, moving_mask=None, lesion_mask=lesion_mask, runtime=RUNTIME)
+        affine.align(ScanFiles(paths[0]), ScanFiles(paths[1], lesion_mask=lesion_mask), out, RUNTIME)
         points = _inside(fixed)
         return np.linalg.norm(apply_affine(read_affine(out), points) - apply_affine(truth, points), axis=1).mean()
 
@@ -150,7 +150,7 @@ def test_affine_leaves_a_lesion_out_of_the_similarity(tmp_path, fixed, truth):
 def test_a_lesion_that_covers_the_brain_is_refused(fixed, truth):
     lesion = nib.Nifti1Image(np.ones(fixed.shape, np.uint8), fixed.affine)
     with pytest.raises(InputError, match=r"sub-7\.nii: its lesion mask covers the whole brain"):
-        affine.align_brains(fixed, fixed, RUNTIME, names=(Path("atlas.nii"), Path("sub-7.nii")), lesion=lesion)
+        affine.align_images(fixed, fixed, RUNTIME, names=(Path("atlas.nii"), Path("sub-7.nii")), lesion=lesion)
 
 
 def test_a_brain_mask_beside_the_brain_is_refused_with_the_name_of_the_image(tmp_path, fixed, truth):
@@ -159,10 +159,8 @@ def test_a_brain_mask_beside_the_brain_is_refused_with_the_name_of_the_image(tmp
     mask = np.zeros(fixed.shape, np.uint8)
     mask[:10] = 1
     nib.save(nib.Nifti1Image(mask, fixed.affine), tmp_path / "mask.nii.gz")
-    with pytest.raises(InputError, match=r"fixed\.nii\.gz is zero in all of its brain mask"):
-        affine.align(
-            *paths, tmp_path / "out.h5", fixed_mask=tmp_path / "mask.nii.gz", moving_mask=None, runtime=RUNTIME
-        )
+    with pytest.raises(InputError, match=r"fixed\.nii\.gz is zero in all of its mask"):
+        affine.align(ScanFiles(paths[0], tmp_path / "mask.nii.gz"), ScanFiles(paths[1]), tmp_path / "out.h5", RUNTIME)
 
 
 @pytest.mark.parametrize("linear", [np.diag([-1, 1, 1]), np.diag([2.5, 1, 1]), np.diag([1, 1, 0.4]), np.zeros((3, 3))])
@@ -176,7 +174,7 @@ def test_an_impossible_affine_is_refused_with_the_name_of_the_moving_file(linear
 
 def test_syn_improves_the_match_and_its_two_fields_undo_each_other(fixed, truth):
     moving = _moving(truth, _bend)
-    result = syn.run(Pair(fixed, moving, truth), syn.PRESETS["fast"], RUNTIME)
+    result = syn.SYN.run(Pair(fixed, moving, truth), syn.SYN.presets["fast"], RUNTIME)
     target = fixed.get_fdata()
 
     def error(*steps):
@@ -203,9 +201,9 @@ def test_syn_leaves_a_lesion_out_of_the_similarity(fixed, truth):
     settings = syn.SynSettings(iterations=(40, 0))
     moving = _moving(truth, _bend, lesion=True)
     mask = nib.Nifti1Image(_lesion(moving).astype(np.uint8), moving.affine)
-    clean = syn.run(Pair(fixed, _moving(truth, _bend), truth), settings, RUNTIME)
-    spoiled = syn.run(Pair(fixed, moving, truth), settings, RUNTIME)
-    spared = syn.run(Pair(fixed, moving, truth, lesion_mask=mask), settings, RUNTIME)
+    clean = syn.SYN.run(Pair(fixed, _moving(truth, _bend), truth), settings, RUNTIME)
+    spoiled = syn.SYN.run(Pair(fixed, moving, truth), settings, RUNTIME)
+    spared = syn.SYN.run(Pair(fixed, moving, truth, lesion_mask=mask), settings, RUNTIME)
 
     def distance(result):
         return np.abs(result.forward.vectors - clean.forward.vectors).mean()

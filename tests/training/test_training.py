@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from nio_pydra.cli import train as train_command
-from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.contract import Runtime, ScanFiles
 from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.metrics import dice
 from nio_pydra.networks import LapIRN, LapIRNConfig, load_network, save_network
@@ -25,7 +25,7 @@ from nio_pydra.training.loop import train
 from nio_pydra.training.maps import GRID, TISSUES, prepare_label_maps
 from nio_pydra.training.objective import objective
 from nio_pydra.training.pairs import ImagePair, PairStream, RealImages, SyntheticImages, pair_loader
-from nio_pydra.training.scans import TrainingScan, prepare_scans, read_scan_list
+from nio_pydra.training.scans import prepare_scans, read_scan_list
 from nio_pydra.training.settings import Stage, TrainingSettings, read_settings
 from nio_pydra.training.synthesis import (
     Anatomy,
@@ -427,7 +427,7 @@ def scans(tmp_path):
 @pytest.mark.slow
 def test_real_scans_are_aligned_once_and_trained_on(scans, tmp_path):
     listed = read_scan_list(scans, skull_stripped=True)
-    listed.insert(2, TrainingScan(tmp_path / "absent.nii.gz"))
+    listed.insert(2, ScanFiles(tmp_path / "absent.nii.gz"))
     lines: list[str] = []
     runtime = Runtime(device="cpu", threads=2)
     files = prepare_scans(listed, tmp_path / "cache", runtime, lines.append)
