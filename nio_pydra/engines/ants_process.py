@@ -23,15 +23,13 @@ import numpy as np
 from nio_pydra.engines.memory import peak_memory_mb
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.errors import ProgramError
+from nio_pydra.spatial.lps import itk_geometry, swap_ras_lps
 from nio_pydra.system.processes import last_lines, run_program
 
 if TYPE_CHECKING:
     from nio_pydra.engines.contract import Runtime
 
 __all__ = ["AntsError", "AntsOptions", "AntsResult", "run_ants"]
-
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Turns RAS mm into LPS mm and back."""
 
 
 class AntsError(ProgramError):
@@ -132,7 +130,7 @@ def run_ants(
     sound = None if lesion is None else nib.Nifti1Image(np.float32(np.asanyarray(lesion.dataobj) == 0), lesion.affine)
     for role, image in (("fixed", fixed), ("moving", moving), ("sound", sound)):
         request[role] = None if image is None else _write_array(image, folder / f"{role}.npy")
-    request["affine"] = None if affine is None else (LPS @ affine @ LPS).tolist()
+    request["affine"] = None if affine is None else swap_ras_lps(affine).tolist()
     (folder / "request.json").write_text(json.dumps(request))
 
     environment = os.environ | {
@@ -156,7 +154,7 @@ def run_ants(
         raise AntsError(f"{what} left no result. The end of its output:\n{last_lines(log)}")
     found = json.loads(answer.read_text())
     return AntsResult(
-        affine=LPS @ np.array(found["affine"]) @ LPS,
+        affine=swap_ras_lps(np.array(found["affine"])),
         warp=Path(found["warp"]) if found["warp"] else None,
         inverse_warp=Path(found["inverse_warp"]) if found["inverse_warp"] else None,
         spent=Spent(**found["spent"]),
@@ -167,13 +165,12 @@ def run_ants(
 def _write_array(image: nib.Nifti1Image, path: Path) -> dict[str, Any]:
     """Store the voxels as .npy; return the path with the ITK (LPS) geometry: spacing, origin, direction."""
     np.save(path, np.ascontiguousarray(image.get_fdata(dtype=np.float32, caching="unchanged")))
-    affine = LPS @ image.affine
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing, origin, direction = itk_geometry(image.affine)
     return {
         "path": str(path),
         "spacing": spacing.tolist(),
-        "origin": affine[:3, 3].tolist(),
-        "direction": (affine[:3, :3] / spacing).tolist(),
+        "origin": origin.tolist(),
+        "direction": direction.tolist(),
     }
 
 

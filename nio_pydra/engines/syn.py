@@ -12,13 +12,11 @@ import numpy as np
 
 from nio_pydra.engines.ants_process import AntsOptions, run_ants
 from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime, foreground_only
+from nio_pydra.spatial.lps import field_from_itk
 from nio_pydra.spatial.transforms import DisplacementField
 from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["SYN", "SynSettings"]
-
-LPS_SIGNS = np.array([-1, -1, 1], dtype=np.float32).reshape(3, 1, 1, 1)
-"""Turns vectors in LPS mm into RAS mm and back; shape (3, 1, 1, 1)."""
 
 
 @dataclass(frozen=True)
@@ -120,4 +118,4 @@ def _read_warp(path: Path, fixed: nib.Nifti1Image) -> DisplacementField:
     vectors = np.asarray(nib.Nifti1Image.from_filename(path).dataobj, dtype=np.float32)[:, :, :, 0, :]
     if vectors.shape[:3] != fixed.shape:
         raise RuntimeError(f"antspyx wrote a field of shape {vectors.shape[:3]} for the grid {fixed.shape}")
-    return DisplacementField(np.ascontiguousarray(np.moveaxis(vectors, -1, 0)) * LPS_SIGNS, fixed.affine)
+    return field_from_itk(vectors, fixed.affine)

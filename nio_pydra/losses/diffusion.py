@@ -32,7 +32,7 @@ def diffusion(field: Tensor) -> Tensor:
 class _CompiledDiffusion(torch.autograd.Function):
     @staticmethod
     def forward(ctx, field: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        from nio_pydra.spatial.kernels import membrane
+        from nio_pydra.losses.kernels import membrane
 
         values = field.detach()[0].contiguous()
         _, *shape = values.shape

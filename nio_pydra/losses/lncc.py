@@ -155,7 +155,7 @@ class _CompiledLNCC(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, warped: Tensor, fixed: FixedStatistics) -> Tensor:  # type: ignore[no-untyped-def]
-        from nio_pydra.spatial.kernels import lncc_products, lncc_terms
+        from nio_pydra.losses.kernels import lncc_products, lncc_terms
 
         image, moving, mean, variance = (_volume(x) for x in (fixed.image, warped, fixed.mean, fixed.variance))
         weights = moving.new_empty((0, 0, 0)) if fixed.weights is None else _volume(fixed.weights)
@@ -176,7 +176,7 @@ class _CompiledLNCC(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        from nio_pydra.spatial.kernels import lncc_gradient
+        from nio_pydra.losses.kernels import lncc_gradient
 
         terms, image, moving, weights = ctx.saved_tensors
         sums = window_sums(terms[None], ctx.window)[0]

@@ -44,7 +44,7 @@ def keep_freed_memory(voxels: int = 0) -> None:
 
 def limit_threads(threads: int) -> None:
     """Make torch and the compiled kernels use this many threads."""
-    from nio_pydra.spatial.kernels import set_kernel_threads
+    from nio_pydra.system.compiled import set_kernel_threads
 
     torch.set_num_threads(threads)
     set_kernel_threads(threads)

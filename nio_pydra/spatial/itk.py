@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.spatial.finite import require_finite
+from nio_pydra.spatial.lps import affine_from_itk, field_from_itk, itk_geometry, itk_vectors, swap_ras_lps
 from nio_pydra.spatial.transforms import DisplacementField, Transform
 from nio_pydra.system.files import atomic_path
 
 __all__ = ["read_affine", "read_h5", "write_h5"]
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
 AFFINE = "AffineTransform_double_3_3"
 FIELD = "DisplacementFieldTransform_double_3_3"
 
@@ -48,7 +48,7 @@ def write_h5(transform: Transform, path: str | Path) -> Path:
                 _strings(entry, "TransformType", FIELD)
                 entry["TransformFixedParameters"] = _field_geometry(step)
                 # Vectors are interleaved, x fastest. Doubles that were floats shrink well with their bytes shuffled.
-                flat = (step.vectors * np.array([-1, -1, 1], np.float32)[:, None, None, None]).transpose(3, 2, 1, 0)
+                flat = itk_vectors(step).transpose(2, 1, 0, 3)
                 entry.create_dataset(
                     "TransformParameters",
                     data=flat.astype(np.float64).ravel(),
@@ -58,7 +58,7 @@ def write_h5(transform: Transform, path: str | Path) -> Path:
                 )
             else:
                 _strings(entry, "TransformType", AFFINE)
-                matrix = LPS @ step @ LPS
+                matrix = swap_ras_lps(step)
                 entry["TransformFixedParameters"] = np.zeros(3)
                 entry["TransformParameters"] = np.concatenate([matrix[:3, :3].ravel(), matrix[:3, 3]])
     with atomic_path(path) as temporary:
@@ -149,21 +149,15 @@ def _matrix(centre: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray
     matrix = np.eye(4)
     matrix[:3, :3] = linear
     matrix[:3, 3] = translation + centre - linear @ centre
-    return LPS @ matrix @ LPS
+    return swap_ras_lps(matrix)
 
 
 def _field_geometry(field: DisplacementField) -> NDArray[np.float64]:
-    affine = LPS @ field.affine
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    direction = affine[:3, :3] / spacing
-    return np.concatenate([field.vectors.shape[1:], affine[:3, 3], spacing, direction.ravel()]).astype(np.float64)
+    spacing, origin, direction = itk_geometry(field.affine)
+    return np.concatenate([field.vectors.shape[1:], origin, spacing, direction.ravel()]).astype(np.float64)
 
 
 def _field(fixed: NDArray[np.float64], values: NDArray[np.generic]) -> DisplacementField:
-    size = fixed[:3].astype(int)
-    affine = np.eye(4)
-    affine[:3, :3] = fixed[9:18].reshape(3, 3) * fixed[6:9]
-    affine[:3, 3] = fixed[3:6]
-    vectors = values.reshape(*size[::-1], 3).transpose(3, 2, 1, 0).astype(np.float32)
-    vectors *= np.array([-1, -1, 1], np.float32)[:, None, None, None]
-    return DisplacementField(np.ascontiguousarray(vectors), LPS @ affine)
+    size, origin, spacing, direction = fixed[:3].astype(int), fixed[3:6], fixed[6:9], fixed[9:18].reshape(3, 3)
+    vectors = values.reshape(*size[::-1], 3).transpose(2, 1, 0, 3).astype(np.float32)
+    return field_from_itk(vectors, affine_from_itk(spacing, origin, direction))

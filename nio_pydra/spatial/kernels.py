@@ -1,8 +1,7 @@
-"""Compiled CPU loops behind the torch functions of this package.
+"""Compiled CPU loops of geometry; callers import this module late, as `system.compiled` says.
 
-numba compiles each on its first call and keeps it in its cache on disk; importing this module costs the import of
-numba, so callers import it late. Arrays are C-contiguous, float32 unless said otherwise. Each output voxel is
-written by one thread and summed in a fixed order, so results do not depend on the number of threads.
+Arrays are C-contiguous, float32 unless said otherwise. Each output voxel is written by one thread and summed in a
+fixed order, so results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -12,17 +11,12 @@ import functools
 import numba
 import numpy as np
 
-from nio_pydra.system.scratch import private_folder
+from nio_pydra.system.compiled import compiled
 
 __all__ = [
     "affine_points",
     "invert_displacement",
-    "lncc_gradient",
-    "lncc_products",
-    "lncc_terms",
-    "membrane",
     "sample_linear",
-    "set_kernel_threads",
     "smallest_determinants",
     "smoothed_at",
     "spread_round_trip",
@@ -33,27 +27,7 @@ __all__ = [
 ]
 
 
-def _choose_cache() -> None:
-    """Let numba keep what it compiles among temporary files where it may write neither here nor at home.
-
-    That is so in a container whose file system is read-only, or which runs as a user without a home. numba says so as
-    soon as anything is to be cached, be it this function.
-    """
-    try:
-        numba.njit(cache=True)(_choose_cache)
-    except RuntimeError:
-        numba.config.CACHE_DIR = str(private_folder("numba-nio_pydra"))  # type: ignore[attr-defined]
-
-
-_choose_cache()
-
-
-def set_kernel_threads(threads: int) -> None:
-    """Limit the threads of all kernels (never more than numba started with)."""
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-
-
-@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz", "arcp"})
+@compiled(parallel=True, fastmath={"contract", "nsz", "arcp"})
 def warp_with_slope(image, field, warped, slope):
     """Trilinear warp of one volume by a unit field, and its derivative with respect to that field.
 
@@ -117,7 +91,7 @@ def warp_with_slope(image, field, warped, slope):
                     slope[2, d, h, w] = free_z * per_z * rise
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def sample_linear(volumes, positions, out):
     """Sample volumes trilinearly, as ITK does: clamped within half a voxel of the border, zero beyond.
 
@@ -154,7 +128,7 @@ def sample_linear(volumes, positions, out):
             out[c, i] = (1 - fx) * low + fx * high
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def affine_points(matrix, points, out):
     """Apply the upper three rows of a 4x4 matrix to points ``(N, 3)``; all float64."""
     for i in numba.prange(len(points)):
@@ -163,7 +137,7 @@ def affine_points(matrix, points, out):
             out[i, row] = matrix[row, 0] * x + matrix[row, 1] * y + matrix[row, 2] * z + matrix[row, 3]
 
 
-@numba.njit(cache=True)
+@compiled()
 def _displacement_and_slopes(field, p, value, slopes):
     """Trilinear displacement at a voxel position, clamped to the grid, and its derivatives ``slopes[i, axis]``."""
     base = np.empty(3, np.int64)
@@ -191,7 +165,7 @@ def _displacement_and_slopes(field, p, value, slopes):
         slopes[i, 2] = (1 - fx) * ((1 - fy) * d0 + fy * d1) + fx * ((1 - fy) * d2 + fy * d3)
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def invert_displacement(field, inverse, steps, tolerance):
     """Solve ``x + u(x) = y`` at every voxel y; ``inverse = x - y``.
 
@@ -256,7 +230,7 @@ def invert_displacement(field, inverse, steps, tolerance):
                     inverse[i, xi, yi, zi] = best[i] - target[i]
 
 
-@numba.njit(cache=True)
+@compiled()
 def spread_round_trip(field, inverse, misses, weights):
     """Send every voxel through a field and its inverse, and spread what it misses over the nodes that brought it back.
 
@@ -303,7 +277,7 @@ def spread_round_trip(field, inverse, misses, weights):
                         misses[i, x0 + (n >> 2), y0 + ((n >> 1) & 1), z0 + (n & 1)] += shares[n] * miss
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def smallest_determinants(field, voxels, out):
     """Smallest Jacobian determinant of ``x -> x + u(x)`` among the eight cell corners that meet at a voxel.
 
@@ -349,7 +323,7 @@ def smallest_determinants(field, voxels, out):
         out[n] = smallest
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def smoothed_at(field, voxels, side_weight, out):
     """Average of a field over the 27 voxels around some voxels; the nearest voxel counts beyond the border.
 
@@ -390,7 +364,7 @@ def window_sums_kernel(radius):
     Both are ``(N, D, H, W)``. With the radius known when it is compiled, a window's sum stays in registers.
     """
 
-    @numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
+    @compiled(parallel=True, fastmath={"contract", "nsz"})
     def kernel(volumes, out):
         count, depth, height, width = volumes.shape
         for job in numba.prange(count * depth):
@@ -425,120 +399,6 @@ def window_sums_kernel(radius):
     return kernel
 
 
-@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
-def lncc_products(fixed, moving, weights, products):
-    """What local cross-correlation sums over windows: the moving image, its square, and its product with the fixed.
-
-    Parameters
-    ----------
-    fixed, moving : (D, H, W)
-        Images.
-    weights : (D, H, W)
-        Of the voxels; an array of no voxels stands for ones.
-    products : (3, D, H, W)
-        Output.
-    """
-    depth, height, width = moving.shape
-    weighted = weights.size > 0
-    for d in numba.prange(depth):
-        factor = np.ones(width, np.float32)
-        for h in range(height):
-            if weighted:
-                factor[:] = weights[d, h]
-            for w in range(width):
-                m = moving[d, h, w]
-                weighed = factor[w] * m
-                products[0, d, h, w] = weighed
-                products[1, d, h, w] = weighed * m
-                products[2, d, h, w] = weighed * fixed[d, h, w]
-
-
-@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz", "arcp"})
-def lncc_terms(sums, mean, variance, counts, weights, epsilon, scale, energy):
-    """Squared correlation of all windows, and what its gradient sums over windows in turn.
-
-    Parameters
-    ----------
-    sums : (3, D, H, W)
-        Window sums of `lncc_products`. Output: derivative of the loss by each window's covariance (a) and by its
-        moving variance (b), and what their windows' means add (a times the fixed mean plus 2 b times the moving one).
-    mean, variance : (D, H, W)
-        Of the fixed image: mean, and sum of squared deviations.
-    counts : (D, H, W) or (1, 1, 1)
-        Sum of weights of each window, or of all.
-    weights : (D, H, W)
-        Of the voxels; an array of no voxels stands for ones.
-    epsilon : float32
-        Keeps flat windows from dividing by zero.
-    scale : float32
-        Of the loss: minus one over the sum of weights.
-    energy : (D,)
-        Output: weighted sum of the squared correlations in each slice, float64.
-    """
-    _, depth, height, width = sums.shape
-    weighted = weights.size > 0
-    one = np.float32(1)  # an int would turn all that it meets into float64
-    two = np.float32(2)
-    for d in numba.prange(depth):
-        factor = np.ones(width, np.float32)
-        per_window = np.full(width, one / counts[0, 0, 0], np.float32)
-        total = np.zeros(width, np.float32)
-        energy[d] = 0
-        for h in range(height):
-            if weighted:
-                factor[:] = weights[d, h]
-                for w in range(width):
-                    per_window[w] = one / counts[d, h, w]
-            for w in range(width):
-                fixed_mean = mean[d, h, w]
-                fixed_variance = variance[d, h, w]
-                moving_mean = sums[0, d, h, w] * per_window[w]
-                moving_variance = max(sums[1, d, h, w] - moving_mean * sums[0, d, h, w], np.float32(0))
-                covariance = sums[2, d, h, w] - fixed_mean * sums[0, d, h, w]
-                inverse = one / (fixed_variance * moving_variance + epsilon)
-                squared = covariance * covariance * inverse
-                total[w] += factor[w] * squared
-                a = two * scale * factor[w] * covariance * inverse
-                b = -scale * factor[w] * squared * inverse * fixed_variance
-                sums[0, d, h, w] = a
-                sums[1, d, h, w] = b
-                sums[2, d, h, w] = a * fixed_mean + two * b * moving_mean
-        for w in range(width):
-            energy[d] += total[w]
-
-
-@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
-def lncc_gradient(sums, fixed, moving, weights, upstream, gradient):
-    """Gradient of local cross-correlation by the moving image.
-
-    Parameters
-    ----------
-    sums : (3, D, H, W)
-        Window sums of what `lncc_terms` leaves.
-    fixed, moving : (D, H, W)
-        Images.
-    weights : (D, H, W)
-        Of the voxels; an array of no voxels stands for ones.
-    upstream : float32
-        Factor.
-    gradient : (D, H, W)
-        Output.
-    """
-    depth, height, width = moving.shape
-    weighted = weights.size > 0
-    two = np.float32(2)
-    for d in numba.prange(depth):
-        factor = np.full(width, upstream, np.float32)
-        for h in range(height):
-            if weighted:
-                for w in range(width):
-                    factor[w] = upstream * weights[d, h, w]
-            for w in range(width):
-                gradient[d, h, w] = factor[w] * (
-                    fixed[d, h, w] * sums[0, d, h, w] + two * moving[d, h, w] * sums[1, d, h, w] - sums[2, d, h, w]
-                )
-
-
 @numba.njit(inline="always")
 def _neighbours(fine, factor, size):
     """Coarse neighbours of a position on the fine grid, and how far it is from the first (half-pixel centres)."""
@@ -559,7 +419,7 @@ def _share(fine, coarse, factor, size):
     return np.float32(share)
 
 
-@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
+@compiled(parallel=True, fastmath={"contract", "nsz"})
 def upsample_linear(coarse, factor, fine):
     """Trilinear upsampling by a whole number, the volumes' outer borders aligned.
 
@@ -599,7 +459,7 @@ def upsample_linear(coarse, factor, fine):
                 fine[c, z, y, x] = plane[south, x] + aside * (plane[north, x] - plane[south, x])
 
 
-@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz"})
+@compiled(parallel=True, fastmath={"contract", "nsz"})
 def upsample_adjoint(fine, factor, coarse):
     """Gradient of `upsample_linear` by its input, from that by its output; shapes as there."""
     channels, depth, height, width = coarse.shape
@@ -626,53 +486,3 @@ def upsample_adjoint(fine, factor, coarse):
                 first, second, way = _neighbours(x, factor, width)
                 coarse[c, d, h, first] += (np.float32(1) - way) * row[x]
                 coarse[c, d, h, second] += way * row[x]
-
-
-# Without "reassoc" the sum would keep the compiler from working on several voxels at a time: ten times slower.
-@numba.njit(parallel=True, cache=True, fastmath={"contract", "nsz", "reassoc"})
-def membrane(field, weights, energy, gradient):
-    """Weighted sums of squared forward differences of a field, and their gradient.
-
-    Parameters
-    ----------
-    field, gradient : (C, D, H, W)
-        Input; output: derivative of the weighted energy by every voxel.
-    weights : (C, 3)
-        Weight of channel c's squared differences along D, H, W.
-    energy : (C, D)
-        Output: energy of the differences starting in each slice; their sum is the whole, float64.
-    """
-    channels, depth, height, width = field.shape
-    for job in numba.prange(channels * depth):
-        c = job // depth
-        d = job % depth
-        along_d = weights[c, 0]
-        along_h = weights[c, 1]
-        along_w = weights[c, 2]
-        total = np.float64(0)
-        for h in range(height):
-            row = np.float32(0)
-            for w in range(width):
-                here = field[c, d, h, w]
-                slope = np.float32(0)
-                if d + 1 < depth:
-                    step = field[c, d + 1, h, w] - here
-                    row += along_d * step * step
-                    slope -= along_d * step
-                if d > 0:
-                    slope += along_d * (here - field[c, d - 1, h, w])
-                if h + 1 < height:
-                    step = field[c, d, h + 1, w] - here
-                    row += along_h * step * step
-                    slope -= along_h * step
-                if h > 0:
-                    slope += along_h * (here - field[c, d, h - 1, w])
-                if w + 1 < width:
-                    step = field[c, d, h, w + 1] - here
-                    row += along_w * step * step
-                    slope -= along_w * step
-                if w > 0:
-                    slope += along_w * (here - field[c, d, h, w - 1])
-                gradient[c, d, h, w] = np.float32(2) * slope
-            total += row
-        energy[c, d] = total

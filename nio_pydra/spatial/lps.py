@@ -1,0 +1,73 @@
+"""World coordinates of ITK: LPS mm, where nibabel and this package have RAS mm."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nio_pydra.spatial.transforms import DisplacementField
+
+__all__ = ["affine_from_itk", "field_from_itk", "itk_geometry", "itk_vectors", "swap_ras_lps"]
+
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
+SIGNS = np.array([-1, -1, 1], np.float32)
+
+
+def swap_ras_lps(matrix: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Turn a 4x4 map from world to world in RAS mm into the same map in LPS mm, or the other way round."""
+    return FLIP @ matrix @ FLIP
+
+
+def itk_geometry(
+    affine: NDArray[np.floating],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return what ITK calls spacing, origin and direction of a grid.
+
+    Parameters
+    ----------
+    affine : ndarray
+        ``(4, 4)`` voxel to world, RAS mm.
+
+    Returns
+    -------
+    spacing : ndarray
+        ``(3,)`` voxel sizes in mm.
+    origin : ndarray
+        ``(3,)`` position of the first voxel, LPS mm.
+    direction : ndarray
+        ``(3, 3)``; column i is the direction of voxel axis i in LPS, of length 1.
+    """
+    flipped = FLIP @ affine
+    spacing = np.linalg.norm(flipped[:3, :3], axis=0)
+    return spacing, flipped[:3, 3], flipped[:3, :3] / spacing
+
+
+def affine_from_itk(
+    spacing: NDArray[np.float64], origin: NDArray[np.float64], direction: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the voxel-to-world matrix in RAS mm; the inverse of :func:`itk_geometry`."""
+    flipped = np.eye(4)
+    flipped[:3, :3] = direction * spacing
+    flipped[:3, 3] = origin
+    return FLIP @ flipped
+
+
+def itk_vectors(field: DisplacementField) -> NDArray[np.float32]:
+    """Return the displacements ``(X, Y, Z, 3)`` in LPS mm."""
+    return np.moveaxis(field.vectors, 0, -1) * SIGNS
+
+
+def field_from_itk(vectors: NDArray[np.floating], affine: NDArray[np.float64]) -> DisplacementField:
+    """Build a field from displacements as ITK has them.
+
+    Parameters
+    ----------
+    vectors : ndarray
+        ``(X, Y, Z, 3)``, LPS mm.
+    affine : ndarray
+        ``(4, 4)`` voxel to world of their grid, RAS mm. Where the grid is that of an image, take the image's own: one
+        that went through a file of ITK has lost digits.
+    """
+    flipped = np.array(np.moveaxis(vectors, -1, 0), np.float32, order="C")
+    flipped *= SIGNS[:, None, None, None]
+    return DisplacementField(flipped, affine)
