@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nio_pydra import __version__
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
 from nio_pydra.bids.outputs import Destination, Products, discard_leftovers, engine_desc, sink
 from nio_pydra.engines.names import ENGINES
 from nio_pydra.errors import InputError
+from nio_pydra.version import source_digest
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
 
@@ -211,7 +211,7 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
         image=atlas.image,
         skull_stripped=atlas.skull_stripped,
         device=settings.device,
-        version=__version__,
+        version=source_digest(),
     )
     result = submit(task, raise_errors=False)
     if result.errored:
@@ -239,7 +239,7 @@ def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: 
 
 
 def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) -> dict[str, Any]:
-    network_version = __version__
+    network_version = source_digest()
     if ENGINES[settings.engine].network and settings.weights is None:
         from nio_pydra.networks.checkpoints import weights_digest
 
@@ -254,7 +254,7 @@ def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) ->
         "device": settings.device,
         "precision": settings.precision,
         "seed": settings.seed,
-        "version": __version__,
+        "version": source_digest(),
         "network_version": network_version,
     }
 
