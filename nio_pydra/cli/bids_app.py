@@ -16,9 +16,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra import __version__
 from nio_pydra.cli.errors import exit_status, heeded
 from nio_pydra.cli.options import add_engine_options, checked_preset, named_datasets, named_path, positive
+from nio_pydra.cli.version import ShowVersion
 from nio_pydra.errors import InputError
 from nio_pydra.system.processes import end_programs
 from nio_pydra.system.scratch import discard_scratch
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "level", choices=("participant", "group"), help="register the scans, or gather their records in one table"
     )
-    parser.add_argument("--version", action="version", version=f"nio_pydra {__version__}")
+    parser.add_argument("--version", action=ShowVersion)
 
     scans = parser.add_argument_group("scans")
     scans.add_argument("--participant-label", nargs="+", default=[], metavar="LABEL", help="with or without sub-")
@@ -149,6 +149,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     refuse_mixture(options.out_dir, atlas.space, options.engine, atlas.image)
     preset = checked_preset(options.engine, options.preset, options.weights)
 
+    from nio_pydra.version import version
     from nio_pydra.workflows.dataset import DatasetSettings, register_dataset
 
     settings = DatasetSettings(
@@ -167,7 +168,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     log.info(
         "nio_pydra %s: %d scans (found: %d brain masks, %d lesion masks, %d label images) to %s by %s (%s), "
         "%s at a time with %s threads",
-        __version__, len(scans), *(sum(1 for scan in scans if getattr(scan, kind)) for kind in FOUND),
+        version(), len(scans), *(sum(1 for scan in scans if getattr(scan, kind)) for kind in FOUND),
         atlas.label, options.engine, preset,
         "all" if worker == "slurm" else at_a_time, threads or "all",
     )  # fmt: skip

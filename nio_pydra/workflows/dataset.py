@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nio_pydra import __version__
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
 from nio_pydra.bids.outputs import Destination, Products, discard_leftovers, engine_desc, sink
 from nio_pydra.engines.names import ENGINES
 from nio_pydra.errors import InputError
+from nio_pydra.version import source_digest
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
 
@@ -104,13 +104,12 @@ def register_dataset(
     # In a folder of its own: another program's files in the work folder are nobody's leftovers.
     work_dir = work_dir.resolve() / "nio_pydra"
     work_dir.mkdir(parents=True, exist_ok=True)
-    # Before pydra is imported: it must neither ask a server for its newest version nor write into the home folder.
-    os.environ.setdefault("NO_ET", "1")
-    os.environ["PYDRA_HASH_CACHE"] = str(work_dir / "hashes")
     from nio_pydra.workflows.cache import discard_unfinished, in_use
+    from nio_pydra.workflows.pydra_private import use_work_folder, warn_if_untried
 
+    warn_if_untried()
+    cache = use_work_folder(work_dir)
     with in_use(work_dir, discard_locks=settings.worker != "slurm") as alone:
-        cache = work_dir / "pydra"
         discard_unfinished(cache, alone=alone)
         return _register_all(scans, atlas, settings, out_dir, cache)
 
@@ -118,7 +117,7 @@ def register_dataset(
 def _register_all(
     scans: Sequence[Scan], atlas: Atlas, settings: DatasetSettings, out_dir: Path, cache: Path
 ) -> list[Outcome]:
-    from pydra.engine.submitter import Submitter
+    from nio_pydra.workflows.pydra_private import Submitter
 
     problems = {scan.name: problem for scan in scans if (problem := scan.problem or _lost(scan))}
     inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in problems}
@@ -168,7 +167,7 @@ def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: 
 
     products = _stored_products(common, inputs, cache)
     if products is None:
-        return Outcome(scan, [], *failure_reason(cache, Subject(**common, **inputs)._checksum))
+        return Outcome(scan, [], *failure_reason(cache, Subject(**common, **inputs)))
     try:
         # Also for a scan found in the cache, whose derivatives somebody may have deleted since.
         return Outcome(scan, sink(products, Destination(**inputs["destination"])))
@@ -178,14 +177,13 @@ def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: 
 
 def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Products | None:
     """Return the results of one scan from the cache; None where it is not done."""
-    from pydra.engine.result import load_result
-
+    from nio_pydra.workflows.pydra_private import stored_outputs
     from nio_pydra.workflows.subject import Subject
 
-    result = load_result(Subject(**common, **inputs)._checksum, [cache])
-    if result is None or result.errored or result.outputs is None:
+    outputs = stored_outputs(Subject(**common, **inputs), cache)
+    if outputs is None:
         return None
-    return Products(**{name: _path(getattr(result.outputs, name)) for name in Products.__dataclass_fields__})
+    return Products(**{name: _path(getattr(outputs, name)) for name in Products.__dataclass_fields__})
 
 
 def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
@@ -211,11 +209,11 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
         image=atlas.image,
         skull_stripped=atlas.skull_stripped,
         device=settings.device,
-        version=__version__,
+        version=source_digest(),
     )
     result = submit(task, raise_errors=False)
     if result.errored:
-        raise InputError(failure_reason(cache, task._checksum)[0])
+        raise InputError(failure_reason(cache, task)[0])
     return Path(result.outputs.mask)
 
 
@@ -239,7 +237,7 @@ def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: 
 
 
 def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) -> dict[str, Any]:
-    network_version = __version__
+    network_version = source_digest()
     if ENGINES[settings.engine].network and settings.weights is None:
         from nio_pydra.networks.checkpoints import weights_digest
 
@@ -254,7 +252,7 @@ def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) ->
         "device": settings.device,
         "precision": settings.precision,
         "seed": settings.seed,
-        "version": __version__,
+        "version": source_digest(),
         "network_version": network_version,
     }
 
