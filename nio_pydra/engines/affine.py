@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class AffineEngine(Engine):
 
     what = "affine alignment by ANTs, the start of every other engine, and nothing after it"
     citation = "Avants et al. 2011, NeuroImage 54, doi:10.1016/j.neuroimage.2010.09.025"
-    presets = {"default": AffineSettings()}
+    presets = MappingProxyType({"default": AffineSettings()})
 
     def run(self, pair: Pair, settings: AffineSettings, runtime: Runtime) -> Deformation:
         """Return no deformation: the pair's affine is the whole registration."""
@@ -84,7 +85,7 @@ def align(
     InputError
         If an input cannot be used, or the result does not align the objects
         (:func:`nio_pydra.engines.alignment_check.check_alignment`).
-    AntsError
+    ProgramError
         If the ANTs process fails.
     """
     images = (_load_foreground(fixed, "fixed image"), _load_foreground(moving, "moving image"))
@@ -137,7 +138,7 @@ def align_images(
 
     Raises
     ------
-    InputError, AntsError
+    InputError, ProgramError
         As :func:`align` does.
     """
 

@@ -22,6 +22,7 @@ ENGINES = {
     "lapirn": "nio:LAPIRN",
     "affine": "affine:AFFINE",
     "syn": "syn:SYN",
+    "greedy": "greedy:GREEDY",
 }
 """Module of `nio_pydra.engines` and the engine's name in it. The first one is the default."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nibabel as nib
@@ -56,11 +57,13 @@ class SynEngine(Engine):
 
     what = "symmetric normalization by ANTs, the classical baseline"
     citation = "Avants et al. 2008, Medical Image Analysis 12, doi:10.1016/j.media.2007.06.004"
-    presets = {
-        "fast": SynSettings(),
-        # Not antspyx's "SyNCC", whose hard-coded schedule takes many hours.
-        "precise": SynSettings(metric="CC", sampling=4, iterations=(100, 70, 50, 20)),
-    }
+    presets = MappingProxyType(
+        {
+            "fast": SynSettings(),
+            # Not antspyx's "SyNCC", whose hard-coded schedule takes many hours.
+            "precise": SynSettings(metric="CC", sampling=4, iterations=(100, 70, 50, 20)),
+        }
+    )
 
     def run(self, pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
         """Register a pair by SyN, starting from and keeping the pair's affine.
@@ -85,7 +88,7 @@ class SynEngine(Engine):
 
         Raises
         ------
-        AntsError
+        ProgramError
             If the ANTs process fails.
         """
         options = AntsOptions("SyNOnly", settings.metric, settings.sampling, settings.iterations)

@@ -122,7 +122,7 @@ def prepare_label_maps(folder: Path, cache: Path, log: Callable[[str], None] = p
     InputError
         If the folder holds fewer than two maps, or a map shows no white matter, has numbers that are none of
         FreeSurfer's segmentation, or cannot be aligned.
-    AntsError
+    ProgramError
         If the ANTs process fails.
     """
     sources = sorted(folder.glob("*.nii.gz")) if folder.is_dir() else []

@@ -102,7 +102,7 @@ def test_a_settings_file_that_cannot_be_used_is_named(tmp_path, text, preset, se
     with pytest.raises(InputError, match=sentence) as caught:
         read_settings_file(path, preset)
     assert str(path) in str(caught.value)
-    with pytest.raises(InputError, match="cannot be read .No such file"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_settings_file(tmp_path / "absent.toml")
 
 
