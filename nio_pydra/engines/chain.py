@@ -66,13 +66,11 @@ def register_pair(
     _refuse_loss(out_dir, [*given, getattr(method.settings, "weights", None)])
     with scratch_folder(out_dir) as work:
         runtime = replace(runtime, scratch=runtime.scratch or work)
-        prepared = [
-            prepare(scan, work / role, runtime, role=f"{role} image", profile=profile)
-            for scan, role in ((fixed, "fixed"), (moving, "moving"))
-        ]
+        fixed = prepare(fixed, work / "fixed", runtime, role="fixed image", profile=profile)
+        moving = prepare(moving, work / "moving", runtime, role="moving image", profile=profile)
         affine, results = work / "affine.h5", work / "results"
-        aligned = align(*prepared, affine, runtime, profile=profile)
-        files = register(*prepared, affine, results, method, affine_record=aligned, runtime=runtime)
+        aligned = align(fixed, moving, affine, runtime, profile=profile)
+        files = register(fixed, moving, affine, results, method, affine_record=aligned, runtime=runtime)
         record = dict(json.loads(files.record.read_text()))
         if moving.labels is not None:
             moved = propagate_labels(moving.labels, fixed.image, files.forward_xfm, results / "labels.nii.gz")
