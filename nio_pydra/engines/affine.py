@@ -88,7 +88,7 @@ def align(
     ProgramError
         If the ANTs process fails.
     """
-    images = (_load_foreground(fixed, "fixed image"), _load_foreground(moving, "moving image"))
+    images = (_load_foreground(fixed, "fixed image", profile), _load_foreground(moving, "moving image", profile))
     lesion = None
     if moving.lesion_mask is not None:
         lesion = load_mask(moving.lesion_mask, like=images[1], role="lesion mask")
@@ -178,6 +178,6 @@ def align_images(
     raise InputError(f"{failure} Turns in all directions were tried.")
 
 
-def _load_foreground(scan: ScanFiles, role: str) -> Nifti1Image:
+def _load_foreground(scan: ScanFiles, role: str, profile: Profile) -> Nifti1Image:
     image = load_image(scan.image, role)
-    return foreground_only(image, None if scan.mask is None else load_mask(scan.mask, like=image))
+    return foreground_only(image, None if scan.mask is None else load_mask(scan.mask, like=image), profile)

@@ -70,7 +70,9 @@ def register_pair(
         moving = prepare(moving, work / "moving", runtime, role="moving image", profile=profile)
         affine, results = work / "affine.h5", work / "results"
         aligned = align(fixed, moving, affine, runtime, profile=profile)
-        files = register(fixed, moving, affine, results, method, affine_record=aligned, runtime=runtime)
+        files = register(
+            fixed, moving, affine, results, method, affine_record=aligned, profile=profile, runtime=runtime
+        )
         record = dict(json.loads(files.record.read_text()))
         if moving.labels is not None:
             moved = propagate_labels(moving.labels, fixed.image, files.forward_xfm, results / "labels.nii.gz")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nio_pydra.engines.names import LARGEST_SEED
 from nio_pydra.engines.stopwatch import Spent
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.transforms import DisplacementField
 from nio_pydra.system.cores import default_threads
 
@@ -103,6 +104,8 @@ class Pair:
         Masks of the object on the grids of their images. None: the image is zero outside the object.
     lesion_mask : Nifti1Image or None
         Region of the moving image without a counterpart, on its grid; taken out of the similarity.
+    profile : Profile
+        What the images show.
     """
 
     fixed: Nifti1Image
@@ -111,6 +114,7 @@ class Pair:
     fixed_mask: Nifti1Image | None = None
     moving_mask: Nifti1Image | None = None
     lesion_mask: Nifti1Image | None = None
+    profile: Profile = BRAIN
 
     @property
     def fixed_foreground(self) -> NDArray[np.bool_]:
@@ -210,7 +214,7 @@ def inside(image: Nifti1Image, mask: Nifti1Image | None) -> NDArray[np.bool_]:
     return np.asanyarray((image if mask is None else mask).dataobj) != 0
 
 
-def foreground_only(image: Nifti1Image, mask: Nifti1Image | None) -> Nifti1Image:
+def foreground_only(image: Nifti1Image, mask: Nifti1Image | None, profile: Profile = BRAIN) -> Nifti1Image:
     """Set everything outside a mask to zero, and keep zero the darkest value.
 
     A standardised image has negative voxels. If its background were left between its tissues, the edge of the object
@@ -223,6 +227,8 @@ def foreground_only(image: Nifti1Image, mask: Nifti1Image | None) -> Nifti1Image
         ``(X, Y, Z)``.
     mask : Nifti1Image or None
         Non-zero inside, on the image's grid; None takes all voxels that are not zero.
+    profile : Profile
+        What the image shows: its `intensity_window` is applied first.
 
     Returns
     -------
@@ -235,6 +241,8 @@ def foreground_only(image: Nifti1Image, mask: Nifti1Image | None) -> Nifti1Image
         If nothing is left.
     """
     data, kept = image.get_fdata(dtype=np.float32, caching="unchanged"), inside(image, mask)
+    if profile.intensity_window is not None:
+        data = np.clip(data, *profile.intensity_window)
     if not data[kept].any():
         raise InputError(
             f"{image.get_filename() or 'The image'} is zero in all of its mask: expected the mask to cover what is "

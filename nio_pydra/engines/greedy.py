@@ -84,8 +84,8 @@ class GreedyEngine(Engine):
             If greedy fails.
         """
         images = {
-            "fixed": foreground_only(pair.fixed, pair.fixed_mask),
-            "moving": foreground_only(pair.moving, pair.moving_mask),
+            "fixed": foreground_only(pair.fixed, pair.fixed_mask, pair.profile),
+            "moving": foreground_only(pair.moving, pair.moving_mask, pair.profile),
         }
         if pair.lesion_mask is not None:
             images["sound"] = _sound_on_fixed(pair, pair.lesion_mask)

@@ -60,7 +60,10 @@ class NetworkSpace:
         InputError
             If the affine brings no part of the moving object onto the grid.
         """
-        images = grid.sample(fixed), grid.sample(foreground_only(pair.moving, pair.moving_mask), pair.affine)
+        images = (
+            grid.sample(fixed),
+            grid.sample(foreground_only(pair.moving, pair.moving_mask, pair.profile), pair.affine),
+        )
         if not images[1].any():
             raise InputError(
                 "after the affine alignment no part of the moving object lies on the fixed one: "

@@ -34,7 +34,7 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
         and from points ``between_voxels``, forward then inverse, and ``backward`` from voxels of the moving object.
     """
     foreground, fixed = pair.fixed_foreground, np.asanyarray(pair.fixed.dataobj)
-    moving = foreground_only(pair.moving, pair.moving_mask)  # for a background that is the darkest value
+    moving = foreground_only(pair.moving, pair.moving_mask, pair.profile)  # for a background that is the darkest value
 
     def similarity(transform: Transform) -> float:
         return local_similarity(fixed, np.asanyarray(resample(moving, pair.fixed, transform).dataobj), foreground)
@@ -43,7 +43,7 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
     smooth = regularity(deformation, foreground) if isinstance(deformation, DisplacementField) else None
     return {
         "similarity": {
-            "metric": "mean squared local cross-correlation, window 7, in the fixed brain",
+            "metric": "mean squared local cross-correlation, window 7, inside the fixed mask",
             "before": similarity(Transform((pair.affine,))),
             "after": similarity(transforms[0]),
         },

@@ -28,6 +28,7 @@ from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.errors import ComputationError
 from nio_pydra.metrics import dice
 from nio_pydra.optimize.resources import limit_threads
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
 from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
@@ -71,6 +72,7 @@ def register(
     method: Method | None = None,
     *,
     affine_record: Mapping[str, float] | None = None,
+    profile: Profile = BRAIN,
     runtime: Runtime | None = None,
 ) -> Registration:
     """Register a moving image to a fixed one, from a given affine on.
@@ -89,6 +91,8 @@ def register(
         here) or made by hand.
     affine_record : mapping, optional
         What the affine took, as :func:`nio_pydra.engines.affine.align` returns it; for the record.
+    profile : Profile
+        What the images show.
     runtime : Runtime, optional
         Device, threads, seed.
 
@@ -111,7 +115,7 @@ def register(
     forget_peak_memory()
     limit_threads(runtime.thread_count)
     whole = Stopwatch()
-    pair = _read_pair(fixed, moving, Path(affine))
+    pair = _read_pair(fixed, moving, Path(affine), profile)
     reading = whole.read().wall
     found = method.engine.run(pair, method.settings, runtime)
     inversion = Stopwatch()
@@ -239,7 +243,7 @@ def score(
     return completed
 
 
-def _read_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path) -> Pair:
+def _read_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path, profile: Profile) -> Pair:
     images = load_image(fixed.image, "fixed image"), load_image(moving.image, "moving image")
 
     def mask(path: Path | None, like: Nifti1Image, role: str) -> Nifti1Image | None:
@@ -251,6 +255,7 @@ def _read_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path) -> Pair:
         mask(fixed.mask, images[0], "mask of the fixed image"),
         mask(moving.mask, images[1], "mask of the moving image"),
         mask(moving.lesion_mask, images[1], "lesion mask"),
+        profile,
     )
 
 

@@ -92,8 +92,8 @@ class SynEngine(Engine):
             If the ANTs process fails.
         """
         options = AntsOptions("SyNOnly", settings.metric, settings.sampling, settings.iterations)
-        fixed = foreground_only(pair.fixed, pair.fixed_mask)
-        moving = foreground_only(pair.moving, pair.moving_mask)
+        fixed = foreground_only(pair.fixed, pair.fixed_mask, pair.profile)
+        moving = foreground_only(pair.moving, pair.moving_mask, pair.profile)
         with scratch_folder(runtime.scratch) as folder:
             result = run_ants(
                 fixed, moving, options, folder, runtime,

@@ -23,6 +23,7 @@ def Register(
     fixed_mask: File | None = None,
     moving_mask: File | None = None,
     lesion_mask: File | None = None,
+    profile: str = "brain",
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -55,6 +56,8 @@ def Register(
         Mask of the object on the moving grid.
     lesion_mask : File | None
         Region of the moving image that has no counterpart.
+    profile : str
+        What the images show: a name of nio_pydra.profiles.PROFILES.
     precision : str
         One of auto and float32.
     device : str
@@ -75,6 +78,7 @@ def Register(
     """
     from nio_pydra.engines.methods import choose_method
     from nio_pydra.engines.registration import register
+    from nio_pydra.profiles import PROFILES
     from nio_pydra.tasks.inputs import scan_files, task_runtime
 
     found = register(
@@ -84,6 +88,7 @@ def Register(
         Path.cwd(),
         choose_method(engine, preset, weights=None if weights is None else Path(weights), changes=settings),
         affine_record=json.loads(Path(affine_record).read_text()),
+        profile=PROFILES[profile],
         runtime=task_runtime(device, seed, precision),
     )
     return found.forward_xfm, found.inverse_xfm, found.warped, found.record

@@ -1,11 +1,14 @@
 """What all engines are given: brains on a background that is the darkest value."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from nio_pydra.engines.contract import Pair, foreground_only, inside
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN
 
 VOXELS = np.random.default_rng(0).uniform(1, 9, (6, 7, 8)).astype(np.float32)
 MASK = np.zeros(VOXELS.shape, np.uint8)
@@ -37,3 +40,10 @@ def test_negative_voxels_of_a_brain_without_a_mask_count_as_brain():
     standardised = np.where(MASK, VOXELS - 5, 0).astype(np.float32)
     assert (inside(image(standardised), None) == (standardised != 0)).all()
     assert Pair(image(standardised), image(VOXELS), np.eye(4)).fixed_foreground.sum() == (standardised != 0).sum()
+
+
+def test_intensities_beyond_the_profiles_window_are_clipped():
+    window = (float(np.percentile(VOXELS[MASK > 0], 30)), float(np.percentile(VOXELS[MASK > 0], 60)))
+    found = foreground_only(image(VOXELS), image(MASK), replace(BRAIN, intensity_window=window)).get_fdata()
+    np.testing.assert_allclose(found, np.where(MASK, np.clip(VOXELS, *window) - min(0, window[0]), 0), rtol=1e-6)
+    assert np.unique(found).size < np.unique(np.where(MASK, VOXELS, 0)).size
