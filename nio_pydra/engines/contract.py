@@ -121,6 +121,16 @@ class Pair:
         """Voxels of the object in the fixed image, ``(X, Y, Z)``: where results are measured."""
         return inside(self.fixed, self.fixed_mask)
 
+    @property
+    def fixed_object(self) -> Nifti1Image:
+        """The fixed image as it is compared, zero outside the object; see :func:`foreground_only`."""
+        return foreground_only(self.fixed, self.fixed_mask, self.profile)
+
+    @property
+    def moving_object(self) -> Nifti1Image:
+        """The moving image as it is compared."""
+        return foreground_only(self.moving, self.moving_mask, self.profile)
+
 
 @dataclass(frozen=True)
 class Deformation:
@@ -245,8 +255,8 @@ def foreground_only(image: Nifti1Image, mask: Nifti1Image | None, profile: Profi
         data = np.clip(data, *profile.intensity_window)
     if not data[kept].any():
         raise InputError(
-            f"{image.get_filename() or 'The image'} is zero in all of its mask: expected the mask to cover what is "
-            "registered. Is it the mask of another image, or inverted?"
+            f"{image.get_filename() or 'The image'} is zero in all of its {profile.name} mask: "
+            f"expected the mask to cover the {profile.name}. Is it the mask of another image, or inverted?"
         )
     darkest = np.float32(min(0.0, data[kept].min()))
     return Nifti1Image(np.where(kept, data - darkest, np.float32(0)), image.affine)

@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines.child import answer, run_child, store_image
-from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime, foreground_only
+from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.spatial.lps import field_from_itk
 from nio_pydra.spatial.transforms import Transform, resample
@@ -84,8 +84,8 @@ class GreedyEngine(Engine):
             If greedy fails.
         """
         images = {
-            "fixed": foreground_only(pair.fixed, pair.fixed_mask, pair.profile),
-            "moving": foreground_only(pair.moving, pair.moving_mask, pair.profile),
+            "fixed": pair.fixed_object,
+            "moving": pair.moving_object,
         }
         if pair.lesion_mask is not None:
             images["sound"] = _sound_on_fixed(pair, pair.lesion_mask)

@@ -11,7 +11,7 @@ import torch
 from nibabel.nifti1 import Nifti1Image
 from torch import Tensor
 
-from nio_pydra.engines.contract import Pair, foreground_only
+from nio_pydra.engines.contract import Pair
 from nio_pydra.errors import InputError
 from nio_pydra.optimize.problem import Problem
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities, to_displacement_field
@@ -62,7 +62,7 @@ class NetworkSpace:
         """
         images = (
             grid.sample(fixed),
-            grid.sample(foreground_only(pair.moving, pair.moving_mask, pair.profile), pair.affine),
+            grid.sample(pair.moving_object, pair.affine),
         )
         if not images[1].any():
             raise InputError(

@@ -114,7 +114,7 @@ class NetworkEngine(Engine):
         device = choose_device(runtime)
         torch.manual_seed(runtime.seed)
         watch = Stopwatch()
-        fixed = foreground_only(pair.fixed, pair.fixed_mask, pair.profile)
+        fixed = pair.fixed_object
         grid = grid_around(fixed, conventions, _multiple(network))
         keep_freed_memory(math.prod(grid.shape))
         space = NetworkSpace.of(pair, grid, fixed, conventions["intensity_scaling"], device)

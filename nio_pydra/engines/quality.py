@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nio_pydra.engines.contract import Pair, foreground_only, inside
+from nio_pydra.engines.contract import Pair, inside
 from nio_pydra.metrics import local_similarity, regularity, round_trip_error
 from nio_pydra.spatial.transforms import DisplacementField, Transform, apply_affine, resample
 
@@ -34,7 +34,7 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
         and from points ``between_voxels``, forward then inverse, and ``backward`` from voxels of the moving object.
     """
     foreground, fixed = pair.fixed_foreground, np.asanyarray(pair.fixed.dataobj)
-    moving = foreground_only(pair.moving, pair.moving_mask, pair.profile)  # for a background that is the darkest value
+    moving = pair.moving_object  # for a background that is the darkest value
 
     def similarity(transform: Transform) -> float:
         return local_similarity(fixed, np.asanyarray(resample(moving, pair.fixed, transform).dataobj), foreground)

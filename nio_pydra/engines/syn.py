@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from nio_pydra.engines.ants_process import AntsOptions, run_ants
-from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime, foreground_only
+from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
 from nio_pydra.spatial.lps import field_from_itk
 from nio_pydra.spatial.transforms import DisplacementField
 from nio_pydra.system.scratch import scratch_folder
@@ -92,8 +92,8 @@ class SynEngine(Engine):
             If the ANTs process fails.
         """
         options = AntsOptions("SyNOnly", settings.metric, settings.sampling, settings.iterations)
-        fixed = foreground_only(pair.fixed, pair.fixed_mask, pair.profile)
-        moving = foreground_only(pair.moving, pair.moving_mask, pair.profile)
+        fixed = pair.fixed_object
+        moving = pair.moving_object
         with scratch_folder(runtime.scratch) as folder:
             result = run_ants(
                 fixed, moving, options, folder, runtime,

@@ -164,7 +164,7 @@ def test_a_brain_mask_beside_the_brain_is_refused_with_the_name_of_the_image(tmp
     mask = np.zeros(fixed.shape, np.uint8)
     mask[:10] = 1
     nib.save(nib.Nifti1Image(mask, fixed.affine), tmp_path / "mask.nii.gz")
-    with pytest.raises(InputError, match=r"fixed\.nii\.gz is zero in all of its mask"):
+    with pytest.raises(InputError, match=r"fixed\.nii\.gz is zero in all of its brain mask"):
         affine.align(ScanFiles(paths[0], tmp_path / "mask.nii.gz"), ScanFiles(paths[1]), tmp_path / "out.h5", RUNTIME)
 
 
