@@ -54,7 +54,10 @@ def bids_errors() -> Callable[[Path], list[str]]:
 
     def validate(dataset: Path) -> list[str]:
         done = subprocess.run([program, "--json", dataset], capture_output=True, text=True, check=False)
-        issues = json.loads(done.stdout)["issues"]["issues"]
+        found = json.loads(done.stdout)
+        folders = {path.name.removeprefix("sub-") for path in dataset.glob("sub-*")}
+        assert folders and set(found["summary"]["subjects"]) == folders, "the validator did not look at every subject"
+        issues = found["issues"]["issues"]
         return [f"{issue['code']} {issue.get('location')}" for issue in issues if issue["severity"] == "error"]
 
     return validate

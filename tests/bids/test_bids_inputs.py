@@ -12,9 +12,9 @@ from nio_pydra.errors import InputError
 
 
 @pytest.fixture
-def said(caplog):
+def said(caplog, monkeypatch):
     """What is logged while scans are looked for."""
-    logging.getLogger("nio_pydra").propagate = True  # the app's own handlers may have taken over
+    monkeypatch.setattr(logging.getLogger("nio_pydra"), "propagate", True)  # the app's own handlers may be there
     caplog.set_level("INFO", logger="nio_pydra")
     return caplog
 

@@ -18,7 +18,9 @@ def earlier(tmp_path_factory, make_dataset):
     assert bids_app.main(dataset.command(folder / "out")) == 0
     shutil.copytree(folder / "work", folder / "whole/work")
     shutil.copytree(folder / "out", folder / "whole/out")
-    return dataset, folder, derivatives(folder / "out")
+    right = derivatives(folder / "out")
+    assert len(right) == 10
+    return dataset, folder, right
 
 
 @pytest.fixture
@@ -65,9 +67,10 @@ def test_damaged_files_in_the_work_folder_are_never_taken_for_results(earlier, r
 @pytest.mark.parametrize("damage", [truncate, delete])
 def test_damaged_results_of_single_steps_are_not_used_for_another_output_folder(earlier, run, damage):
     dataset, folder, right = earlier
-    for path in folder.glob("work/nio_pydra/pydra/python-*/*"):
-        if path.suffix != ".pklz":
-            damage(path)
+    files = [path for path in folder.glob("work/nio_pydra/pydra/python-*/*") if path.suffix != ".pklz"]
+    assert files
+    for path in files:
+        damage(path)
     shutil.rmtree(folder / "other", ignore_errors=True)
     command = dataset.command(folder / "other")
     assert bids_app.main(command) == 0
