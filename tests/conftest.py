@@ -59,6 +59,7 @@ def bids_errors() -> Callable[[Path], list[str]]:
 
     return validate
 
+
 SHAPE = (24, 28, 24)
 AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
 AFFINE[:3, 3] = -3.0 * (np.array(SHAPE) - 1)
