@@ -180,14 +180,16 @@ class _Run:
         losses: list[float] = []
         begin = time.perf_counter()
         waited = 0.0
-        stream = pair_stream(self.source, spacing=spacing, seed=seed, start=start, workers=self.workers)
+        stream = pair_stream(
+            self.source, spacing=spacing, seed=seed, start=start, workers=self.workers, device=self.device
+        )
         with _Curves(self.out / "tensorboard", earlier + start + 1) as curves, _bar(number, stage.steps, start) as bar:
             for step in range(start, stage.steps):
                 rise = min(1.0, (step + 1) / WARM_UP)
                 fall = 0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / stage.steps))
                 optimizer.param_groups[0]["lr"] = float(stage.learning_rate * rise * fall)
                 asked = time.perf_counter()
-                pair = next(stream).to(self.device)
+                pair = next(stream)
                 waited += time.perf_counter() - asked
                 chance = np.random.default_rng([seed, 1, step])
                 smoothness = chance.random() if settings.network.conditional else settings.smoothness

@@ -64,11 +64,6 @@ class ImagePair:
     moving_labels: Tensor | None = None
     fixed_labels: Tensor | None = None
 
-    def to(self, device: torch.device) -> ImagePair:
-        """The same pair on a device."""
-        parts = (self.moving, self.fixed, self.moving_labels, self.fixed_labels)
-        return ImagePair(*(part if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
-
 
 class ImageSource(ABC):
     """Where images come from.
@@ -225,7 +220,13 @@ def group_loader(groups: GroupStream, workers: int) -> Iterator[Group]:
 
 
 def pair_stream(
-    source: ImageSource, *, spacing: int, seed: int, start: int = 0, workers: int = 0
+    source: ImageSource,
+    *,
+    spacing: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Iterator[ImagePair]:
     """Endless pairs to train on; pair `k` depends on the seed and `k` alone.
 
@@ -237,11 +238,14 @@ def pair_stream(
         The first pair to give: resuming costs nothing.
     workers : int
         Processes that make images ahead; 0: they are made here, when they are asked for.
+    device : torch.device or str
+        Where the pairs are wanted; each image goes there once.
     """
     group, number = divmod(start, len(ORDERED))
     for brains in group_loader(GroupStream(source, spacing=spacing, seed=seed, start=group), workers):
+        there = [(image.to(device), labels if labels is None else labels.to(device)) for image, labels in brains]
         for i, k in islice(ORDERED, number, None):
-            (moving, moving_labels), (fixed, fixed_labels) = brains[i], brains[k]
+            (moving, moving_labels), (fixed, fixed_labels) = there[i], there[k]
             yield ImagePair(moving, fixed, moving_labels, fixed_labels)
         number = 0
 
