@@ -47,13 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=positive, default=0, metavar="N", help="(default: OMP_NUM_THREADS, else all cores)"
     )
     settings = parser.add_argument_group("settings")
+    settings.add_argument("--architecture", choices=("lapirn", "ulae"), help="(default: lapirn, or as in --settings)")
     settings.add_argument(
         "--settings", type=Path, metavar="JSON",
         help="as a run keeps them in settings.json; what it leaves out keeps its default, the options below go first",
     )  # fmt: skip
     settings.add_argument(
         "--stage", action="append", default=[], metavar="LEVEL:STEPS:RATE:CROP",
-        help="part of the schedule, may be repeated (default: 1:1500:0.001:0 2:1500:0.0005:48 3:400:0.0002:64)",
+        help="part of the schedule, may be repeated (default: 1:1500:0.001:0 2:1500:0.0005:48 3:400:0.0002:64; "
+        "for ulae, which has no levels, 3:20000:0.0001:0)",
     )  # fmt: skip
     settings.add_argument("--lambda", dest="smoothness", type=float, metavar="L", help="weight of smoothness")
     settings.add_argument("--held-out", type=int, metavar="N", help="brains kept for validation")
@@ -129,15 +131,20 @@ def _refuse_loss(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> TrainingSettings:
-    from nio_pydra.training.settings import Stage, TrainingSettings, read_settings
+    from nio_pydra.networks import LapIRN
+    from nio_pydra.training.settings import Stage, TrainingSettings, default_settings, read_settings
 
-    settings = TrainingSettings() if args.settings is None else read_settings(args.settings)
+    if args.settings is not None:
+        settings = read_settings(args.settings, args.architecture)
+    else:
+        settings = default_settings(args.architecture or LapIRN.architecture)
     names = ("smoothness", "held_out", "seed", "training_data", "licence")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     parts = [_numbers(text) for text in args.stage]
     try:
         if parts:
-            given["stages"] = tuple(Stage(*numbers) for numbers in parts)
+            joint = settings.architecture != LapIRN.architecture  # others have no levels below to keep as they are
+            given["stages"] = tuple(Stage(*numbers, joint=joint) for numbers in parts)
         if settings.training_data == TrainingSettings.training_data:
             given.setdefault(
                 "training_data", "images generated from label maps" if args.labels is not None else "real scans"

@@ -22,7 +22,16 @@ ARCHITECTURES = {
 
 
 class NetworkConfig(Protocol):
-    """Shape of a network: a frozen dataclass of plain values."""
+    """Shape of a network: a frozen dataclass of plain values.
+
+    Attributes
+    ----------
+    conditional : bool
+        Whether the network is told the regularisation weight.
+    """
+
+    @property
+    def conditional(self) -> bool: ...
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as stored in a checkpoint's metadata."""

@@ -10,6 +10,7 @@ encoder and accumulative enhancement" (IPMI 2021).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -37,6 +38,7 @@ class ULAEConfig:
         Width of the first encoder stage and of the decoders' ends; everything between is twice as wide.
     """
 
+    conditional: ClassVar[bool] = False
     channels: int = 16
 
     def __post_init__(self) -> None:
@@ -93,7 +95,7 @@ class Encoder(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         widths = (1, channels, *[2 * channels] * (len(DILATIONS) - 1))
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.fixed = nn.ModuleList(ConvolutionBlock(a, b, stride=2) for a, b in pairs)
         self.moving = nn.ModuleList(MovingStage(a, b, d) for (a, b), d in zip(pairs, DILATIONS, strict=True))
         self.join = nn.ModuleList(ConvolutionBlock(2 * width, width) for width in widths[1:])
@@ -128,8 +130,9 @@ class Decoder(nn.Module):
         self.narrow = nn.Sequential(ConvolutionBlock(wide, wide), ConvolutionBlock(wide, channels))
         self.beside_images = ConvolutionBlock(channels + 2, channels)
         self.field = nn.Conv3d(channels, 3, 3, padding=1)
-        nn.init.normal_(self.field.weight, std=FIRST_WEIGHTS)
-        nn.init.zeros_(self.field.bias)
+        with torch.no_grad():
+            self.field.weight.normal_(std=FIRST_WEIGHTS)
+            self.field.bias.zero_()  # type: ignore[union-attr]
 
     def forward(self, features: list[Tensor], moving: Tensor, fixed: Tensor) -> Tensor:
         """Predict a unit field.
