@@ -11,7 +11,8 @@ from typing import Any
 
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
-from nio_pydra.bids.outputs import Destination, Products, discard_leftovers, engine_desc, sink
+from nio_pydra.bids.outputs import discard_leftovers, engine_desc, sink
+from nio_pydra.bids.products import PRODUCTS, Destination
 from nio_pydra.engines.names import ENGINES
 from nio_pydra.errors import InputError
 from nio_pydra.version import source_digest
@@ -175,7 +176,7 @@ def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: 
         return Outcome(scan, [], str(error))
 
 
-def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Products | None:
+def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> dict[str, Path | None] | None:
     """Return the results of one scan from the cache; None where it is not done."""
     from nio_pydra.workflows.pydra_private import stored_outputs
     from nio_pydra.workflows.subject import Subject
@@ -183,7 +184,8 @@ def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path
     outputs = stored_outputs(Subject(**common, **inputs), cache)
     if outputs is None:
         return None
-    return Products(**{name: _path(getattr(outputs, name)) for name in Products.__dataclass_fields__})
+    files = {product.name: getattr(outputs, product.name) for product in PRODUCTS}
+    return {name: None if file is None else Path(file) for name, file in files.items()}
 
 
 def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
@@ -279,7 +281,3 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
         "own_labels": None if scan.labels is None else scan.labels.absolute(),
         "destination": asdict(destination),
     }
-
-
-def _path(value: Any) -> Path | None:
-    return None if value is None else Path(value)

@@ -3,10 +3,12 @@
 from fileformats.generic import File
 from pydra.compose import workflow
 
+from nio_pydra.bids.products import PRODUCTS
 from nio_pydra.tasks import AffineAlign, BrainMask, PropagateLabels, Register, Score, Sink
+from nio_pydra.tasks.sink import product_fields
 
 
-@workflow.define(outputs=["forward_xfm", "inverse_xfm", "warped", "record", "mask", "labels", "atlas_labels", "files"])
+@workflow.define(outputs={**product_fields(workflow.out), "files": list[str]})
 def Subject(
     t1w: File,
     skull_stripped: bool,
@@ -25,7 +27,7 @@ def Subject(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
-) -> tuple[File, File, File, File, File, File | None, File | None, list[str]]:
+):
     """Align one scan to the atlas: mask, affine, registration, labels both ways, score, sink.
 
     Parameters
@@ -43,7 +45,7 @@ def Subject(
     preset : str
         Of the engine.
     destination : dict
-        Fields of nio_pydra.bids.outputs.Destination.
+        Fields of nio_pydra.bids.products.Destination.
     version : str
         Of the package.
     network_version : str
@@ -67,20 +69,8 @@ def Subject(
 
     Returns
     -------
-    forward_xfm : File
-        ITK composite, atlas to T1w points.
-    inverse_xfm : File
-        Its inverse.
-    warped : File
-        T1w image in the atlas's space.
-    record : File
-        JSON.
-    mask : File
-        Brain mask on the T1w grid.
-    labels : File | None
-        The scan's labels in the atlas's space.
-    atlas_labels : File | None
-        The atlas's labels in the scan's space.
+    products : File | None
+        One for each row of nio_pydra.bids.products.PRODUCTS, in that order.
     files : list[str]
         What the sink wrote.
     """
@@ -148,25 +138,14 @@ def Subject(
             name="LabelsToSubject",
         )
         atlas_labels = to_subject.propagated
-    sunk = workflow.add(
-        Sink(
-            forward_xfm=registered.forward_xfm,
-            inverse_xfm=registered.inverse_xfm,
-            warped=registered.warped,
-            record=record,
-            mask=masked.mask,
-            labels=labels,
-            atlas_labels=atlas_labels,
-            destination=destination,
-        )
-    )
-    return (
-        registered.forward_xfm,
-        registered.inverse_xfm,
-        registered.warped,
-        record,
-        masked.mask,
-        labels,
-        atlas_labels,
-        sunk.files,
-    )
+    products = {
+        "forward_xfm": registered.forward_xfm,
+        "inverse_xfm": registered.inverse_xfm,
+        "warped": registered.warped,
+        "labels": labels,
+        "atlas_labels": atlas_labels,
+        "mask": masked.mask,
+        "record": record,
+    }
+    written = workflow.add(Sink(**products, destination=destination, version=version))
+    return *(products[product.name] for product in PRODUCTS), written.files
