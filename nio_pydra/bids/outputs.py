@@ -75,6 +75,8 @@ def sink(files: Mapping[str, Path | None], destination: Destination) -> list[Pat
     InputError
         If the output folder cannot be written.
     """
+    if absent := [product.name for product in PRODUCTS if not product.optional and files[product.name] is None]:
+        raise ValueError(f"{', '.join(absent)}: expected a file, as every scan has one")
     written = []
     for product in PRODUCTS:
         if (path := files[product.name]) is None:

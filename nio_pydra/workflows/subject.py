@@ -1,4 +1,4 @@
-"""Workflow: one T1w scan from its file to derivatives."""
+"""Workflow: one scan from its file to derivatives."""
 
 from fileformats.generic import File
 from pydra.compose import workflow
@@ -10,7 +10,7 @@ from nio_pydra.tasks.sink import product_fields
 
 @workflow.define(outputs={**product_fields(workflow.out), "files": list[str]})
 def Subject(
-    t1w: File,
+    scan: File,
     skull_stripped: bool,
     atlas: File,
     atlas_mask: File,
@@ -19,7 +19,7 @@ def Subject(
     destination: dict,
     version: str,
     network_version: str,
-    brain_mask: File | None = None,
+    mask: File | None = None,
     lesion: File | None = None,
     own_labels: File | None = None,
     labels_of_atlas: File | None = None,
@@ -32,14 +32,14 @@ def Subject(
 
     Parameters
     ----------
-    t1w : File
-        The scan.
+    scan : File
+        Image to be aligned.
     skull_stripped : bool
-        The scan shows a brain only.
+        The scan shows the object only, without what is around it.
     atlas : File
         Atlas image.
     atlas_mask : File
-        Its brain mask.
+        Its mask of the object.
     engine : str
         Registration engine.
     preset : str
@@ -50,8 +50,8 @@ def Subject(
         Of the package.
     network_version : str
         Of the package and the weights.
-    brain_mask : File | None
-        The scan's brain mask; made where it is missing.
+    mask : File | None
+        The scan's mask of the object; made where it is missing.
     lesion : File | None
         Mask of the scan's lesion.
     own_labels : File | None
@@ -76,9 +76,9 @@ def Subject(
     """
     masked = workflow.add(
         BrainMask(
-            image=t1w,
+            image=scan,
             skull_stripped=skull_stripped,
-            given=brain_mask,
+            given=mask,
             labels=own_labels,
             lesion=lesion,
             device=device,
@@ -88,7 +88,7 @@ def Subject(
     aligned = workflow.add(
         AffineAlign(
             fixed=atlas,
-            moving=t1w,
+            moving=scan,
             fixed_mask=atlas_mask,
             moving_mask=masked.mask,
             lesion_mask=masked.lesion_mask,
@@ -99,7 +99,7 @@ def Subject(
     registered = workflow.add(
         Register(
             fixed=atlas,
-            moving=t1w,
+            moving=scan,
             affine=aligned.affine,
             affine_record=aligned.record,
             engine=engine,
@@ -134,7 +134,7 @@ def Subject(
             record = scored.record
     if labels_of_atlas is not None:
         to_subject = workflow.add(
-            PropagateLabels(labels=labels_of_atlas, reference=t1w, transform=registered.inverse_xfm, version=version),
+            PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm, version=version),
             name="LabelsToSubject",
         )
         atlas_labels = to_subject.propagated
