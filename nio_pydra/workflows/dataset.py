@@ -11,9 +11,11 @@ from typing import Any
 
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
-from nio_pydra.bids.outputs import Destination, Products, discard_leftovers, engine_desc, sink
+from nio_pydra.bids.outputs import discard_leftovers, engine_desc, sink
+from nio_pydra.bids.products import PRODUCTS, Destination
 from nio_pydra.engines.names import ENGINES
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.version import source_digest
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
@@ -23,7 +25,7 @@ __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
 class DatasetSettings:
     """How the scans of a dataset are registered.
 
-    Parameters
+    Attributes
     ----------
     engine, preset : str
     weights : pathlib.Path or None
@@ -34,13 +36,15 @@ class DatasetSettings:
         auto, cpu or cuda.
     seed : int
     skull_stripped : bool
-        Take every image as a brain only, whatever its sidecar says.
+        Take every image as one of the object only, whatever its sidecar says.
     worker : str
         ``debug`` (one after another), ``cf`` (processes) or ``slurm``.
     n_procs : int
         Processes of ``cf``.
     labels_desc : str or None
         ``desc`` of the scans' label images.
+    profile : Profile
+        What is registered.
     """
 
     engine: str
@@ -53,13 +57,14 @@ class DatasetSettings:
     worker: str = "debug"
     n_procs: int = 1
     labels_desc: str | None = None
+    profile: Profile = BRAIN
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one scan.
 
-    Parameters
+    Attributes
     ----------
     scan : Scan
     files : list of pathlib.Path
@@ -99,7 +104,8 @@ def register_dataset(
     Raises
     ------
     InputError
-        If the atlas has no brain, the worker cannot be used, or memory does not hold so many scans at a time.
+        If nothing to register is found in the atlas, the worker cannot be used, or memory does not hold so many
+        scans at a time.
     """
     # In a folder of its own: another program's files in the work folder are nobody's leftovers.
     work_dir = work_dir.resolve() / "nio_pydra"
@@ -175,7 +181,7 @@ def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: 
         return Outcome(scan, [], str(error))
 
 
-def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Products | None:
+def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> dict[str, Path | None] | None:
     """Return the results of one scan from the cache; None where it is not done."""
     from nio_pydra.workflows.pydra_private import stored_outputs
     from nio_pydra.workflows.subject import Subject
@@ -183,7 +189,8 @@ def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path
     outputs = stored_outputs(Subject(**common, **inputs), cache)
     if outputs is None:
         return None
-    return Products(**{name: _path(getattr(outputs, name)) for name in Products.__dataclass_fields__})
+    files = {product.name: getattr(outputs, product.name) for product in PRODUCTS}
+    return {name: None if file is None else Path(file) for name, file in files.items()}
 
 
 def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
@@ -199,7 +206,7 @@ def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
 
 
 def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Path) -> Path:
-    """Return the atlas's brain mask; made once, before the scans need it."""
+    """Return the atlas's mask of the object; made once, before the scans need it."""
     if atlas.mask is not None:
         return atlas.mask
     from nio_pydra.tasks import BrainMask
@@ -270,16 +277,13 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
         skull_stripped=skull_stripped,
         labels_desc=settings.labels_desc if scan.labels else None,
         labels_source=scan.labels.absolute().as_uri() if scan.labels else None,
+        profile=settings.profile.name,
     )
     return {
-        "t1w": scan.t1w,
+        "scan": scan.t1w,
         "skull_stripped": skull_stripped,
-        "brain_mask": None if scan.mask is None else scan.mask.absolute(),
+        "mask": None if scan.mask is None else scan.mask.absolute(),
         "lesion": None if scan.lesion is None else scan.lesion.absolute(),
         "own_labels": None if scan.labels is None else scan.labels.absolute(),
         "destination": asdict(destination),
     }
-
-
-def _path(value: Any) -> Path | None:
-    return None if value is None else Path(value)
