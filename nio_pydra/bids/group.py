@@ -56,7 +56,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "seconds_affine": (("seconds", "affine"), "Wall time of the affine alignment", "s"),
     "seconds_registration": (("seconds", "registration"), "Wall time from images to both transforms in memory", "s"),
     "seconds_registration_processor": (("seconds", "registration_processor"), "Processor time of the same", "s"),
-    "seconds_io": (("seconds", "io"), "Wall time of reading and writing files", "s"),
+    "seconds_files": (("seconds", "files"), "Wall time of reading and writing files", "s"),
     "peak_memory_mb": (("peak_memory_mb",), "Largest memory used by the registration", "MiB"),
     "device": (("device",), "Where the registration ran", None),
     "threads": (("threads",), "Processor threads it was given", None),

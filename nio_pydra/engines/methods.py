@@ -80,15 +80,17 @@ def choose_method(
         raise InputError(f"The engine {engine} has no preset {preset}: choose one of {', '.join(presets)}.")
     if reason := chosen.available():
         raise InputError(f"The engine {engine} cannot be used here: {reason}")
-    settings = presets[preset]
     if weights is not None:
-        if "weights" not in {field.name for field in fields(settings)}:
+        if "weights" not in {field.name for field in fields(presets[preset])}:
             raise InputError(f"The engine {engine} uses no network: leave out --weights.")
-        settings = replace(settings, weights=Path(weights))
+        changes = {**(changes or {}), "weights": weights}
     try:
-        return Method(engine, preset, with_changes(settings, changes or {}))
+        settings = with_changes(presets[preset], changes or {})
     except ValueError as error:
         raise InputError(f"These settings cannot be used for {engine} ({preset}): {error}.") from None
+    if (path := getattr(settings, "weights", None)) is not None:
+        settings = replace(settings, weights=path.absolute())  # tasks run in folders of their own
+    return Method(engine, preset, settings)
 
 
 def read_settings_file(path: Path, preset: str | None = None) -> tuple[str | None, dict[str, Any]]:

@@ -13,9 +13,11 @@ from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
 from nio_pydra.bids.outputs import discard_leftovers, engine_desc, sink
 from nio_pydra.bids.products import PRODUCTS, Destination
-from nio_pydra.engines.names import ENGINES
+from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.system.settings import plain
 from nio_pydra.version import source_digest
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
@@ -27,14 +29,10 @@ class DatasetSettings:
 
     Attributes
     ----------
-    engine, preset : str
-    weights : pathlib.Path or None
-        None: the weights of the package.
-    precision : str
-        auto or float32.
-    device : str
-        auto, cpu or cuda.
-    seed : int
+    method : Method
+        Engine and settings.
+    runtime : Runtime
+        Device, precision and seed; threads are those of OMP_NUM_THREADS.
     skull_stripped : bool
         Take every image as one of the object only, whatever its sidecar says.
     worker : str
@@ -47,12 +45,8 @@ class DatasetSettings:
         What is registered.
     """
 
-    engine: str
-    preset: str
-    weights: Path | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    seed: int = 0
+    method: Method
+    runtime: Runtime
     skull_stripped: bool = False
     worker: str = "debug"
     n_procs: int = 1
@@ -209,13 +203,14 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
     """Return the atlas's mask of the object; made once, before the scans need it."""
     if atlas.mask is not None:
         return atlas.mask
-    from nio_pydra.tasks import BrainMask
+    from nio_pydra.tasks import Prepare
     from nio_pydra.workflows.cache import failure_reason
 
-    task = BrainMask(
+    task = Prepare(
         image=atlas.image,
         skull_stripped=atlas.skull_stripped,
-        device=settings.device,
+        profile=settings.profile.name,
+        device=settings.runtime.device,
         version=source_digest(),
     )
     result = submit(task, raise_errors=False)
@@ -225,42 +220,34 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
 
 
 def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: int) -> None:
-    """Raise `InputError` where memory does not hold so many registrations by a network."""
-    if not ENGINES[settings.engine].network:
-        return
-    from nio_pydra.engines.contract import Runtime
+    """Raise `InputError` where memory does not hold so many registrations, as far as the engine can tell."""
     from nio_pydra.engines.memory import require_memory
-    from nio_pydra.engines.nio import predicted_memory
-    from nio_pydra.engines.registration import engine_settings
     from nio_pydra.spatial.images import load_image, load_mask
 
-    image = load_image(atlas.image, "atlas")
-    planned = engine_settings(settings.engine, settings.preset, settings.weights)
-    runtime = Runtime(device=settings.device, precision=settings.precision)
-    process, device = predicted_memory(image, load_mask(mask, image), planned, runtime)
-    require_memory(process, scans)
-    if device:
-        require_memory(device, scans, device=True)
+    image, method = load_image(atlas.image, "atlas"), settings.method
+    predicted = method.engine.memory_mb(image, load_mask(mask, image), method.settings, settings.runtime)
+    if predicted is None:
+        return
+    require_memory(predicted.process, scans)
+    if predicted.device:
+        require_memory(predicted.device, scans, device=True)
 
 
 def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) -> dict[str, Any]:
-    network_version = source_digest()
-    if ENGINES[settings.engine].network and settings.weights is None:
-        from nio_pydra.networks.checkpoints import weights_digest
-
-        network_version += f"+{weights_digest()[:16]}"
+    method = settings.method
     return {
         "atlas": atlas.image.absolute(),
         "atlas_mask": atlas_mask.absolute(),
         "labels_of_atlas": None if atlas.labels is None else atlas.labels.absolute(),
-        "engine": settings.engine,
-        "preset": settings.preset,
-        "weights": None if settings.weights is None else settings.weights.absolute(),
-        "device": settings.device,
-        "precision": settings.precision,
-        "seed": settings.seed,
+        "engine": method.name,
+        "preset": method.preset,
+        "settings": plain(method.settings),
+        "profile": settings.profile.name,
+        "device": settings.runtime.device,
+        "precision": settings.runtime.precision,
+        "seed": settings.runtime.seed,
         "version": source_digest(),
-        "network_version": network_version,
+        "method_version": f"{source_digest()}+{method.fingerprint()}",
     }
 
 
@@ -271,7 +258,7 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
         entities=scan.entities,
         atlas=atlas.label,
         space=atlas.space,
-        desc=engine_desc(settings.engine),
+        desc=engine_desc(settings.method.name),
         source=f"bids:raw:{scan.relative}",
         atlas_reference=atlas.reference,
         skull_stripped=skull_stripped,
@@ -283,7 +270,7 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
         "scan": scan.t1w,
         "skull_stripped": skull_stripped,
         "mask": None if scan.mask is None else scan.mask.absolute(),
-        "lesion": None if scan.lesion is None else scan.lesion.absolute(),
+        "lesion_mask": None if scan.lesion is None else scan.lesion.absolute(),
         "own_labels": None if scan.labels is None else scan.labels.absolute(),
         "destination": asdict(destination),
     }

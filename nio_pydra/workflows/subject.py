@@ -4,7 +4,7 @@ from fileformats.generic import File
 from pydra.compose import workflow
 
 from nio_pydra.bids.products import PRODUCTS
-from nio_pydra.tasks import AffineAlign, BrainMask, PropagateLabels, Register, Score, Sink
+from nio_pydra.tasks import AffineAlign, Prepare, PropagateLabels, Register, Score, Sink
 from nio_pydra.tasks.sink import product_fields
 
 
@@ -18,12 +18,13 @@ def Subject(
     preset: str,
     destination: dict,
     version: str,
-    network_version: str,
+    method_version: str,
     mask: File | None = None,
-    lesion: File | None = None,
+    lesion_mask: File | None = None,
     own_labels: File | None = None,
     labels_of_atlas: File | None = None,
-    weights: File | None = None,
+    settings: dict | None = None,
+    profile: str = "brain",
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -43,23 +44,25 @@ def Subject(
     engine : str
         Registration engine.
     preset : str
-        Of the engine.
+        Preset of the engine.
     destination : dict
         Fields of nio_pydra.bids.products.Destination.
     version : str
-        Of the package.
-    network_version : str
-        Of the package and the weights.
+        Version of the code.
+    method_version : str
+        Version of the code with the fingerprint of the engine.
     mask : File | None
         The scan's mask of the object; made where it is missing.
-    lesion : File | None
+    lesion_mask : File | None
         Mask of the scan's lesion.
     own_labels : File | None
         Label image of the scan.
     labels_of_atlas : File | None
         Label image of the atlas.
-    weights : File | None
-        Network weights; default: those of the package.
+    settings : dict | None
+        Settings that differ from the preset's.
+    profile : str
+        What is registered: a name of nio_pydra.profiles.PROFILES.
     precision : str
         One of auto and float32.
     device : str
@@ -75,12 +78,13 @@ def Subject(
         What the sink wrote.
     """
     masked = workflow.add(
-        BrainMask(
+        Prepare(
             image=scan,
             skull_stripped=skull_stripped,
-            given=mask,
+            mask=mask,
             labels=own_labels,
-            lesion=lesion,
+            lesion_mask=lesion_mask,
+            profile=profile,
             device=device,
             version=version,
         )
@@ -92,6 +96,7 @@ def Subject(
             fixed_mask=atlas_mask,
             moving_mask=masked.mask,
             lesion_mask=masked.lesion_mask,
+            profile=profile,
             seed=seed,
             version=version,
         )
@@ -104,14 +109,15 @@ def Subject(
             affine_record=aligned.record,
             engine=engine,
             preset=preset,
-            weights=weights,
+            settings=settings,
             fixed_mask=atlas_mask,
             moving_mask=masked.mask,
             lesion_mask=masked.lesion_mask,
+            profile=profile,
             device=device,
             precision=precision,
             seed=seed,
-            version=network_version,
+            version=method_version,
         )
     )
     record, labels, atlas_labels = registered.record, None, None

@@ -69,7 +69,7 @@ def test_what_cannot_be_set_is_said_in_a_sentence(arguments, changes, sentence):
 def test_weights_belong_to_engines_with_a_network():
     with pytest.raises(InputError, match="syn uses no network"):
         choose_method("syn", weights=Path("w.safetensors"))
-    assert choose_method("io", weights=Path("w.safetensors")).settings.weights == Path("w.safetensors")
+    assert choose_method("io", weights=Path("w.safetensors")).settings.weights == Path.cwd() / "w.safetensors"
 
 
 @pytest.mark.parametrize(

@@ -226,13 +226,13 @@ def test_a_version_of_pydra_that_was_not_tried_is_warned_of_in_one_sentence(monk
 
 
 def test_task_cache_follows_content_and_version_and_not_names(tmp_path):
-    from nio_pydra.tasks import BrainMask
+    from nio_pydra.tasks import Prepare
 
     for name, content in (("a.nii", "x"), ("b.nii", "x"), ("c.nii", "y")):
         (tmp_path / name).write_text(content)
 
     def key(name, version="1"):
-        return BrainMask(image=tmp_path / name, skull_stripped=True, version=version)._checksum
+        return Prepare(image=tmp_path / name, skull_stripped=True, version=version)._checksum
 
     assert key("a.nii") == key("b.nii")
     assert key("a.nii") != key("c.nii")
