@@ -1,8 +1,8 @@
-"""The engines ``nio_m``, ``nio``, ``io`` and ``lapirn``: one chain, four schedules.
+"""The engines ``nio_m``, ``nio``, ``io`` and ``lapirn``, which differ in their settings only.
 
-Both images go into the network's space. A first field is predicted there, or is zero; refiners improve it; the result
-comes back to the fixed grid. A new network is one new file in `nio_pydra.networks`, and a new refiner one in
-`nio_pydra.optimize` and a field of :class:`NetworkSettings`.
+Both images are converted to the network's space. The first field is predicted there or is zero, refiners improve it,
+and the result is converted back to the fixed grid. A new network needs a file in `nio_pydra.networks`. A new refiner
+needs a file in `nio_pydra.optimize` and a field of :class:`NetworkSettings`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["IO", "LAPIRN", "NIO", "NIO_M", "NetworkEngine", "NetworkSettings"]
 log = logging.getLogger("nio_pydra")
 
 NO_NETWORK = {"orientation": "LIA", "voxel_size_mm": 1.0, "intensity_scaling": "percentile"}
-"""Space and intensities where the first field is zero."""
+"""Space and intensities if the first field is zero."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class NetworkSettings:
     network : NIOSettings or None
         Optimisation of the network. None: it only predicts.
     field : IOSettings or None
-        Optimisation of the field after that.
+        Optimisation of the field after that. None: there is none.
     weights : Path or None
-        Checkpoint. None: the package's.
+        Checkpoint of the network. None: that of the package.
     """
 
     start: Literal["network", "zero"] = "network"
@@ -63,13 +63,11 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         if self.start == "zero" and (self.network is not None or self.weights is not None):
-            raise ValueError(
-                "start is 'zero', where no network is used: expected no settings of a network and no weights"
-            )
+            raise ValueError("start is 'zero', which uses no network: expected no settings of a network and no weights")
 
     @property
     def refiners(self) -> list[Refiner]:
-        """What improves the first field, in order."""
+        """Refiners of the first field, in order."""
         return [refiner for refiner in (self.network, self.field) if refiner is not None]
 
 
@@ -93,20 +91,20 @@ class NetworkEngine(Engine):
         pair : Pair
             Images, affine and masks.
         settings : NetworkSettings
-            One of the presets, or settings made by hand.
+            First field and refiners.
         runtime : Runtime
-            Device, threads, precision.
+            Device, precision and seed.
 
         Returns
         -------
         Deformation
-            Forward field on the fixed grid, without folds; no inverse. Its details hold ``weights`` and the
-            regularity of the field before folds were removed, ``before_unfolding``.
+            Forward field on the fixed grid without folds, and no inverse. The details hold ``weights`` and
+            ``before_unfolding``, the regularity of the field before folds were removed.
 
         Raises
         ------
         InputError
-            If the weights cannot be used, or CUDA is asked for where there is none.
+            If the weights cannot be used, or CUDA is chosen but not available.
         ComputationError
             If the optimisation diverges.
         """
@@ -145,7 +143,7 @@ class NetworkEngine(Engine):
         return Deformation(forward, None, spent, details)
 
     def fingerprint(self, settings: NetworkSettings) -> str:
-        """Return the digest of the weights, which are loaded to see that they can be used."""
+        """Return the digest of the weights, after loading them as a check."""
         if _load(settings)[0] is None:
             return ""
         return f"weights-{weights_digest(settings.weights)[:16]}"
@@ -166,7 +164,7 @@ class NetworkEngine(Engine):
 
 
 def _load(settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
-    """Load the network, if there is one, and its conventions."""
+    """Return the network, if there is one, and its conventions."""
     return (None, NO_NETWORK) if settings.start == "zero" else load_network(settings.weights)
 
 
@@ -175,7 +173,7 @@ def _multiple(network: Network | None) -> int:
 
 
 def _condition(network: Network | None, conventions: Mapping[str, Any], settings: NetworkSettings) -> float | None:
-    """Return what a conditional network has to be told; None for others."""
+    """Return the regularisation weight for a conditional network; None for others."""
     if network is None or not getattr(network.config, "conditional", False):
         return None
     weight = (settings.network or NIOSettings()).objective.weight
@@ -184,8 +182,8 @@ def _condition(network: Network | None, conventions: Mapping[str, Any], settings
 
 MOK_2023 = "Mok et al. 2023, Machine Learning in Medical Imaging (MICCAI workshop)"
 
-#: Most of the gain comes early and at the lower levels, so "draft" stops there. "fast" then refines the field itself,
-#: which costs little, and "precise" does so after the whole schedule of the paper. "paper" is what Mok et al. use.
+#: "paper" is the schedule of Mok et al. Most of the gain comes early and at the lower levels, so "draft" stops there.
+#: "fast" adds a refinement of the field itself, which is quick. "precise" adds it to the schedule of the paper.
 NIO_M = NetworkEngine(
     "Neural Instance Optimization, coarse to fine: LapIRN's weights are optimised on the pair, level by level",
     MOK_2023,
@@ -207,7 +205,7 @@ NIO = NetworkEngine(
     },
 )
 IO = NetworkEngine(
-    "instance optimisation of the displacement field, from LapIRN's prediction on",
+    "instance optimisation of the displacement field, starting from LapIRN's prediction",
     f"Siebert et al. 2021, Learn2Reg challenge (MICCAI); as in {MOK_2023}",
     {
         "paper": NetworkSettings(field=IOSettings()),
