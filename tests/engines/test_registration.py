@@ -199,5 +199,5 @@ def test_the_fingerprint_of_a_network_is_that_of_its_weights(scans, tmp_path):
     prints = [choose_method("nio_m", weights=w).fingerprint() for w in (scans / "tiny.safetensors", copy, None)]
     assert prints[0] == prints[1] != prints[2]
     copy.write_bytes(b"damaged")
-    with pytest.raises(InputError, match="copy.safetensors"):
+    with pytest.raises(InputError, match=r"copy\.safetensors"):
         choose_method("nio_m", weights=copy).fingerprint()
