@@ -20,8 +20,8 @@ import numpy as np
 from app_runs import METHODS, digest_of, named_file, slug
 from nibabel.nifti1 import Nifti1Image
 
-from nio_pydra.engines import nio
 from nio_pydra.engines.contract import Pair, Runtime
+from nio_pydra.engines.methods import choose_method
 from nio_pydra.metrics import dice
 from nio_pydra.networks.checkpoints import load_network
 from nio_pydra.optimize.resources import limit_threads
@@ -80,12 +80,11 @@ def _run(pair: ImagePair, method: str, weights: Path, threads: int) -> dict[str,
     fixed, moving = (
         Nifti1Image(labels[0, 0].numpy().astype(np.int16), LIA) for labels in (pair.fixed_labels, pair.moving_labels)
     )
-    engine, preset = METHODS[method]
-    chosen = nio.PRESETS[engine][preset]
+    chosen = choose_method(*METHODS[method], weights=weights)
     begin = time.process_time()
-    found = nio.run(
+    found = chosen.engine.run(
         Pair(*images, np.eye(4), *masks),
-        nio.NetworkEngineSettings(chosen.nio, chosen.io, weights),
+        chosen.settings,
         Runtime(device="cpu", threads=threads, progress=False),
     )
     seconds = time.process_time() - begin

@@ -27,7 +27,7 @@ from speed_table import write_table
 METHODS: dict[str, dict[str, Any]] = {
     "nio_m paper": {"task": "engine", "engine": "nio_m", "preset": "paper"},
     "nio_m fast": {"task": "engine", "engine": "nio_m", "preset": "fast"},
-    "greedy": {"task": "greedy"},
+    "greedy": {"task": "engine", "engine": "greedy", "preset": "default"},
     "syn fast": {"task": "engine", "engine": "syn", "preset": "fast"},
     "nio_m paper float32": {"task": "engine", "engine": "nio_m", "preset": "paper", "precision": "float32"},
     "syn precise": {"task": "engine", "engine": "syn", "preset": "precise"},

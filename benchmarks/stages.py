@@ -24,11 +24,11 @@ from steps import network_and_pair, step_seconds
 from torch import Tensor
 
 from nio_pydra.engines.contract import Runtime
-from nio_pydra.engines.nio import choose_precision
+from nio_pydra.engines.devices import choose_precision
 from nio_pydra.losses import FixedStatistics, diffusion, lncc
 from nio_pydra.networks.lapirn import LEVELS, LapIRN, image_pyramid
 from nio_pydra.optimize.nio import NIOSettings
-from nio_pydra.optimize.problem import TensorPair
+from nio_pydra.optimize.problem import Problem
 from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
 from nio_pydra.spatial.unit_grid import upsample, warp
 
@@ -76,14 +76,14 @@ def main() -> int:
     return 0
 
 
-def profile(network: LapIRN, pair: TensorPair, level: int, steps: int, precision: torch.dtype) -> NDArray[np.float64]:
+def profile(network: LapIRN, pair: Problem, level: int, steps: int, precision: torch.dtype) -> NDArray[np.float64]:
     """Time the pieces of a step.
 
     Parameters
     ----------
     network : LapIRN
         In training mode, on the CPU; its weights change a little.
-    pair : TensorPair
+    pair : Problem
         On the CPU, without weights of the similarity.
     level : int
         How many levels are optimised together, 1 to 3.

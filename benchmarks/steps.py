@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from nio_pydra.networks.checkpoints import load_network
 from nio_pydra.networks.lapirn import LEVELS, LapIRN
 from nio_pydra.optimize.nio import NIOSettings, optimize_network
-from nio_pydra.optimize.problem import TensorPair
+from nio_pydra.optimize.problem import Problem
 
 __all__ = ["matrix_product_flops", "network_and_pair", "smooth_pair", "step_flop", "step_seconds"]
 
@@ -52,23 +52,21 @@ def smooth_pair(shape: tuple[int, int, int], seed: int = 0) -> tuple[NDArray[np.
     return image(coarse), image(other.astype(np.float32))
 
 
-def network_and_pair(shape: tuple[int, int, int], weights: Path | None) -> tuple[LapIRN, TensorPair]:
+def network_and_pair(shape: tuple[int, int, int], weights: Path | None) -> tuple[LapIRN, Problem]:
     """Load the network and put a made-up pair into tensors ``(1, 1, D, H, W)`` on the CPU."""
     network, _ = load_network(weights)
     fixed, moving = (torch.from_numpy(image)[None, None] for image in smooth_pair(shape))
-    return network, TensorPair(fixed, moving)
+    return network, Problem(fixed, moving)
 
 
-def step_seconds(
-    network: LapIRN, pair: TensorPair, level: int, steps: int, precision: torch.dtype
-) -> NDArray[np.float64]:
+def step_seconds(network: LapIRN, pair: Problem, level: int, steps: int, precision: torch.dtype) -> NDArray[np.float64]:
     """Time steps of the real loop, from one optimiser step to the next.
 
     Parameters
     ----------
     network : LapIRN
         Left unchanged.
-    pair : TensorPair
+    pair : Problem
         On the CPU.
     level : int
         How many levels are optimised together, 1 to 3.

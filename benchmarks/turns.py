@@ -2,8 +2,8 @@
 
     python benchmarks/turns.py ATLAS SCAN [SCAN ...]
 
-ATLAS and SCANs are skull-stripped; scans on which nothing is tested belong here, since `SMALLEST_MATCH` in
-`nio_pydra.engines.alignment_check` was chosen by what this shows. All are compared in voxels of 3 mm.
+ATLAS and SCANs are skull-stripped. Scans on which nothing is tested belong here, since `smallest_match` of
+`nio_pydra.profiles.BRAIN` was chosen by what this shows. All are compared in voxels of 3 mm.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from speed import cpu_model
 
 from nio_pydra import __version__
 from nio_pydra.engines import affine
-from nio_pydra.engines.alignment_check import SMALLEST_MATCH, brains_match
-from nio_pydra.engines.contract import Runtime, brain_only
+from nio_pydra.engines.alignment_check import match_of
+from nio_pydra.engines.contract import Runtime, foreground_only
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN
 from nio_pydra.spatial.images import load_image
 from nio_pydra.spatial.transforms import Transform, resample
 from nio_pydra.system.files import atomic_path
@@ -56,7 +57,7 @@ def main() -> None:
         "# Turned and unusual scans",
         "",
         f"Written by `benchmarks/turns.py`: the affine of {len(scans)} scans, in voxels of 3 mm, to an atlas. Match is "
-        f"the mean squared local correlation at 4 mm; below {SMALLEST_MATCH:g} an alignment has failed.",
+        f"the mean squared local correlation at 4 mm; below {BRAIN.smallest_match:g} an alignment has failed.",
         "",
         f"{time.strftime('%Y-%m-%d')}, {cpu_model()}, nio_pydra {__version__}, Python {platform.python_version()}.",
         "",
@@ -69,11 +70,11 @@ def main() -> None:
         print(lines[-1], flush=True)
     turns = [*REGULAR, *RANDOM]
     searches, affine.SEARCHES = affine.SEARCHES, ()
-    wrong = [found for turn in turns if (found := match(atlas, turned(scans[0], turn), names)) < SMALLEST_MATCH]
+    wrong = [found for turn in turns if (found := match(atlas, turned(scans[0], turn), names)) < BRAIN.smallest_match]
     affine.SEARCHES = searches
     lines.append(f"| turned, without other starts: refused | {len(wrong)} | {min(wrong):.2f} | {max(wrong):.2f} |")
     print(lines[-1], flush=True)
-    truth = affine.align_brains(atlas, scans[0], RUNTIME, names=names).affine
+    truth = affine.align_images(atlas, scans[0], RUNTIME, names=names).affine
     distances = [distance(atlas, scans[0], turn, truth, names) for turn in turns]
     right = [each for each in distances if each is not None]
     lines += [
@@ -95,7 +96,7 @@ def coarse(path: Path) -> Nifti1Image:
     grid = Nifti1Image(np.zeros(shape, np.uint8), image.affine @ np.diag([*factor, 1]))
     mask = Nifti1Image((np.asanyarray(image.dataobj) != 0).astype(np.uint8), image.affine)
     inside = np.asanyarray(resample(mask, grid, Transform(()), "nearest").dataobj)
-    return brain_only(resample(image, grid, Transform(())), Nifti1Image(inside, grid.affine))
+    return foreground_only(resample(image, grid, Transform(())), Nifti1Image(inside, grid.affine))
 
 
 def unusual(brain: Nifti1Image, kind: str) -> Nifti1Image:
@@ -112,7 +113,7 @@ def unusual(brain: Nifti1Image, kind: str) -> Nifti1Image:
     elif kind == "standardised":
         voxels = (voxels - voxels[inside].mean()) / voxels[inside].std()
     image = Nifti1Image(np.where(inside, voxels, 0).astype(np.float32), brain.affine)
-    return brain_only(image, Nifti1Image(inside.astype(np.uint8), brain.affine))
+    return foreground_only(image, Nifti1Image(inside.astype(np.uint8), brain.affine))
 
 
 def turned(brain: Nifti1Image, turn: Rotation) -> Nifti1Image:
@@ -131,7 +132,7 @@ def match(atlas: Nifti1Image, brain: Nifti1Image, names: tuple[Path, Path]) -> f
     """What the affine, right or wrong, brings two brains to."""
     checked, affine.check_alignment = affine.check_alignment, lambda *_, **__: None
     try:
-        return brains_match(atlas, brain, affine.align_brains(atlas, brain, RUNTIME, names=names).affine)[1]
+        return match_of(atlas, brain, affine.align_images(atlas, brain, RUNTIME, names=names).affine)[1]
     finally:
         affine.check_alignment = checked
 
@@ -141,7 +142,7 @@ def distance(
 ) -> float | None:
     """How far a corner of the turned brain is from where it should be, in mm; None where the scan is refused."""
     try:
-        found = affine.align_brains(atlas, turned(brain, turn), RUNTIME, names=names).affine
+        found = affine.align_images(atlas, turned(brain, turn), RUNTIME, names=names).affine
     except InputError as error:
         print(error, flush=True)
         return None

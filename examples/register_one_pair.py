@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from nio_pydra import __version__
-from nio_pydra.tasks import AffineAlign, BrainMask, Register
+from nio_pydra.tasks import AffineAlign, Prepare, Register
 
 fixed, moving, out = (Path(argument).resolve() for argument in sys.argv[1:4])
 cache = out / "cache"
@@ -19,7 +19,7 @@ stripped = "--skull-stripped" in sys.argv
 
 def brain(image: Path) -> Path:
     """Return the brain mask of an image."""
-    return BrainMask(image=image, skull_stripped=stripped, version=__version__)(cache_root=cache).mask
+    return Prepare(image=image, skull_stripped=stripped, version=__version__)(cache_root=cache).mask
 
 
 pair = {"fixed": fixed, "moving": moving, "fixed_mask": brain(fixed), "moving_mask": brain(moving)}

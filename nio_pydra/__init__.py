@@ -1,3 +1,10 @@
 """Atlas registration of brain scans by Neural Instance Optimization."""
 
-__version__ = "0.2.0"
+
+def __getattr__(name: str) -> str:
+    """Find `__version__` when it is asked for: that takes a look at the repository."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nio_pydra.version import version
+
+    return version()

@@ -27,6 +27,8 @@ class Profile:
         Share of the fixed object that the moving one covers at least, once they are aligned.
     smallest_match : float
         Similarity at 4 mm that two aligned objects have at least.
+    intensity_window : tuple of float or None
+        Lowest and highest intensity that mean something; what is beyond is clipped. None: all do.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Profile:
     largest_scale: float
     smallest_overlap: float
     smallest_match: float
+    intensity_window: tuple[float, float] | None = None
 
 
 BRAIN = Profile(

@@ -17,17 +17,17 @@ __all__ = ["Atlas", "atlas_from_files", "check_atlas"]
 class Atlas:
     """An image that scans are aligned to.
 
-    Parameters
+    Attributes
     ----------
     name : str
         Letters and digits: its label in BIDS names.
     image : pathlib.Path
     mask : pathlib.Path or None
-        Brain mask; None: it has to be made.
+        Mask of the object; None: it has to be made.
     labels : pathlib.Path or None
         Label image on the same grid.
     skull_stripped : bool
-        Whether the image shows a brain only.
+        Whether the image shows the object only, without what is around it.
     reference : str
         The BIDS ``SpatialReference`` of images in its space.
     cohort : str or None
@@ -69,9 +69,9 @@ def atlas_from_files(
     name : str
         Letters and digits.
     labels, mask : pathlib.Path, optional
-        Label image and brain mask on the same grid.
+        Label image and mask of the object on the same grid.
     skull_stripped : bool
-        Whether the image shows a brain only; the sidecar may say so too.
+        Whether the image shows the object only; the sidecar may say so too.
 
     Raises
     ------

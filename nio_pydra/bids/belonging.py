@@ -8,14 +8,15 @@ from typing import Any
 
 from nio_pydra.bids.listing import DatasetFile
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import Profile
 from nio_pydra.system.files import read_json
 
 __all__ = [
-    "BRAIN", "LESION", "Name", "belonging_file", "fits", "images_named", "inherited", "of_several", "segmentation",
+    "LESION", "Name", "belonging_file", "fits", "images_named", "inherited", "object_mask", "of_several",
+    "segmentation",
 ]  # fmt: skip
 
 Name = Mapping[str, str | None]
-BRAIN: tuple[Name, ...] = ({"suffix": "mask", "desc": "brain", "label": None},)
 LESION: tuple[Name, ...] = (
     {"suffix": "mask", "desc": "lesion"},
     {"suffix": "mask", "label": "lesion"},
@@ -27,21 +28,27 @@ DESCRIBING = frozenset(
 """Entities that say what a file shows; all others say of which scan."""
 
 
+def object_mask(profile: Profile) -> tuple[Name, ...]:
+    """Return the name of masks of what is registered."""
+    return ({"suffix": "mask", "desc": profile.name, "label": None},)
+
+
 def segmentation(desc: str) -> tuple[Name, ...]:
     """Return the name of label images with this ``desc``."""
     return ({"suffix": "dseg", "desc": desc},)
 
 
-def images_named(files: Iterable[DatasetFile], names: Sequence[Name]) -> list[DatasetFile]:
+def images_named(files: Iterable[DatasetFile], names: Sequence[Name], profile: Profile) -> list[DatasetFile]:
     """Return the images that have one of these names and lie in the space of the scan they were made from."""
+    own = profile.suffix
     return [
         file
         for file in files
         if file.entities.get("extension") in (".nii", ".nii.gz")
         and any(all(file.entities.get(key) == value for key, value in name.items()) for name in names)
-        and file.entities.get("space", "T1w") in ("T1w", "orig")
+        and file.entities.get("space", own) in (own, "orig")
         # "sub-01_T2w_desc-lesion_mask" was drawn on another image.
-        and {part for part in file.path.name.split("_")[:-1] if "-" not in part} <= {"T1w"}
+        and {part for part in file.path.name.split("_")[:-1] if "-" not in part} <= {own}
         and not file.misplaced
     ]
 

@@ -7,29 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nio_pydra import __version__
+from nio_pydra.bids.outputs import output_path
+from nio_pydra.bids.products import PRODUCTS, Destination, Product
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import atomic_path, temporary_file
 
 __all__ = ["require_writable", "write_description"]
 
 BIDS_VERSION = "1.10.0"
-IGNORED = ("*_xfm.h5", "*_record.json", "*_cohort-*", "group_*", "logs/")
-"""What BIDS does not name yet."""
-README = """T1w images aligned to an atlas by nio_pydra, one folder per participant:
-
-*_from-T1w_to-ATLAS_mode-image_xfm.h5   ITK transform that resamples the T1w image into the atlas's space
-*_from-ATLAS_to-T1w_mode-image_xfm.h5   its inverse
-*_space-ATLAS_desc-*_T1w.nii.gz         the T1w image in the atlas's space
-*_space-ATLAS_desc-*_dseg.nii.gz        the participant's labels in the atlas's space
-*_space-T1w_atlas-ATLAS_dseg.nii.gz     the atlas's labels in the participant's space
-*_desc-brain_mask.nii.gz                the brain mask that was used
-*_record.json                           settings, time, memory, and measures of the result
-
-antsApplyTransforms and nitransforms read the transforms as they are. logs/ holds one file per run.
-"""
 
 
-def write_description(out_dir: Path, command: str, sources: Mapping[str, Path]) -> None:
+def write_description(out_dir: Path, command: str, sources: Mapping[str, Path], profile: Profile = BRAIN) -> None:
     """Write dataset_description.json, README and .bidsignore.
 
     Parameters
@@ -39,9 +28,11 @@ def write_description(out_dir: Path, command: str, sources: Mapping[str, Path]) 
         The command line, for ``GeneratedBy``.
     sources : mapping of str to pathlib.Path
         Source datasets by the name that BIDS URIs use for them.
+    profile : Profile
+        What is registered.
     """
     description = {
-        "Name": "nio_pydra: T1w images aligned to an atlas",
+        "Name": f"nio_pydra: {profile.suffix} images aligned to an atlas",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "nio_pydra", "Version": __version__, "Description": command}],
@@ -50,12 +41,45 @@ def write_description(out_dir: Path, command: str, sources: Mapping[str, Path]) 
     }
     texts = {
         "dataset_description.json": json.dumps(description, indent=2) + "\n",
-        ".bidsignore": "\n".join(IGNORED) + "\n",
-        "README": README,
+        ".bidsignore": _ignored(profile),
+        "README": _readme(profile),
     }
     for name, text in texts.items():
         with atomic_path(out_dir / name) as temporary:
             temporary.write_text(text)
+
+
+def _ignored(profile: Profile) -> str:
+    """Return what BIDS does not name yet, a pattern a line."""
+    own = [f"*_{_example_name(product, profile).rsplit('_', 1)[1]}" for product in PRODUCTS if not product.in_bids]
+    return "".join(f"{pattern}\n" for pattern in dict.fromkeys([*own, "*_cohort-*", "group_*", "logs/"]))
+
+
+def _readme(profile: Profile) -> str:
+    """Return a text that says which files there are."""
+    names = {product.name: _example_name(product, profile) for product in PRODUCTS}
+    width = max(map(len, names.values())) + 2
+    lines = [f"{names[product.name]:{width}}{product.help(profile)}\n" for product in PRODUCTS]
+    return (
+        f"{profile.suffix} images aligned to an atlas by nio_pydra, one folder per participant:\n\n{''.join(lines)}\n"
+        "antsApplyTransforms and nitransforms read the transforms as they are. logs/ holds one file per run.\n"
+    )
+
+
+def _example_name(product: Product, profile: Profile) -> str:
+    """Return the name of a product with stars for what differs, as ``*_space-ATLAS_desc-*_dseg.nii.gz``."""
+    anyone = Destination(
+        out_dir="",
+        entities={"subject": "X"},
+        atlas="ATLAS",
+        space={"space": "ATLAS"},
+        desc="*",
+        source="",
+        atlas_reference="",
+        labels_desc="*",
+        profile=profile.name,
+    )
+    return f"*{output_path(anyone, product).name.removeprefix('sub-X')}"
 
 
 def require_writable(folder: Path, role: str) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 from nio_pydra.bids.records import done_records, failures, name_entities, read_record
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import atomic_path
 
 __all__ = ["COLUMNS", "write_group_tables"]
 
-#: Column: (path inside record.json, description, unit). Those without a path come from the file.
+#: Column: (path inside record.json, description, unit). Those without a path come from the file. ``{object}`` in a
+#: description stands for what is registered.
 COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "participant_id": ((), "Participant", None),
     "session_id": ((), "Session", None),
@@ -25,8 +27,12 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "preset": (("preset",), "Preset of the engine's settings", None),
     "dice_mean": (("dice", "mean"), "Mean Dice overlap over labels, atlas against propagated labels", None),
     "dice_labels": (("dice", "labels"), "Number of labels in that mean", None),
-    "std_jacobian": (("std_jacobian",), "Standard deviation of the Jacobian determinant in the atlas's brain", None),
-    "fold_percent": (("fold_percent",), "Voxels of the atlas's brain whose Jacobian determinant is not positive", "%"),
+    "std_jacobian": (("std_jacobian",), "Standard deviation of the Jacobian determinant in the atlas's {object}", None),
+    "fold_percent": (
+        ("fold_percent",),
+        "Voxels of the atlas's {object} whose Jacobian determinant is not positive",
+        "%",
+    ),
     "inverse_error_median": (
         ("inverse_error_mm", "voxels", "median"),
         "Distance after forward, then inverse, from voxels of the atlas: median",
@@ -50,7 +56,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "seconds_affine": (("seconds", "affine"), "Wall time of the affine alignment", "s"),
     "seconds_registration": (("seconds", "registration"), "Wall time from images to both transforms in memory", "s"),
     "seconds_registration_processor": (("seconds", "registration_processor"), "Processor time of the same", "s"),
-    "seconds_io": (("seconds", "io"), "Wall time of reading and writing files", "s"),
+    "seconds_files": (("seconds", "files"), "Wall time of reading and writing files", "s"),
     "peak_memory_mb": (("peak_memory_mb",), "Largest memory used by the registration", "MiB"),
     "device": (("device",), "Where the registration ran", None),
     "threads": (("threads",), "Processor threads it was given", None),
@@ -59,13 +65,15 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
 }  # fmt: skip
 
 
-def write_group_tables(out_dir: Path) -> list[Path]:
+def write_group_tables(out_dir: Path, profile: Profile = BRAIN) -> list[Path]:
     """Gather the records of all scans below a folder, of those that are done and of those that failed.
 
     Parameters
     ----------
     out_dir : pathlib.Path
         A derivative dataset made by the participant level.
+    profile : Profile
+        What was registered.
 
     Returns
     -------
@@ -99,7 +107,7 @@ def write_group_tables(out_dir: Path) -> list[Path]:
             writer.writeheader()
             writer.writerows(table)
         columns = {
-            column: {"Description": text} | ({"Units": unit} if unit else {})
+            column: {"Description": text.format(object=profile.name)} | ({"Units": unit} if unit else {})
             for column, (_, text, unit) in COLUMNS.items()
         }
         with atomic_path(target.with_suffix(".json")) as temporary:

@@ -1,4 +1,4 @@
-"""T1w scans of a BIDS dataset, with the masks and label images that there are for them."""
+"""The scans of a BIDS dataset to be registered, with the masks and label images that there are for them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.bids.belonging import (
-    BRAIN,
     LESION,
     belonging_file,
     fits,
     images_named,
     inherited,
+    object_mask,
     of_several,
     segmentation,
 )  # fmt: skip
@@ -29,6 +29,7 @@ from nio_pydra.bids.listing import (
     read_root,
 )  # fmt: skip
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import read_json
 
 __all__ = ["Scan", "find_scans", "read_filters", "scan_name"]
@@ -36,7 +37,7 @@ __all__ = ["Scan", "find_scans", "read_filters", "scan_name"]
 log = logging.getLogger("nio_pydra")
 
 NAME_ENTITIES = ("subject", "session", "acquisition", "ceagent", "reconstruction", "run")
-"""What tells one T1w scan from another; output names repeat these."""
+"""What tells one scan from another; output names repeat these."""
 PREFIXES = dict(zip(NAME_ENTITIES, ("sub", "ses", "acq", "ce", "rec", "run"), strict=True))
 PRESENT, ABSENT = "*", None
 """Values of a filter that ask for an entity, whatever it says, and for none."""
@@ -44,12 +45,12 @@ PRESENT, ABSENT = "*", None
 
 @dataclass(frozen=True)
 class Scan:
-    """One T1w scan to be registered.
+    """One scan to be registered.
 
-    Parameters
+    Attributes
     ----------
     t1w : pathlib.Path
-        Absolute; may be a link, as in a DataLad dataset.
+        The image. Absolute; may be a link, as in a DataLad dataset.
     relative : str
         The same, from the dataset's root.
     entities : dict of str to str
@@ -57,7 +58,7 @@ class Scan:
     skull_stripped : bool
         What its sidecar (or one it inherits) says under ``SkullStripped``.
     mask, lesion, labels : pathlib.Path or None
-        Brain mask and label image from derivatives, lesion mask from there or from the dataset itself.
+        Mask of the object and label image from derivatives, lesion mask from there or from the dataset itself.
     problem : str
         Why it cannot be registered, in a sentence; mostly empty.
     """
@@ -78,7 +79,7 @@ class Scan:
 
 
 def scan_name(entities: Mapping[str, str]) -> str:
-    """Return the part of a T1w file's name that identifies it, from its `NAME_ENTITIES`."""
+    """Return the part of a scan's file name that identifies it, from its `NAME_ENTITIES`."""
     return "_".join(f"{PREFIXES[key]}-{value}" for key, value in entities.items())
 
 
@@ -90,8 +91,9 @@ def find_scans(
     filters: Mapping[str, Any] | None = None,
     derivatives: Mapping[str, Path] | None = None,
     labels_desc: str | None = None,
+    profile: Profile = BRAIN,
 ) -> list[Scan]:
-    """Find the T1w scans of a dataset, and say which masks are not used.
+    """Find the scans of a dataset that show what is to be registered, and say which masks are not used.
 
     Files of participants that were not asked for are not looked at. A file that cannot be used, as a sidecar that is
     not JSON, is the `problem` of the scans that it concerns.
@@ -102,11 +104,13 @@ def find_scans(
     participants, sessions : sequence of str
         Labels, with or without ``sub-`` / ``ses-``; empty means all.
     filters : mapping, optional
-        Entities that the T1w images must have, as `read_filters` gives them.
+        Entities that the scans must have, as `read_filters` gives them.
     derivatives : mapping of str to pathlib.Path, optional
         Derivative datasets by name; the first that has a file for a scan is used.
     labels_desc : str, optional
         Label images are ``desc-<labels_desc>_dseg``; None looks for none.
+    profile : Profile
+        What is registered.
 
     Returns
     -------
@@ -116,14 +120,16 @@ def find_scans(
     Raises
     ------
     InputError
-        If a dataset cannot be read, a label does not exist, or no T1w image is left.
+        If a dataset cannot be read, a label does not exist, or no scan is left.
     """
     others = list((derivatives or {}).values())
     for root in (bids_dir, *others):
         read_root(root)
     filters = dict(filters or {})
     if unknown := sorted(set(filters) - entity_names()):
-        raise InputError(f"The filter for T1w images cannot be used: BIDS has no entity {', '.join(unknown)}.")
+        raise InputError(
+            f"The filter for {profile.suffix} images cannot be used: BIDS has no entity {', '.join(unknown)}."
+        )
     existing = participant_labels(bids_dir)
     asked = _known(participants, existing, "sub-", "participant", bids_dir) if participants else existing
     if sessions:
@@ -133,47 +139,55 @@ def find_scans(
     there: set[str] = set()
     masks = False
     for label in asked:
-        raw = list_participant(bids_dir, label)
-        derived = [list_participant(root, label) for root in others]
+        raw = list_participant(bids_dir, label, profile)
+        derived = [list_participant(root, label, profile) for root in others]
         there |= {str(file.entities["session"]) for file in raw.files if "session" in file.entities}
-        masks = masks or any(file.path.match("*_desc-brain_mask.nii*") for found in derived for file in found.files)
-        scans += _scans_of(raw, derived, top, filters, labels_desc)
+        masks = masks or any(
+            file.path.match(f"*_desc-{profile.name}_mask.nii*") for found in derived for file in found.files
+        )
+        scans += _scans_of(raw, derived, top, filters, labels_desc, profile)
     _known(sessions, sorted(there), "ses-", "session", bids_dir)
     if not scans:
         given = {**({"subject": asked} if participants else {}), **filters}
         chosen = ", ".join(f"{key}={value}" for key, value in given.items())
         raise InputError(
-            f"{bids_dir} has no T1w image{f' with {chosen}' if chosen else ''}: expected files named "
-            "sub-<label>/anat/sub-<label>_T1w.nii.gz."
+            f"{bids_dir} has no {profile.suffix} image{f' with {chosen}' if chosen else ''}: expected files named "
+            f"sub-<label>/{profile.datatype}/sub-<label>_{profile.suffix}.nii.gz."
         )
     if participants and (missing := sorted(set(asked) - {scan.entities["subject"] for scan in scans})):
-        raise InputError(f"{bids_dir} has no T1w image of participant {', '.join(missing)}: leave them out.")
+        absent = ", ".join(missing)
+        raise InputError(f"{bids_dir} has no {profile.suffix} image of participant {absent}: leave them out.")
     if labels_desc and not any(scan.labels or scan.problem for scan in scans):
         raise InputError(f"No scan has a label image desc-{labels_desc}_dseg in the derivatives: is the name right?")
     scans.sort(key=lambda scan: scan.name)
     without = [scan.name for scan in scans if not (scan.mask or scan.problem)]
     if masks and without:
-        log.info("%d scans have no brain mask in the derivatives: %s", len(without), _shortened(without))
+        log.info("%d scans have no %s mask in the derivatives: %s", len(without), profile.name, _shortened(without))
     return scans
 
 
 def _scans_of(
-    raw: Listing, derived: Sequence[Listing], top: Sequence[DatasetFile], filters: Mapping[str, Any], labels: str | None
+    raw: Listing,
+    derived: Sequence[Listing],
+    top: Sequence[DatasetFile],
+    filters: Mapping[str, Any],
+    labels: str | None,
+    profile: Profile,
 ) -> list[Scan]:
     """Return the scans of one participant, each with what belongs to it."""
     images = [
         file
         for file in raw.files
-        if _matches(file.entities.get("suffix"), filters.get("suffix", "T1w"))
+        if _matches(file.entities.get("suffix"), filters.get("suffix", profile.suffix))
         and file.entities["extension"] in (".nii", ".nii.gz")
         and file.entities.get("part") not in ("phase", "imag", "real")
     ]
     chosen = [image for image in images if all(_matches(image.entities.get(k), v) for k, v in filters.items())]
     everyone = [image.entities for image in images]
     kinds = {
-        "mask": [images_named(listing.files, BRAIN) for listing in derived],
-        "lesion": [images_named(listing.files, LESION) for listing in (*derived, raw)],
-        "labels": [images_named(listing.files, segmentation(labels)) for listing in derived] if labels else [],
+        "mask": [images_named(listing.files, object_mask(profile), profile) for listing in derived],
+        "lesion": [images_named(listing.files, LESION, profile) for listing in (*derived, raw)],
+        "labels": [images_named(listing.files, segmentation(labels), profile) for listing in derived] if labels else [],
     }
     for files in chain.from_iterable(kinds.values()):
         for file in of_several(files, everyone):
@@ -231,8 +245,8 @@ def _shortened(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + more
 
 
-def read_filters(path: Path) -> dict[str, Any]:
-    """Read the ``t1w`` entry of a BIDS filter file, as fMRIPrep defines it.
+def read_filters(path: Path, profile: Profile = BRAIN) -> dict[str, Any]:
+    """Read the entry of a BIDS filter file, as fMRIPrep defines it, whose key is the suffix in small letters: ``t1w``.
 
     Returns
     -------
@@ -245,12 +259,15 @@ def read_filters(path: Path) -> dict[str, Any]:
         If the file is not JSON of that form.
     """
     content = read_json(path)
-    if not isinstance(content.get("t1w"), dict):
-        raise InputError(f'{path} has no filter for T1w images: expected {{"t1w": {{"acquisition": "..."}}}}.')
+    key = profile.suffix.lower()
+    if not isinstance(content.get(key), dict):
+        raise InputError(
+            f'{path} has no filter for {profile.suffix} images: expected {{"{key}": {{"acquisition": "..."}}}}.'
+        )
     special = {"Query.NONE": ABSENT, "Query.ANY": PRESENT, "Query.REQUIRED": PRESENT}
     return {
-        key: special.get(value, value) if isinstance(value, str) else value
-        for key, value in content["t1w"].items()
+        entity: special.get(value, value) if isinstance(value, str) else value
+        for entity, value in content[key].items()
         if value != "Query.OPTIONAL"
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import read_json
 
 __all__ = [
@@ -21,14 +22,14 @@ SKIPPED = {
     "func", "dwi", "fmap", "perf", "eeg", "meg", "ieeg", "beh", "pet", "micr", "motion", "nirs", "mrs",
     "figures", "log",
 }  # fmt: skip
-"""Folders of a participant that hold no anatomical images, but often thousands of files."""
+"""Folders of a participant that hold no images of the kind that is registered, but often thousands of files."""
 
 
 @dataclass(frozen=True)
 class DatasetFile:
     """A file of a dataset.
 
-    Parameters
+    Attributes
     ----------
     path : pathlib.Path
         Absolute; links are kept as they are.
@@ -50,7 +51,7 @@ class DatasetFile:
 class Listing:
     """What a dataset holds of one participant.
 
-    Parameters
+    Attributes
     ----------
     files : list of DatasetFile
     unreadable : list of (dict, str)
@@ -94,11 +95,12 @@ def participant_labels(root: Path) -> list[str]:
     return sorted(name.removeprefix("sub-") for name in folders if name != "sub-")
 
 
-def list_participant(root: Path, label: str) -> Listing:
-    """List the files of one participant, and touch nothing else of the dataset."""
+def list_participant(root: Path, label: str, profile: Profile = BRAIN) -> Listing:
+    """List the files of one participant among which images of a profile may be, and touch nothing else."""
     # Not a pybids layout: that reads every sidecar, stops at the first that is broken, passes over folders that it
     # may not read, and takes entities from the folders above the dataset as well.
     found = Listing([], [])
+    skipped = SKIPPED - {profile.datatype}
 
     def note(error: OSError) -> None:
         place = Path(str(error.filename))
@@ -109,7 +111,7 @@ def list_participant(root: Path, label: str) -> Listing:
     if not top.is_dir():
         return found
     for folder, folders, names in os.walk(top, followlinks=True, onerror=note):
-        folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("."))
+        folders[:] = sorted(name for name in folders if name not in skipped and not name.startswith("."))
         for name in sorted(names):
             if name.endswith(".json") or (name.startswith("sub-") and name.endswith((".nii", ".nii.gz"))):
                 path = Path(folder, name)

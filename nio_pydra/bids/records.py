@@ -18,7 +18,7 @@ __all__ = ["Failure", "done_records", "failures", "name_entities", "read_record"
 class Failure:
     """Why one scan could not be registered; kept in the folder ``logs`` until it can.
 
-    Parameters
+    Attributes
     ----------
     scan : str
         Its name, as ``sub-01_ses-a``.

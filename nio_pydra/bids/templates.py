@@ -12,6 +12,7 @@ from typing import Any
 
 from nio_pydra.bids.atlas import Atlas, check_atlas
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, Profile
 
 __all__ = ["atlas_from_template"]
 
@@ -20,8 +21,10 @@ Variant = tuple[int | None, int | None]
 """Cohort and resolution of an image; None where its name says none."""
 
 
-def atlas_from_template(spec: str, *, labels: Path | None = None, mask: Path | None = None) -> Atlas:
-    """Get a template's T1w image and its brain mask from TemplateFlow.
+def atlas_from_template(
+    spec: str, *, labels: Path | None = None, mask: Path | None = None, profile: Profile = BRAIN
+) -> Atlas:
+    """Get a template's image and its mask of the object from TemplateFlow.
 
     Parameters
     ----------
@@ -29,7 +32,9 @@ def atlas_from_template(spec: str, *, labels: Path | None = None, mask: Path | N
         TemplateFlow identifier, with a cohort and a resolution where wanted: ``MNI152NLin2009cAsym``,
         ``MNIInfant:cohort-1``, ``MNIInfant:cohort-1:res-2``. Without a resolution the first is taken, mostly 1 mm.
     labels, mask : pathlib.Path, optional
-        Label image, and a brain mask instead of the template's, on the template's grid.
+        Label image, and a mask instead of the template's, on the template's grid.
+    profile : Profile
+        What is registered.
 
     Raises
     ------
@@ -37,18 +42,19 @@ def atlas_from_template(spec: str, *, labels: Path | None = None, mask: Path | N
         If the template does not exist, has no such image, or cannot be downloaded.
     """
     name, asked = _parsed(spec)
+    suffix = profile.suffix
     api, home = _templateflow()
     try:
-        here = _variants(api.ls(name, suffix="T1w", desc=None, extension=".nii.gz"), name)
+        here = _variants(api.ls(name, suffix=suffix, desc=None, extension=".nii.gz"), name, suffix)
         templates = set(api.templates())
     except Exception as error:  # whatever its index of the folder trips over
         raise InputError(f"TEMPLATEFLOW_HOME {home} cannot be read ({error}): repair it, or use another one.") from None
     packed = _packed_files()
-    known = here | _variants(packed, name)
+    known = here | _variants(packed, name, suffix)
     everywhere = templates | {path.parts[0].removeprefix("tpl-") for path in packed if path.parts[0].startswith("tpl-")}
     if name not in everywhere:
         raise InputError(f"TemplateFlow has no template {name}: it has {', '.join(sorted(everywhere))}.")
-    cohort, resolution = _chosen(name, asked, known)
+    cohort, resolution = _chosen(name, asked, known, suffix)
     if (cohort, resolution) not in here:
         held = ", ".join(sorted(templates)) or "no template"
         raise InputError(
@@ -69,10 +75,10 @@ def atlas_from_template(spec: str, *, labels: Path | None = None, mask: Path | N
         paths = [Path(path) for path in ([found] if isinstance(found, str | os.PathLike) else found)]
         return next((path for path in paths if _variants([path], name, entities["suffix"], entities["desc"])), None)
 
-    image = get(suffix="T1w", desc=None)
+    image = get(suffix=suffix, desc=None)
     if image is None:
-        raise InputError(f"The template {spec} has no T1w image: choose another one or give --atlas IMAGE.")
-    mask = mask or get(suffix="mask", desc="brain")
+        raise InputError(f"The template {spec} has no {suffix} image: choose another one or give --atlas IMAGE.")
+    mask = mask or get(suffix="mask", desc=profile.name)
     check_atlas(image, labels, mask)
     return Atlas(
         name=name,
@@ -123,7 +129,7 @@ def _packed_files() -> list[Path]:
         return [Path(name) for name in packed.namelist()]
 
 
-def _variants(paths: Iterable[Path], name: str, suffix: str | None = "T1w", desc: str | None = None) -> set[Variant]:
+def _variants(paths: Iterable[Path], name: str, suffix: str | None, desc: str | None = None) -> set[Variant]:
     """Return cohort and resolution of the images of a template that say nothing else about themselves."""
     tail = f"(?:_desc-{desc})?_{suffix}" if desc else f"_{suffix}"
     pattern = re.compile(rf"tpl-{re.escape(name)}(?:_cohort-(\d+))?(?:_res-(\d+))?{tail}\.nii\.gz")
@@ -131,10 +137,10 @@ def _variants(paths: Iterable[Path], name: str, suffix: str | None = "T1w", desc
     return {tuple(None if part is None else int(part) for part in match.groups()) for match in found}  # type: ignore[misc]
 
 
-def _chosen(name: str, asked: dict[str, int], known: set[Variant]) -> Variant:
+def _chosen(name: str, asked: dict[str, int], known: set[Variant], suffix: str) -> Variant:
     """Return the variant that was asked for."""
     if not known:
-        raise InputError(f"The template {name} has no T1w image: choose another one or give --atlas IMAGE.")
+        raise InputError(f"The template {name} has no {suffix} image: choose another one or give --atlas IMAGE.")
     cohorts = sorted({cohort for cohort, _ in known if cohort is not None})
     cohort = asked.get("cohort")
     if cohort not in {cohort for cohort, _ in known}:
@@ -154,4 +160,4 @@ def _chosen(name: str, asked: dict[str, int], known: set[Variant]) -> Variant:
     there = f"the resolutions {', '.join(map(str, numbers))}" if numbers else "a single resolution, without a number"
     advice = f"give --template {name}:res-{numbers[0]}, for example" if numbers else "leave :res- out"
     wanted = f"not {asked['res']}" if "res" in asked else "not 1"
-    raise InputError(f"The template {name} has T1w images in {there}, {wanted}: {advice}.")
+    raise InputError(f"The template {name} has {suffix} images in {there}, {wanted}: {advice}.")

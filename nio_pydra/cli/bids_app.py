@@ -16,9 +16,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra import __version__
 from nio_pydra.cli.errors import exit_status, heeded
-from nio_pydra.cli.options import add_engine_options, checked_preset, named_datasets, named_path, positive
+from nio_pydra.cli.options import add_engine_options, method_of, named_datasets, named_path, positive
+from nio_pydra.cli.version import ShowVersion
 from nio_pydra.errors import InputError
 from nio_pydra.system.processes import end_programs
 from nio_pydra.system.scratch import discard_scratch
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "level", choices=("participant", "group"), help="register the scans, or gather their records in one table"
     )
-    parser.add_argument("--version", action="version", version=f"nio_pydra {__version__}")
+    parser.add_argument("--version", action=ShowVersion)
 
     scans = parser.add_argument_group("scans")
     scans.add_argument("--participant-label", nargs="+", default=[], metavar="LABEL", help="with or without sub-")
@@ -147,17 +147,15 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     )
     atlas = _atlas(options)
     refuse_mixture(options.out_dir, atlas.space, options.engine, atlas.image)
-    preset = checked_preset(options.engine, options.preset, options.weights)
+    method = method_of(options)
 
+    from nio_pydra.engines.contract import Runtime
+    from nio_pydra.version import version
     from nio_pydra.workflows.dataset import DatasetSettings, register_dataset
 
     settings = DatasetSettings(
-        engine=options.engine,
-        preset=preset,
-        weights=options.weights,
-        device=options.device,
-        precision=options.precision,
-        seed=options.random_seed,
+        method,
+        Runtime(device=options.device, precision=options.precision, seed=options.random_seed),
         skull_stripped=options.skull_stripped,
         worker=worker,
         n_procs=at_a_time,
@@ -167,8 +165,8 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     log.info(
         "nio_pydra %s: %d scans (found: %d brain masks, %d lesion masks, %d label images) to %s by %s (%s), "
         "%s at a time with %s threads",
-        __version__, len(scans), *(sum(1 for scan in scans if getattr(scan, kind)) for kind in FOUND),
-        atlas.label, options.engine, preset,
+        version(), len(scans), *(sum(1 for scan in scans if getattr(scan, kind)) for kind in FOUND),
+        atlas.label, method.name, method.preset,
         "all" if worker == "slurm" else at_a_time, threads or "all",
     )  # fmt: skip
     begin = time.perf_counter()
@@ -301,9 +299,10 @@ def _report(outcomes: Sequence[Outcome], atlas: Atlas, settings: DatasetSettings
         log.error("%d failed:", len(failed))
         for outcome in failed:
             log.error("  %s: %s", outcome.scan.name, outcome.reason)
-    desc = engine_desc(settings.engine)
+    method = settings.method
+    desc = engine_desc(method.name)
     for outcome in outcomes:
-        record = Failure(outcome.scan.name, atlas.space, desc, settings.engine, settings.preset, outcome.reason)
+        record = Failure(outcome.scan.name, atlas.space, desc, method.name, method.preset, outcome.reason)
         if outcome.reason:
             record.write(out_dir, outcome.details)
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nio_pydra.cli.options import positive, seed
-from nio_pydra.engines.names import ENGINES
+from nio_pydra.engines.names import ENGINES, get_engine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
     out: Path = args.out
     dataset = make_dataset(out, args.subjects, args.seed)
     derivatives = out / f"derivatives_{args.engine}"
-    preset = ["--preset", "draft"] if "draft" in ENGINES[args.engine].presets else []
+    preset = ["--preset", "draft"] if "draft" in get_engine(args.engine).presets else []
     arguments = [dataset.bids_dir, derivatives, "participant", "--participant-label", *dataset.truth]
     arguments += ["--atlas", dataset.atlas, "--atlas-name", ATLAS, "--atlas-labels", dataset.atlas_labels]
     arguments += ["-d", f"simulation={dataset.derivatives}", "--labels-desc", "tissue", "--skull-stripped"]
@@ -159,7 +159,7 @@ def _evaluate(
         error_after=after[1],
         std_jacobian=record["std_jacobian"],
         fold_percent=record["fold_percent"],
-        seconds=sum(record["seconds"][part] for part in ("affine", "registration", "io", "measures", "preparation")),
+        seconds=sum(record["seconds"][part] for part in ("affine", "registration", "files", "measures", "preparation")),
     )
     return result, comparison
 

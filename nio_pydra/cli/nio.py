@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from nio_pydra import __version__
 from nio_pydra.cli.errors import exit_status
+from nio_pydra.cli.version import ShowVersion
 
 __all__ = ["main"]
 
 COMMANDS = {
     "register": "register one image to another",
+    "engines": "list the registration engines, their presets, and how to install them",
     "orient": "write a copy of an image with one clear orientation in its header",
     "weights": "convert or show network weights",
     "demo": "simulate three subjects, register them and show what came out",
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="nio", description="Registration of brain scans by Neural Instance Optimization."
     )
-    parser.add_argument("--version", action="version", version=f"nio_pydra {__version__}")
+    parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     words = sys.argv[1:] if argv is None else list(argv)
     chosen = next((word for word in words if word in COMMANDS), None)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nio_pydra.engines.names import ENGINES, LARGEST_SEED, preset_name
+from nio_pydra.engines.names import ENGINES, LARGEST_SEED
 from nio_pydra.errors import InputError
 
-__all__ = ["add_engine_options", "checked_preset", "named_datasets", "named_path", "positive", "seed"]
+if TYPE_CHECKING:
+    from nio_pydra.engines.methods import Method
+
+__all__ = ["add_engine_options", "method_of", "named_datasets", "named_path", "positive", "seed"]
 
 
 def positive(text: str) -> int:
@@ -54,11 +58,16 @@ def named_datasets(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add --engine, --preset, --weights, --device, --precision and --random-seed."""
+    """Add --engine, --preset, --settings, --weights, --device, --precision and --random-seed."""
     group = parser.add_argument_group("registration")
     group.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: %(default)s)")
-    presets = "; ".join(f"{name}: {', '.join(engine.presets)}" for name, engine in ENGINES.items())
-    group.add_argument("--preset", help=f"{presets} (default: the engine's first)")
+    group.add_argument("--preset", help="one of the engine's, which `nio engines` lists (default: its first)")
+    group.add_argument(
+        "--settings",
+        type=Path,
+        metavar="FILE",
+        help="TOML or JSON: a preset to start from, and the settings that differ",
+    )
     group.add_argument("--weights", type=Path, help="network weights (default: those of the package)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     group.add_argument(
@@ -68,17 +77,21 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--random-seed", type=seed, default=0, metavar="N", help="(default: %(default)s)")
 
 
-def checked_preset(engine: str, preset: str | None, weights: Path | None) -> str:
-    """Return the preset's name, after looking at it and the weights: better now than after the first scan's affine.
+def method_of(args: argparse.Namespace) -> Method:
+    """Return the method that the options name.
+
+    It is looked at in full, weights included: better now than after the first scan's affine.
 
     Raises
     ------
     InputError
-        If the engine has no such preset, or the weights cannot be used.
+        If there is no such method, or it cannot be used here.
     """
-    name = preset_name(engine, preset, weights)
-    if ENGINES[engine].network:
-        from nio_pydra.networks.checkpoints import load_network
+    from nio_pydra.engines.methods import choose_method, read_settings_file
 
-        load_network(weights)
-    return name
+    preset, changes = args.preset, None
+    if args.settings is not None:
+        preset, changes = read_settings_file(args.settings, preset)
+    method = choose_method(args.engine, preset, weights=args.weights, changes=changes)
+    method.fingerprint()
+    return method

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nio_pydra.cli.options import add_engine_options, checked_preset, positive
+from nio_pydra.cli.options import add_engine_options, method_of, positive
 
 __all__ = ["add_arguments", "main"]
 
@@ -33,23 +33,15 @@ def main(args: argparse.Namespace) -> int:
     from nio_pydra.bids.description import require_writable
 
     require_writable(args.out, "output folder")
-    preset = checked_preset(args.engine, args.preset, args.weights)
-    from nio_pydra.engines.contract import Runtime
-    from nio_pydra.engines.pair import register_pair
+    method = method_of(args)
+    from nio_pydra.engines.chain import register_pair
+    from nio_pydra.engines.contract import Runtime, ScanFiles
 
     record = register_pair(
-        args.fixed,
-        args.moving,
+        ScanFiles(args.fixed, args.fixed_mask, args.fixed_labels, skull_stripped=args.skull_stripped),
+        ScanFiles(args.moving, args.moving_mask, args.moving_labels, args.lesion_mask, args.skull_stripped),
         args.out,
-        engine=args.engine,
-        preset=preset,
-        weights=args.weights,
-        fixed_labels=args.fixed_labels,
-        moving_labels=args.moving_labels,
-        fixed_mask=args.fixed_mask,
-        moving_mask=args.moving_mask,
-        lesion_mask=args.lesion_mask,
-        skull_stripped=args.skull_stripped,
+        method,
         runtime=Runtime(device=args.device, threads=args.threads, seed=args.random_seed, precision=args.precision),
     )
     overlap = f", mean Dice {record['dice']['mean']:.3f}" if record.get("dice") else ""

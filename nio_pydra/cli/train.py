@@ -47,13 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=positive, default=0, metavar="N", help="(default: OMP_NUM_THREADS, else all cores)"
     )
     settings = parser.add_argument_group("settings")
+    settings.add_argument("--architecture", choices=("lapirn", "ulae"), help="(default: lapirn, or as in --settings)")
     settings.add_argument(
         "--settings", type=Path, metavar="JSON",
         help="as a run keeps them in settings.json; what it leaves out keeps its default, the options below go first",
     )  # fmt: skip
     settings.add_argument(
         "--stage", action="append", default=[], metavar="LEVEL:STEPS:RATE:CROP",
-        help="part of the schedule, may be repeated (default: 1:1500:0.001:0 2:1500:0.0005:48 3:400:0.0002:64)",
+        help="part of the schedule, may be repeated (default: 1:1500:0.001:0 2:1500:0.0005:48 3:400:0.0002:64; "
+        "for ulae, which has no levels, 3:20000:0.0001:0)",
     )  # fmt: skip
     settings.add_argument("--lambda", dest="smoothness", type=float, metavar="L", help="weight of smoothness")
     settings.add_argument("--held-out", type=int, metavar="N", help="brains kept for validation")
@@ -72,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
 
     from nio_pydra.bids.description import require_writable
     from nio_pydra.engines.contract import Runtime
-    from nio_pydra.engines.nio import choose_device
+    from nio_pydra.engines.devices import choose_device
     from nio_pydra.networks.checkpoints import load_network
     from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
     from nio_pydra.training.loop import train
@@ -129,15 +131,20 @@ def _refuse_loss(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> TrainingSettings:
-    from nio_pydra.training.settings import Stage, TrainingSettings, read_settings
+    from nio_pydra.networks import LapIRN
+    from nio_pydra.training.settings import Stage, TrainingSettings, default_settings, read_settings
 
-    settings = TrainingSettings() if args.settings is None else read_settings(args.settings)
+    if args.settings is not None:
+        settings = read_settings(args.settings, args.architecture)
+    else:
+        settings = default_settings(args.architecture or LapIRN.architecture)
     names = ("smoothness", "held_out", "seed", "training_data", "licence")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     parts = [_numbers(text) for text in args.stage]
     try:
         if parts:
-            given["stages"] = tuple(Stage(*numbers) for numbers in parts)
+            joint = settings.architecture != LapIRN.architecture  # others have no levels below to keep as they are
+            given["stages"] = tuple(Stage(*numbers, joint=joint) for numbers in parts)
         if settings.training_data == TrainingSettings.training_data:
             given.setdefault(
                 "training_data", "images generated from label maps" if args.labels is not None else "real scans"
@@ -156,7 +163,8 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
 
         files = prepare_label_maps(args.labels, args.out / "maps", log)
         return SyntheticImages(files, settings.synthesis, settings.held_out)
-    from nio_pydra.training.scans import TrainingScan, prepare_scans, read_scan_list
+    from nio_pydra.engines.contract import ScanFiles
+    from nio_pydra.training.scans import prepare_scans, read_scan_list
 
     if args.scans is not None:
         scans = read_scan_list(args.scans, skull_stripped=args.skull_stripped)
@@ -169,13 +177,14 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
             derivatives=named_datasets(args.derivatives),
             labels_desc=args.labels_desc,
         )
-        first: dict[str, TrainingScan] = {}
+        first: dict[str, ScanFiles] = {}
         for scan in found:
             if scan.problem:
                 log(f"left out {scan.name}: {scan.problem}")
                 continue
             skull_stripped = args.skull_stripped or scan.skull_stripped
-            first.setdefault(scan.entities["subject"], TrainingScan(scan.t1w, scan.mask, scan.labels, skull_stripped))
+            files = ScanFiles(scan.t1w, scan.mask, scan.labels, skull_stripped=skull_stripped)
+            first.setdefault(scan.entities["subject"], files)
         scans = list(first.values())
         if len(scans) < len(found):
             # Nobody may be paired with himself, nor be seen in training and validation.

@@ -1,4 +1,4 @@
-"""Whether an affine can be right: what no pair of heads can need, and what does not align the brains, is refused."""
+"""Whether an affine can be right: one that no pair can need, or that does not align the objects, is refused."""
 
 from __future__ import annotations
 
@@ -12,17 +12,11 @@ from scipy.ndimage import gaussian_filter
 
 from nio_pydra.errors import InputError
 from nio_pydra.metrics import local_similarity
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.transforms import Transform, resample
 
-__all__ = ["brains_match", "check_affine", "check_alignment", "coarse"]
+__all__ = ["check_affine", "check_alignment", "coarse", "match_of"]
 
-LARGEST_SCALE = 2.0
-"""Heads differ by far less in any direction, so a larger stretch (or its inverse) is a failed alignment."""
-SMALLEST_OVERLAP = 0.5
-"""Share of the fixed brain that the moving one must cover."""
-SMALLEST_MATCH = 0.3
-"""Similarity at 4 mm. It lies between scans that are aligned, unusual ones too, and scans that ended the wrong way
-round: benchmarks/turns.py, docs/results/turns.md."""
 COARSE_MM = 4.0
 FWHM_TO_SIGMA = 1 / 2.355
 
@@ -34,31 +28,37 @@ def check_alignment(
     *,
     names: tuple[Path, Path],
     lesion: Nifti1Image | None = None,
+    profile: Profile = BRAIN,
 ) -> None:
-    """Refuse an affine that does not bring two brains onto each other.
+    """Refuse an affine that does not bring two objects onto each other.
 
     Parameters
     ----------
     fixed, moving : Nifti1Image
-        Brains, ``(X, Y, Z)``, zero outside.
+        ``(X, Y, Z)``, zero outside the object.
     affine : ndarray
         4x4, RAS mm, fixed to moving points.
     names : tuple of Path
         What the fixed and the moving one are called in messages.
     lesion : Nifti1Image, optional
         On the moving grid; where it is not zero nothing is compared.
+    profile : Profile
+        What the images show, and so which limits hold.
 
     Raises
     ------
     InputError
-        As :func:`check_affine`, and if the moving brain lies beside the fixed one, or they do not look alike.
+        As :func:`check_affine`, and if the moving object lies beside the fixed one, or they do not look alike.
     """
-    check_affine(affine, names[1], names[0])
-    overlap, match = brains_match(fixed, moving, affine, lesion)
-    if overlap < SMALLEST_OVERLAP:
-        found = f"it covers {100 * overlap:.0f} % of that brain, expected at least {100 * SMALLEST_OVERLAP:.0f} %"
-    elif match < SMALLEST_MATCH:
-        found = f"their similarity at {COARSE_MM:g} mm is {match:.2f}, expected at least {SMALLEST_MATCH}"
+    check_affine(affine, names[1], names[0], profile)
+    overlap, match = match_of(fixed, moving, affine, lesion)
+    if overlap < profile.smallest_overlap:
+        found = (
+            f"it covers {100 * overlap:.0f} % of that {profile.name}, expected at least "
+            f"{100 * profile.smallest_overlap:.0f} %"
+        )
+    elif match < profile.smallest_match:
+        found = f"their similarity at {COARSE_MM:g} mm is {match:.2f}, expected at least {profile.smallest_match}"
     else:
         return
     raise InputError(
@@ -67,10 +67,10 @@ def check_alignment(
     )
 
 
-def brains_match(
+def match_of(
     fixed: Nifti1Image, moving: Nifti1Image, affine: NDArray[np.floating], lesion: Nifti1Image | None = None
 ) -> tuple[float, float]:
-    """Compare two brains at 4 mm, where noise and single folds do not matter.
+    """Compare two objects at 4 mm, where noise and single folds do not matter.
 
     Parameters
     ----------
@@ -80,9 +80,9 @@ def brains_match(
     Returns
     -------
     overlap : float
-        Share of the fixed brain that the moving one covers.
+        Share of the fixed object that the moving one covers.
     match : float
-        Mean squared local cross-correlation, window 7, of their insides: edges of two brains meet also where one of
+        Mean squared local cross-correlation, window 7, of their insides: edges of two objects meet also where one of
         them is turned round.
     """
     grid = _coarse_grid(fixed)
@@ -97,22 +97,25 @@ def brains_match(
     return overlap, local_similarity(still, warped, both)
 
 
-def check_affine(affine: NDArray[np.floating], moving: Path, fixed: Path) -> None:
-    """Refuse an affine that no pair of heads can need.
+def check_affine(affine: NDArray[np.floating], moving: Path, fixed: Path, profile: Profile = BRAIN) -> None:
+    """Refuse an affine that no pair of such objects can need.
 
     Parameters
     ----------
     affine : ndarray
         4x4, world to world, mm.
-    moving, fixed : pathlib.Path
+    moving, fixed : Path
         Named in the message.
+    profile : Profile
+        What the images show.
 
     Raises
     ------
     InputError
-        If the affine is singular, mirrors, or stretches or shrinks any direction by more than 2.
+        If the affine is singular, mirrors, or stretches or shrinks any direction by more than
+        the profile's `largest_scale`.
     """
-    linear = affine[:3, :3]
+    linear, largest = affine[:3, :3], profile.largest_scale
     if not np.isfinite(affine).all():
         found = "an affine that is not finite"
     elif (determinant := np.linalg.det(linear)) <= 0:
@@ -120,12 +123,12 @@ def check_affine(affine: NDArray[np.floating], moving: Path, fixed: Path) -> Non
         found = f"an affine that {fault} (determinant {determinant:.3g})"
     else:
         scales = np.linalg.svd(linear, compute_uv=False)
-        if scales[0] <= LARGEST_SCALE and scales[-1] >= 1 / LARGEST_SCALE:
+        if scales[0] <= largest and scales[-1] >= 1 / largest:
             return
         found = f"an affine that scales by {scales[-1]:.2f} to {scales[0]:.2f}"
     raise InputError(
         f"{moving} could not be aligned to {fixed}: found {found}, expected scales "
-        f"from {1 / LARGEST_SCALE:g} to {LARGEST_SCALE:g}; are both brain scans with the right headers?"
+        f"from {1 / largest:g} to {largest:g}; are both {profile.name} scans with the right headers?"
     )
 
 
@@ -133,10 +136,10 @@ def _voxels(image: Nifti1Image) -> NDArray[Any]:
     return np.asanyarray(image.dataobj)
 
 
-def coarse(brain: Nifti1Image) -> Nifti1Image:
-    """Return a brain, zero outside, on a grid of 4 mm along its own axes."""
-    grid = _coarse_grid(brain)
-    return Nifti1Image(_on_grid(brain, grid, Transform(())), grid.affine)
+def coarse(image: Nifti1Image) -> Nifti1Image:
+    """Return an object, zero outside, on a grid of 4 mm along its own axes."""
+    grid = _coarse_grid(image)
+    return Nifti1Image(_on_grid(image, grid, Transform(())), grid.affine)
 
 
 def _coarse_grid(image: Nifti1Image) -> Nifti1Image:
@@ -145,18 +148,18 @@ def _coarse_grid(image: Nifti1Image) -> Nifti1Image:
     return Nifti1Image(np.broadcast_to(np.uint8(0), shape), image.affine @ np.diag([*(COARSE_MM / spacing), 1.0]))
 
 
-def _on_grid(brain: Nifti1Image, grid: Nifti1Image, to_brain: Transform) -> NDArray[np.float32]:
-    """Bring a brain onto a coarse grid; what is outside it stays zero, and nothing inside it becomes so."""
-    mask = Nifti1Image((_voxels(brain) != 0).astype(np.uint8), brain.affine)
-    inside = _voxels(resample(mask, grid, to_brain, "nearest")) > 0
-    values = _voxels(resample(_smooth(brain), grid, to_brain))
+def _on_grid(image: Nifti1Image, grid: Nifti1Image, to_image: Transform) -> NDArray[np.float32]:
+    """Bring an object onto a coarse grid; what is outside it stays zero, and nothing inside it becomes so."""
+    mask = Nifti1Image((_voxels(image) != 0).astype(np.uint8), image.affine)
+    inside = _voxels(resample(mask, grid, to_image, "nearest")) > 0
+    values = _voxels(resample(_smooth(image), grid, to_image))
     return np.where(inside, np.maximum(values, np.finfo(np.float32).tiny), np.float32(0))
 
 
-def _smooth(brain: Nifti1Image) -> Nifti1Image:
-    """Blur a brain to the resolution of the coarse grid, without the darkness around it."""
-    spacing = np.linalg.norm(brain.affine[:3, :3], axis=0)
+def _smooth(image: Nifti1Image) -> Nifti1Image:
+    """Blur an object to the resolution of the coarse grid, without the darkness around it."""
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
     sigma = np.where(spacing < COARSE_MM, COARSE_MM / spacing, 0) * FWHM_TO_SIGMA
-    voxels = _voxels(brain)
+    voxels = _voxels(image)
     blurred, weight = (gaussian_filter(each.astype(np.float32), sigma) for each in (voxels, voxels != 0))
-    return Nifti1Image(blurred / np.maximum(weight, 1e-3), brain.affine)
+    return Nifti1Image(blurred / np.maximum(weight, 1e-3), image.affine)

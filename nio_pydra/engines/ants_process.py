@@ -1,46 +1,30 @@
-"""One antspyx registration in a process of its own.
-
-ITK reads its random seed and its number of threads from the environment once, before its first call, and
-keeps them; only a fresh process can be given them reliably. It also gives the peak memory of the registration
-alone, and a crash inside ITK ends the child, not the caller.
-
-Images travel as arrays with their own geometry instead of NIfTI files, because ITK and nibabel disagree about
-which of a header's two affines counts.
-"""
+"""One registration by antspyx, in a process of its own."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from numpy.typing import NDArray
 
-from nio_pydra.engines.memory import peak_memory_mb
+from nio_pydra.engines.child import answer, run_child, store_image
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
-from nio_pydra.errors import ProgramError
-from nio_pydra.spatial.lps import itk_geometry, swap_ras_lps
-from nio_pydra.system.processes import last_lines, run_program
+from nio_pydra.spatial.lps import swap_ras_lps
 
 if TYPE_CHECKING:
     from nio_pydra.engines.contract import Runtime
 
-__all__ = ["AntsError", "AntsOptions", "AntsResult", "run_ants"]
-
-
-class AntsError(ProgramError):
-    """The ANTs process failed."""
+__all__ = ["AntsOptions", "AntsResult", "run_ants"]
 
 
 @dataclass(frozen=True)
 class AntsOptions:
     """The arguments of `ants.registration` that this project sets.
 
-    Parameters
+    Attributes
     ----------
     type_of_transform : str
         antspyx's name of the schedule: ``"Affine"`` or ``"SyNOnly"``.
@@ -67,11 +51,11 @@ class AntsOptions:
 class AntsResult:
     """What one registration left in its folder.
 
-    Parameters
+    Attributes
     ----------
-    affine : numpy.ndarray, shape (4, 4)
-        Fixed to moving, RAS mm.
-    warp, inverse_warp : pathlib.Path or None
+    affine : ndarray
+        ``(4, 4)``, fixed to moving points, RAS mm.
+    warp, inverse_warp : Path or None
         ITK displacement fields (LPS mm) on the fixed grid; None after a linear registration.
     spent : Spent
         By `ants.registration` alone: no start-up, no reading of the images. antspyx writes its warps inside that
@@ -80,7 +64,7 @@ class AntsResult:
         Largest resident memory of the child, MiB.
     """
 
-    affine: np.ndarray
+    affine: NDArray[np.float64]
     warp: Path | None
     inverse_warp: Path | None
     spent: Spent
@@ -88,98 +72,65 @@ class AntsResult:
 
 
 def run_ants(
-    fixed: nib.Nifti1Image,
-    moving: nib.Nifti1Image,
+    fixed: Nifti1Image,
+    moving: Nifti1Image,
     options: AntsOptions,
     folder: Path,
     runtime: Runtime,
     *,
-    affine: np.ndarray | None = None,
-    lesion: nib.Nifti1Image | None = None,
+    affine: NDArray[np.floating] | None = None,
+    lesion: Nifti1Image | None = None,
     threads: int | None = None,
 ) -> AntsResult:
-    """Run one `ants.registration` in a child process.
+    """Run one `ants.registration`.
 
     Parameters
     ----------
-    fixed, moving : nibabel.Nifti1Image, shape (X, Y, Z)
-        Brains, as they are compared.
+    fixed, moving : Nifti1Image
+        ``(X, Y, Z)``, as they are compared: zero outside the object.
     options : AntsOptions
-    folder : pathlib.Path
-        An existing, empty folder that takes all files of this run, the child's temporary ones too.
+        Schedule.
+    folder : Path
+        An existing, empty folder that takes all files of this run.
     runtime : Runtime
         Gives the seed and the number of threads.
-    affine : numpy.ndarray, shape (4, 4), optional
-        Start here, fixed to moving, RAS mm; None starts where the centres of mass meet.
-    lesion : nibabel.Nifti1Image, optional
-        On the moving grid; where it is not zero, nothing counts for the similarity.
+    affine : ndarray, optional
+        ``(4, 4)``, fixed to moving points, RAS mm: the start. None starts where the centres of mass meet.
+    lesion : Nifti1Image, optional
+        On the moving grid. Where it is not zero, nothing counts for the similarity.
     threads : int, optional
         Overrides the number of `runtime`.
 
-    Returns
-    -------
-    AntsResult
-
     Raises
     ------
-    AntsError
-        If the child fails or is killed.
+    ProgramError
+        If ANTs fails or is killed.
     """
     folder = Path(folder).resolve()
-    request: dict[str, Any] = {"options": asdict(options)}
-    sound = None if lesion is None else nib.Nifti1Image(np.float32(np.asanyarray(lesion.dataobj) == 0), lesion.affine)
-    for role, image in (("fixed", fixed), ("moving", moving), ("sound", sound)):
-        request[role] = None if image is None else _write_array(image, folder / f"{role}.npy")
-    request["affine"] = None if affine is None else swap_ras_lps(affine).tolist()
-    (folder / "request.json").write_text(json.dumps(request))
-
-    environment = os.environ | {
-        # ANTs takes seed 0 to mean "use the clock".
-        "ANTS_RANDOM_SEED": str(runtime.seed + 1),
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads or runtime.thread_count),
-        "TMPDIR": str(folder),
-        # The child finds this package the way the parent did, installed or not.
-        "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path),
+    sound = None if lesion is None else Nifti1Image(np.float32(np.asanyarray(lesion.dataobj) == 0), lesion.affine)
+    images = {"fixed": fixed, "moving": moving, "sound": sound}
+    request: dict[str, Any] = {
+        "options": asdict(options),
+        "affine": None if affine is None else swap_ras_lps(affine).tolist(),
+        **{
+            role: None if image is None else store_image(image, folder / f"{role}.npy")
+            for role, image in images.items()
+        },
     }
-    what, log = f"ANTs {options.type_of_transform} registration", folder / "log.txt"
-    try:
-        run_program(
-            [sys.executable, "-m", "nio_pydra.engines.ants_process", folder / "request.json"],
-            name=what, folder=folder, log=log, environment=environment,
-        )  # fmt: skip
-    except ProgramError as error:
-        raise AntsError(str(error)) from None
-    answer = folder / "result.json"
-    if not answer.exists():
-        raise AntsError(f"{what} left no result. The end of its output:\n{last_lines(log)}")
-    found = json.loads(answer.read_text())
+    name = f"ANTs {options.type_of_transform} registration"
+    found = run_child(__name__, request, folder, runtime, name=name, threads=threads)
     return AntsResult(
         affine=swap_ras_lps(np.array(found["affine"])),
         warp=Path(found["warp"]) if found["warp"] else None,
         inverse_warp=Path(found["inverse_warp"]) if found["inverse_warp"] else None,
-        spent=Spent(**found["spent"]),
+        spent=found["spent"],
         peak_memory_mb=found["peak_memory_mb"],
     )
 
 
-def _write_array(image: nib.Nifti1Image, path: Path) -> dict[str, Any]:
-    """Store the voxels as .npy; return the path with the ITK (LPS) geometry: spacing, origin, direction."""
-    np.save(path, np.ascontiguousarray(image.get_fdata(dtype=np.float32, caching="unchanged")))
-    spacing, origin, direction = itk_geometry(image.affine)
-    return {
-        "path": str(path),
-        "spacing": spacing.tolist(),
-        "origin": origin.tolist(),
-        "direction": direction.tolist(),
-    }
-
-
-def _main(request_path: Path) -> None:
-    """Run in the child: read the request, register, write result.json beside the request."""
+def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, Any]]:
+    """Do the work, in the child."""
     import ants
-
-    request = json.loads(request_path.read_text())
-    folder = request_path.parent
 
     def read(role: str) -> Any:
         entry = request[role]
@@ -227,15 +178,12 @@ def _main(request_path: Path) -> None:
     centre = transform.fixed_parameters
     matrix[:3, 3] = transform.parameters[9:] + centre - matrix[:3, :3] @ centre
     warp, inverse_warp = folder / "out_1Warp.nii.gz", folder / "out_1InverseWarp.nii.gz"
-    result = {
+    return spent, {
         "affine": matrix.tolist(),
         "warp": str(warp) if warp.exists() else None,
         "inverse_warp": str(inverse_warp) if inverse_warp.exists() else None,
-        "spent": asdict(spent),
-        "peak_memory_mb": peak_memory_mb(),
     }
-    (folder / "result.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    answer(_register)

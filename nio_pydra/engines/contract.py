@@ -1,11 +1,9 @@
-"""What every registration engine takes and returns; nothing downstream knows which engine ran.
-
-An engine is a module with ``PRESETS``, a dict of named frozen settings, and
-``run(pair, settings, runtime) -> Deformation``.
-"""
+"""What every registration engine takes and returns; nothing downstream knows which engine ran."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +15,36 @@ from numpy.typing import NDArray
 from nio_pydra.engines.names import LARGEST_SEED
 from nio_pydra.engines.stopwatch import Spent
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.transforms import DisplacementField
 from nio_pydra.system.cores import default_threads
 
-__all__ = ["Deformation", "Pair", "Runtime", "brain_only", "inside"]
+__all__ = ["Deformation", "Engine", "Memory", "Pair", "Runtime", "ScanFiles", "foreground_only", "inside"]
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    """An image and what belongs to it, as files.
+
+    Attributes
+    ----------
+    image : Path
+        3-D image.
+    mask : Path or None
+        Where the object is. None: it is found in the image.
+    labels : Path or None
+        Label map on the image's grid.
+    lesion_mask : Path or None
+        Region without a counterpart in other images.
+    skull_stripped : bool
+        Whether the image shows nothing but the object: a missing mask is then read off the image.
+    """
+
+    image: Path
+    mask: Path | None = None
+    labels: Path | None = None
+    lesion_mask: Path | None = None
+    skull_stripped: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,9 +101,11 @@ class Pair:
     affine : ndarray
         4x4, RAS mm, FIXED points to MOVING points.
     fixed_mask, moving_mask : Nifti1Image or None
-        Brain masks on the grids of their images.
+        Masks of the object on the grids of their images. None: the image is zero outside the object.
     lesion_mask : Nifti1Image or None
         Region of the moving image without a counterpart, on its grid; taken out of the similarity.
+    profile : Profile
+        What the images show.
     """
 
     fixed: Nifti1Image
@@ -88,11 +114,22 @@ class Pair:
     fixed_mask: Nifti1Image | None = None
     moving_mask: Nifti1Image | None = None
     lesion_mask: Nifti1Image | None = None
+    profile: Profile = BRAIN
 
     @property
-    def fixed_brain(self) -> NDArray[np.bool_]:
-        """Voxels of the fixed image that count as brain, ``(X, Y, Z)``: where results are measured."""
+    def fixed_foreground(self) -> NDArray[np.bool_]:
+        """Voxels of the object in the fixed image, ``(X, Y, Z)``: where results are measured."""
         return inside(self.fixed, self.fixed_mask)
+
+    @property
+    def fixed_object(self) -> Nifti1Image:
+        """The fixed image as it is compared, zero outside the object; see :func:`foreground_only`."""
+        return foreground_only(self.fixed, self.fixed_mask, self.profile)
+
+    @property
+    def moving_object(self) -> Nifti1Image:
+        """The moving image as it is compared."""
+        return foreground_only(self.moving, self.moving_mask, self.profile)
 
 
 @dataclass(frozen=True)
@@ -118,15 +155,79 @@ class Deformation:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Predicted peak memory of one registration, MiB.
+
+    Attributes
+    ----------
+    process : float
+        Of the process.
+    device : float
+        Of the GPU; 0 where none is used.
+    """
+
+    process: float
+    device: float = 0.0
+
+
+class Engine(ABC):
+    """A registration method: one module with one of these, and one line in `nio_pydra.engines.names`.
+
+    Attributes
+    ----------
+    what : str
+        What it is, in a line.
+    citation : str
+        Whom to cite.
+    presets : mapping of str to dataclass instance
+        Frozen settings by name, the default first. A field ``weights`` says that a network's weights can be chosen.
+    """
+
+    what: str
+    citation: str
+    presets: Mapping[str, Any]
+
+    @abstractmethod
+    def run(self, pair: Pair, settings: Any, runtime: Runtime) -> Deformation:
+        """Find the deformation that is left after the pair's affine.
+
+        Raises
+        ------
+        InputError
+            If the pair or the settings cannot be used.
+        ProgramError, ComputationError
+            If the registration fails.
+        """
+
+    def fingerprint(self, settings: Any) -> str:
+        """Return what results depend on beside this package's code and the settings: weights, a program's version.
+
+        Raises
+        ------
+        InputError
+            If the weights cannot be used.
+        """
+        return ""
+
+    def memory_mb(self, fixed: Nifti1Image, mask: Nifti1Image | None, settings: Any, runtime: Runtime) -> Memory | None:
+        """Predict the peak memory from the fixed image and its mask; None where nothing is known."""
+        return None
+
+    def available(self) -> str | None:
+        """Return None, or a sentence that says what is missing and how to install it."""
+        return None
+
+
 def inside(image: Nifti1Image, mask: Nifti1Image | None) -> NDArray[np.bool_]:
     """Return the voxels of an image that count: those of its mask, or all that are not zero; ``(X, Y, Z)``."""
     return np.asanyarray((image if mask is None else mask).dataobj) != 0
 
 
-def brain_only(image: Nifti1Image, mask: Nifti1Image | None) -> Nifti1Image:
+def foreground_only(image: Nifti1Image, mask: Nifti1Image | None, profile: Profile = BRAIN) -> Nifti1Image:
     """Set everything outside a mask to zero, and keep zero the darkest value.
 
-    A standardised image has negative voxels. If its background were left between its tissues, the edge of the brain
+    A standardised image has negative voxels. If its background were left between its tissues, the edge of the object
     would be invisible to a registration and interpolation would draw a bright rim. Such an image is raised by its
     darkest voxel; the images that have none are left as they are.
 
@@ -136,6 +237,8 @@ def brain_only(image: Nifti1Image, mask: Nifti1Image | None) -> Nifti1Image:
         ``(X, Y, Z)``.
     mask : Nifti1Image or None
         Non-zero inside, on the image's grid; None takes all voxels that are not zero.
+    profile : Profile
+        What the image shows: its `intensity_window` is applied first.
 
     Returns
     -------
@@ -147,11 +250,13 @@ def brain_only(image: Nifti1Image, mask: Nifti1Image | None) -> Nifti1Image:
     InputError
         If nothing is left.
     """
-    data, brain = image.get_fdata(dtype=np.float32, caching="unchanged"), inside(image, mask)
-    if not data[brain].any():
+    data, kept = image.get_fdata(dtype=np.float32, caching="unchanged"), inside(image, mask)
+    if profile.intensity_window is not None:
+        data = np.clip(data, *profile.intensity_window)
+    if not data[kept].any():
         raise InputError(
-            f"{image.get_filename() or 'The image'} is zero in all of its brain mask: expected the mask to cover the "
-            "brain. Is it the mask of another image, or inverted?"
+            f"{image.get_filename() or 'The image'} is zero in all of its {profile.name} mask: "
+            f"expected the mask to cover the {profile.name}. Is it the mask of another image, or inverted?"
         )
-    darkest = np.float32(min(0.0, data[brain].min()))
-    return Nifti1Image(np.where(brain, data - darkest, np.float32(0)), image.affine)
+    darkest = np.float32(min(0.0, data[kept].min()))
+    return Nifti1Image(np.where(kept, data - darkest, np.float32(0)), image.affine)

@@ -1,61 +1,42 @@
-"""The engines by name: what a command line must know of them before anything heavy is imported."""
+"""The engines by name. Nothing heavy is imported here, so that command lines are quick to say what they know."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from nio_pydra.errors import InputError
 
-__all__ = ["ENGINES", "LARGEST_SEED", "Engine", "preset_name"]
+if TYPE_CHECKING:
+    from nio_pydra.engines.contract import Engine
+
+__all__ = ["ENGINES", "LARGEST_SEED", "get_engine"]
 
 LARGEST_SEED = 2**31 - 2
 """ANTs takes the seed plus one, as 0 means the clock to it, in 32 bits with a sign."""
 
-
-@dataclass(frozen=True)
-class Engine:
-    """What is known of an engine without importing it.
-
-    Attributes
-    ----------
-    module : str
-        Of `nio_pydra.engines`.
-    presets : tuple of str
-        Keys of the module's ``PRESETS``, the default first.
-    network : bool
-        Whether it takes network weights.
-    """
-
-    module: str
-    presets: tuple[str, ...]
-    network: bool = False
-
-
-#: The default first. A test keeps this and the modules alike.
 ENGINES = {
-    "nio_m": Engine("nio", ("paper", "precise", "fast", "draft"), network=True),
-    "nio": Engine("nio", ("paper", "draft"), network=True),
-    "io": Engine("nio", ("paper", "draft"), network=True),
-    "lapirn": Engine("nio", ("paper",), network=True),
-    "affine": Engine("affine", ("default",)),
-    "syn": Engine("syn", ("fast", "precise")),
+    "nio_m": "nio:NIO_M",
+    "nio": "nio:NIO",
+    "io": "nio:IO",
+    "lapirn": "nio:LAPIRN",
+    "affine": "affine:AFFINE",
+    "syn": "syn:SYN",
+    "greedy": "greedy:GREEDY",
 }
+"""Module of `nio_pydra.engines` and the engine's name in it. The first one is the default."""
 
 
-def preset_name(engine: str, preset: str | None = None, weights: Path | None = None) -> str:
-    """Return the preset's name, the engine's default for None.
+def get_engine(name: str) -> Engine:
+    """Return an engine by its name.
 
     Raises
     ------
     InputError
-        If there is no such engine or preset, or weights are given to an engine without a network.
+        If there is no engine of that name.
     """
-    if engine not in ENGINES:
-        raise InputError(f"There is no engine {engine}: choose one of {', '.join(ENGINES)}.")
-    presets = ENGINES[engine].presets
-    if preset is not None and preset not in presets:
-        raise InputError(f"The engine {engine} has no preset {preset}: choose one of {', '.join(presets)}.")
-    if weights is not None and not ENGINES[engine].network:
-        raise InputError(f"The engine {engine} uses no network: leave out --weights.")
-    return preset or presets[0]
+    if name not in ENGINES:
+        raise InputError(f"There is no engine {name}: choose one of {', '.join(ENGINES)}.")
+    module, _, attribute = ENGINES[name].partition(":")
+    engine: Engine = getattr(import_module(f"nio_pydra.engines.{module}"), attribute)
+    return engine

@@ -1,6 +1,8 @@
 """The engines ``nio_m``, ``nio``, ``io`` and ``lapirn``: one chain, four schedules.
 
-Conform both brains to the network's space, predict and optimise there, bring the field back to the fixed grid.
+Both images go into the network's space. A first field is predicted there, or is zero; refiners improve it; the result
+comes back to the fixed grid. A new network is one new file in `nio_pydra.networks`, and a new refiner one in
+`nio_pydra.optimize` and a field of :class:`NetworkSettings`.
 """
 
 from __future__ import annotations
@@ -10,189 +12,210 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from nibabel.nifti1 import Nifti1Image
 
-from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
+from nio_pydra.engines.contract import Deformation, Engine, Memory, Pair, Runtime, foreground_only
+from nio_pydra.engines.devices import choose_device, choose_precision
 from nio_pydra.engines.memory import BASE_MB, predicted_memory_mb
+from nio_pydra.engines.network_space import NetworkSpace, grid_around
 from nio_pydra.engines.stopwatch import Stopwatch
-from nio_pydra.errors import InputError
 from nio_pydra.metrics import regularity
-from nio_pydra.networks.checkpoints import condition_for, default_weights, load_network, weights_digest
+from nio_pydra.networks import Network, load_network
+from nio_pydra.networks.checkpoints import condition_for, default_weights, weights_digest
 from nio_pydra.networks.lapirn import SIZE_MULTIPLE
-from nio_pydra.optimize.io import IOSettings, optimize_field
-from nio_pydra.optimize.nio import NIOSettings, optimize_network
-from nio_pydra.optimize.problem import TensorPair
-from nio_pydra.optimize.resources import keep_freed_memory
-from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities, to_displacement_field
+from nio_pydra.optimize.estimate import Estimate, Refiner
+from nio_pydra.optimize.io import IOSettings
+from nio_pydra.optimize.nio import NIOSettings
+from nio_pydra.optimize.resources import keep_freed_memory, place
 from nio_pydra.spatial.inversion import unfold
 
-__all__ = ["PRESETS", "NetworkEngineSettings", "choose_device", "choose_precision", "predicted_memory", "run"]
+__all__ = ["IO", "LAPIRN", "NIO", "NIO_M", "NetworkEngine", "NetworkSettings"]
 
 log = logging.getLogger("nio_pydra")
 
+NO_NETWORK = {"orientation": "LIA", "voxel_size_mm": 1.0, "intensity_scaling": "percentile"}
+"""Space and intensities where the first field is zero."""
+
 
 @dataclass(frozen=True)
-class NetworkEngineSettings:
-    """A network's schedule, optionally followed by refinement of the field.
+class NetworkSettings:
+    """First field and refiners.
 
     Attributes
     ----------
-    nio : NIOSettings
-        Optimisation of the network; without iterations it only predicts.
-    io : IOSettings or None
-        Refinement of the predicted field.
+    start : {"network", "zero"}
+        First field: predicted by the network, or zero.
+    network : NIOSettings or None
+        Optimisation of the network. None: it only predicts.
+    field : IOSettings or None
+        Optimisation of the field after that.
     weights : Path or None
-        Checkpoint; None: the package's.
+        Checkpoint. None: the package's.
     """
 
-    nio: NIOSettings
-    io: IOSettings | None = None
+    start: Literal["network", "zero"] = "network"
+    network: NIOSettings | None = None
+    field: IOSettings | None = None
     weights: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.start == "zero" and (self.network is not None or self.weights is not None):
+            raise ValueError(
+                "start is 'zero', where no network is used: expected no settings of a network and no weights"
+            )
 
-PREDICT = NIOSettings(iterations=(0, 0, 0))
-
-#: "paper" is what Mok et al. 2023 use; "draft" is for trying things out. Most of the gain comes early and at the
-#: lower levels, so a draft of NIO_m stops there; "fast" refines the field itself after that, which costs little, and
-#: "precise" does so after the whole schedule of the paper.
-PRESETS: dict[str, dict[str, NetworkEngineSettings]] = {
-    "nio_m": {
-        "paper": NetworkEngineSettings(NIOSettings()),
-        "precise": NetworkEngineSettings(NIOSettings(), IOSettings(iterations=30, smoothings=0)),
-        "fast": NetworkEngineSettings(NIOSettings(iterations=(20, 10, 0)), IOSettings(iterations=60, smoothings=0)),
-        "draft": NetworkEngineSettings(NIOSettings(iterations=(20, 12, 0))),
-    },
-    "nio": {
-        "paper": NetworkEngineSettings(NIOSettings(iterations=(0, 0, 50))),
-        "draft": NetworkEngineSettings(NIOSettings(iterations=(0, 0, 5))),
-    },
-    "io": {
-        "paper": NetworkEngineSettings(PREDICT, IOSettings()),
-        "draft": NetworkEngineSettings(PREDICT, IOSettings(iterations=30)),
-    },
-    "lapirn": {"paper": NetworkEngineSettings(PREDICT)},
-}
+    @property
+    def refiners(self) -> list[Refiner]:
+        """What improves the first field, in order."""
+        return [refiner for refiner in (self.network, self.field) if refiner is not None]
 
 
-def run(pair: Pair, settings: NetworkEngineSettings, runtime: Runtime) -> Deformation:
-    """Register a pair with a network.
+class NetworkEngine(Engine):
+    """Registration by a network, by optimisation, or by both.
 
     Parameters
     ----------
-    pair : Pair
-        Images, affine and masks.
-    settings : NetworkEngineSettings
-        One of `PRESETS`, or your own.
-    runtime : Runtime
-        Device, threads, precision.
-
-    Returns
-    -------
-    Deformation
-        Forward field on the fixed grid, without folds; no inverse. Its details hold ``weights`` and the regularity
-        of the network's own field, ``before_unfolding``.
-
-    Raises
-    ------
-    InputError
-        If the weights cannot be used, or CUDA is asked for and not there.
+    what, citation, presets
+        See :class:`nio_pydra.engines.contract.Engine`.
     """
-    network, metadata = load_network(settings.weights)
-    device = choose_device(runtime)
-    torch.manual_seed(runtime.seed)
-    watch = Stopwatch()
-    brain = brain_only(pair.fixed, pair.fixed_mask)
-    grid = _grid(brain, metadata)
-    keep_freed_memory(math.prod(grid.shape))
-    tensors = _tensors(pair, brain, grid, metadata["intensity_scaling"], device)
-    precision = choose_precision(runtime, device)
-    log.info("network grid %s, %s, %s", grid.shape, device, str(precision).removeprefix("torch."))
-    told = condition_for(metadata, settings.nio.objective.weight) if network.config.conditional else None
-    field = optimize_network(
-        network, tensors, settings.nio, condition=told, precision=precision, progress=runtime.progress
-    )
-    if settings.io is not None:
-        field = optimize_field(field, tensors, settings.io, progress=runtime.progress)
-    folded = to_displacement_field(field, grid, pair.fixed)
-    forward = unfold(folded)
-    spent = watch.read()
-    path = settings.weights or default_weights()
-    details: dict[str, Any] = {
-        "device": str(device),
-        "precision": str(precision).removeprefix("torch."),
-        "network_grid": list(grid.shape),
-        "before_unfolding": asdict(regularity(folded, pair.fixed_brain)),
-        "weights": {"name": path.name, "sha256": weights_digest(path)},
-    }
-    if told is not None:
-        details["condition"] = told
-    if device.type == "cuda":
-        details["peak_device_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
-    return Deformation(forward, None, spent, details)
 
+    def __init__(self, what: str, citation: str, presets: Mapping[str, NetworkSettings]) -> None:
+        self.what, self.citation, self.presets = what, citation, presets
 
-def choose_device(runtime: Runtime) -> torch.device:
-    """Turn "auto" into a device, and refuse CUDA where there is none."""
-    there = torch.cuda.is_available()
-    if runtime.device == "cuda" and not there:
-        raise InputError("--device cuda: this machine or this build of PyTorch has no CUDA GPU; use --device cpu.")
-    return torch.device("cuda" if there and runtime.device != "cpu" else "cpu")
+    def run(self, pair: Pair, settings: NetworkSettings, runtime: Runtime) -> Deformation:
+        """Register a pair in the network's space.
 
+        Parameters
+        ----------
+        pair : Pair
+            Images, affine and masks.
+        settings : NetworkSettings
+            One of the presets, or settings made by hand.
+        runtime : Runtime
+            Device, threads, precision.
 
-def predicted_memory(
-    fixed: Nifti1Image, mask: Nifti1Image | None, settings: NetworkEngineSettings, runtime: Runtime
-) -> tuple[float, float]:
-    """Predict the peak memory, of the process and of the GPU, in MiB, from the fixed image (and its mask)."""
-    device = choose_device(runtime)
-    predicted = predicted_memory_mb(
-        _grid(brain_only(fixed, mask), load_network(settings.weights)[1]).shape,
-        optimised=settings.nio.iterations[-1] > 0,
-        float32=choose_precision(runtime, device) == torch.float32,
-    )
-    return (predicted, 0.0) if device.type == "cpu" else (BASE_MB, predicted)
+        Returns
+        -------
+        Deformation
+            Forward field on the fixed grid, without folds; no inverse. Its details hold ``weights`` and the
+            regularity of the field before folds were removed, ``before_unfolding``.
 
+        Raises
+        ------
+        InputError
+            If the weights cannot be used, or CUDA is asked for where there is none.
+        ComputationError
+            If the optimisation diverges.
+        """
+        network, conventions = _load(settings)
+        device = choose_device(runtime)
+        torch.manual_seed(runtime.seed)
+        watch = Stopwatch()
+        fixed = pair.fixed_object
+        grid = grid_around(fixed, conventions, _multiple(network))
+        keep_freed_memory(math.prod(grid.shape))
+        space = NetworkSpace.of(pair, grid, fixed, conventions["intensity_scaling"], device)
+        precision = choose_precision(runtime, device)
+        log.info("network grid %s, %s, %s", grid.shape, device, str(precision).removeprefix("torch."))
+        condition = _condition(network, conventions, settings)
+        if network is not None:
+            network = place(network, device)
+        estimate = Estimate(space.problem, network, condition, precision, runtime.progress)
+        for refiner in settings.refiners:
+            estimate = refiner.refine(estimate)
+        folded = space.back(estimate.field)
+        forward = unfold(folded)
+        spent = watch.read()
+        details: dict[str, Any] = {
+            "device": str(device),
+            "precision": str(precision).removeprefix("torch."),
+            "network_grid": list(grid.shape),
+            "before_unfolding": asdict(regularity(folded, pair.fixed_foreground)),
+        }
+        if network is not None:
+            path = settings.weights or default_weights()
+            details["weights"] = {"name": path.name, "sha256": weights_digest(path)}
+        if condition is not None:
+            details["condition"] = condition
+        if device.type == "cuda":
+            details["peak_device_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+        return Deformation(forward, None, spent, details)
 
-def _grid(brain: Nifti1Image, metadata: Mapping[str, Any]) -> NetworkGrid:
-    return network_grid(
-        brain,
-        np.asanyarray(brain.dataobj) != 0,
-        orientation=metadata["orientation"],
-        voxel_size_mm=metadata["voxel_size_mm"],
-        multiple=SIZE_MULTIPLE,
-    )
+    def fingerprint(self, settings: NetworkSettings) -> str:
+        """Return the digest of the weights, which are loaded to see that they can be used."""
+        if _load(settings)[0] is None:
+            return ""
+        return f"weights-{weights_digest(settings.weights)[:16]}"
 
-
-def choose_precision(runtime: Runtime, device: torch.device) -> torch.dtype:
-    """Turn "auto" into the type of the network's convolutions: bfloat16 where it is faster."""
-    if runtime.precision == "float32":
-        return torch.float32
-    if device.type == "cpu":
-        # Without the instructions bfloat16 is emulated, and slower than float32.
-        supported = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.bfloat16 if supported else torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-
-
-def _tensors(pair: Pair, fixed_brain: Nifti1Image, grid: NetworkGrid, scaling: str, device: torch.device) -> TensorPair:
-    fixed = grid.sample(fixed_brain)
-    moving = grid.sample(brain_only(pair.moving, pair.moving_mask), pair.affine)
-    if not moving.any():
-        raise InputError(
-            "after the affine alignment no part of the moving brain lies on the fixed brain: "
-            "the alignment failed, check both images and masks."
+    def memory_mb(
+        self, fixed: Nifti1Image, mask: Nifti1Image | None, settings: NetworkSettings, runtime: Runtime
+    ) -> Memory:
+        """Predict the peak memory of LapIRN; other networks take less."""
+        device = choose_device(runtime)
+        network, conventions = _load(settings)
+        optimised = settings.network is not None and settings.network.iterations[-1] > 0
+        predicted = predicted_memory_mb(
+            grid_around(foreground_only(fixed, mask), conventions, _multiple(network)).shape,
+            optimised=optimised,
+            float32=choose_precision(runtime, device) == torch.float32,
         )
-    weights = None
-    if pair.lesion_mask is not None:
-        outside = (np.asanyarray(pair.lesion_mask.dataobj) == 0).astype(np.float32)
-        # Sampled as a lesion and inverted afterwards, so that beyond the image there is no lesion.
-        lesion = grid.sample(Nifti1Image(1 - outside, pair.lesion_mask.affine), pair.affine)
-        weights = torch.from_numpy(1 - lesion)[None, None].to(device)
-    return TensorPair(
-        scale_intensities(fixed, scaling).to(device),
-        scale_intensities(moving, scaling).to(device),
-        moving_weights=weights,
-    )
+        return Memory(predicted) if device.type == "cpu" else Memory(BASE_MB, predicted)
+
+
+def _load(settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
+    """Load the network, if there is one, and its conventions."""
+    return (None, NO_NETWORK) if settings.start == "zero" else load_network(settings.weights)
+
+
+def _multiple(network: Network | None) -> int:
+    return SIZE_MULTIPLE if network is None else network.size_multiple
+
+
+def _condition(network: Network | None, conventions: Mapping[str, Any], settings: NetworkSettings) -> float | None:
+    """Return what a conditional network has to be told; None for others."""
+    if network is None or not getattr(network.config, "conditional", False):
+        return None
+    weight = (settings.network or NIOSettings()).objective.weight
+    return condition_for(conventions, weight)
+
+
+MOK_2023 = "Mok et al. 2023, Machine Learning in Medical Imaging (MICCAI workshop)"
+
+#: Most of the gain comes early and at the lower levels, so "draft" stops there. "fast" then refines the field itself,
+#: which costs little, and "precise" does so after the whole schedule of the paper. "paper" is what Mok et al. use.
+NIO_M = NetworkEngine(
+    "Neural Instance Optimization, coarse to fine: LapIRN's weights are optimised on the pair, level by level",
+    MOK_2023,
+    {
+        "paper": NetworkSettings(network=NIOSettings()),
+        "precise": NetworkSettings(network=NIOSettings(), field=IOSettings(iterations=30, smoothings=0)),
+        "fast": NetworkSettings(
+            network=NIOSettings(iterations=(20, 10, 0)), field=IOSettings(iterations=60, smoothings=0)
+        ),
+        "draft": NetworkSettings(network=NIOSettings(iterations=(20, 12, 0))),
+    },
+)
+NIO = NetworkEngine(
+    "Neural Instance Optimization of all levels at once",
+    MOK_2023,
+    {
+        "paper": NetworkSettings(network=NIOSettings(iterations=(0, 0, 50))),
+        "draft": NetworkSettings(network=NIOSettings(iterations=(0, 0, 5))),
+    },
+)
+IO = NetworkEngine(
+    "instance optimisation of the displacement field, from LapIRN's prediction on",
+    f"Siebert et al. 2021, Learn2Reg challenge (MICCAI); as in {MOK_2023}",
+    {
+        "paper": NetworkSettings(field=IOSettings()),
+        "draft": NetworkSettings(field=IOSettings(iterations=30)),
+    },
+)
+LAPIRN = NetworkEngine(
+    "LapIRN, the network alone",
+    "Mok and Chung 2020, MICCAI, arXiv:2006.16148",
+    {"paper": NetworkSettings()},
+)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nio_pydra.engines.contract import Pair, brain_only, inside
+from nio_pydra.engines.contract import Pair, inside
 from nio_pydra.metrics import local_similarity, regularity, round_trip_error
 from nio_pydra.spatial.transforms import DisplacementField, Transform, apply_affine, resample
 
@@ -17,7 +17,7 @@ POINTS = 200_000  # at which a round trip is measured
 
 
 def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, Any]:
-    """Measure a registration inside the fixed brain.
+    """Measure a registration inside the fixed object.
 
     Parameters
     ----------
@@ -30,20 +30,20 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
     -------
     dict
         ``similarity`` (``before`` and ``after``), ``std_jacobian``, ``fold_percent`` and ``inverse_error_mm`` of the
-        record. The last one has ``median`` and ``p99`` in mm of three round trips: from ``voxels`` of the fixed brain
-        and from points ``between_voxels``, forward then inverse, and ``backward`` from voxels of the moving brain.
+        record. The last one has ``median`` and ``p99`` in mm of three round trips: from ``voxels`` of the fixed object
+        and from points ``between_voxels``, forward then inverse, and ``backward`` from voxels of the moving object.
     """
-    brain, fixed = pair.fixed_brain, np.asanyarray(pair.fixed.dataobj)
-    moving = brain_only(pair.moving, pair.moving_mask)  # for a background that is the darkest value
+    foreground, fixed = pair.fixed_foreground, np.asanyarray(pair.fixed.dataobj)
+    moving = pair.moving_object  # for a background that is the darkest value
 
     def similarity(transform: Transform) -> float:
-        return local_similarity(fixed, np.asanyarray(resample(moving, pair.fixed, transform).dataobj), brain)
+        return local_similarity(fixed, np.asanyarray(resample(moving, pair.fixed, transform).dataobj), foreground)
 
     deformation = transforms[0].steps[0]
-    smooth = regularity(deformation, brain) if isinstance(deformation, DisplacementField) else None
+    smooth = regularity(deformation, foreground) if isinstance(deformation, DisplacementField) else None
     return {
         "similarity": {
-            "metric": "mean squared local cross-correlation, window 7, in the fixed brain",
+            "metric": "mean squared local cross-correlation, window 7, inside the fixed mask",
             "before": similarity(Transform((pair.affine,))),
             "after": similarity(transforms[0]),
         },
@@ -54,9 +54,9 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
 
 
 def _way_back(pair: Pair, forward: Transform, inverse: Transform) -> dict[str, Any]:
-    """Distances in mm after a round trip: from voxels of the fixed brain, from between them, and the other way."""
+    """Distances in mm after a round trip: from voxels of the fixed object, from between them, and the other way."""
     rng = np.random.default_rng(0)
-    fixed = _some_voxels(pair.fixed_brain)
+    fixed = _some_voxels(pair.fixed_foreground)
     between = fixed + rng.uniform(-0.5, 0.5, fixed.shape)
     moving = _some_voxels(inside(pair.moving, pair.moving_mask))
     trips = {

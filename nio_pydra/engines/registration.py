@@ -1,41 +1,41 @@
 """Registration of files by any engine, label propagation and scoring.
 
-:func:`register` is the one place where engines are called: it reads and checks the images, lets the engine find a
+:func:`register` is the one place where engines are called. It reads and checks the images, lets the engine find a
 deformation, inverts it where the engine did not, writes both directions as ITK transforms and measures the result.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra import __version__
-from nio_pydra.engines.contract import Deformation, Pair, Runtime
+from nio_pydra.engines.contract import Deformation, Pair, Runtime, ScanFiles
 from nio_pydra.engines.memory import forget_peak_memory, peak_memory_mb
-from nio_pydra.engines.names import ENGINES, preset_name
+from nio_pydra.engines.methods import Method, choose_method
 from nio_pydra.engines.quality import quality
 from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.errors import ComputationError
 from nio_pydra.metrics import dice
 from nio_pydra.optimize.resources import limit_threads
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
 from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform, resample
 from nio_pydra.system.files import atomic_path, contents_digest
 
-__all__ = ["Registration", "engine_settings", "propagate_labels", "register", "score"]
+__all__ = ["Registration", "propagate_labels", "register", "score"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -64,49 +64,35 @@ class Registration:
     record: Path
 
 
-def engine_settings(engine: str, preset: str, weights: Path | None = None) -> Any:
-    """Return the settings of a preset, with these weights in the place of the package's."""
-    presets = _module(engine).PRESETS
-    # A module that serves several engines keeps presets by engine.
-    settings = presets.get(engine, presets)[preset]
-    return settings if weights is None else replace(settings, weights=Path(weights))
-
-
 def register(
-    fixed: Path,
-    moving: Path,
+    fixed: ScanFiles,
+    moving: ScanFiles,
     affine: Path,
     out_dir: Path,
+    method: Method | None = None,
     *,
-    engine: str = "nio_m",
-    preset: str | None = None,
-    weights: Path | None = None,
-    fixed_mask: Path | None = None,
-    moving_mask: Path | None = None,
-    lesion_mask: Path | None = None,
     affine_record: Mapping[str, float] | None = None,
+    profile: Profile = BRAIN,
     runtime: Runtime | None = None,
 ) -> Registration:
     """Register a moving image to a fixed one, from a given affine on.
 
     Parameters
     ----------
-    fixed, moving : Path
-        3-D images.
+    fixed, moving : ScanFiles
+        3-D images. Masks lie on their grids; without one the image is zero outside the object. A lesion of the moving
+        image is taken out of the similarity.
     affine : Path
         ITK affine or composite with one affine, fixed points to moving points.
     out_dir : Path
         Takes ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz`` and ``record.json``.
-    engine, preset : str
-        See `nio_pydra.engines.names.ENGINES`.
-    weights : Path, optional
-        Network weights; default: those of the package.
-    fixed_mask, moving_mask : Path, optional
-        Brain masks; None where the image shows nothing but the brain.
-    lesion_mask : Path, optional
-        Region of the moving image that has no counterpart.
+    method : Method, optional
+        Engine and settings, by name (:func:`nio_pydra.engines.methods.choose_method`, whose default is the default
+        here) or made by hand.
     affine_record : mapping, optional
         What the affine took, as :func:`nio_pydra.engines.affine.align` returns it; for the record.
+    profile : Profile
+        What the images show.
     runtime : Runtime, optional
         Device, threads, seed.
 
@@ -122,18 +108,16 @@ def register(
     ``seconds`` in the record means the same for every engine. ``registration`` is the time from images in memory to
     both transforms in memory, and ``registration_processor`` the processor time of the same work; the start of
     processes and the loading of weights are in neither. ``affine`` and ``affine_processor`` are the like of the affine.
-    ``io`` is reading and writing, ``measures`` the resampling of the moving image and all measures of quality, and
+    ``files`` is reading and writing, ``measures`` the resampling of the moving image and all measures of quality, and
     ``preparation`` whatever is left: the loading of weights and programs.
     """
-    runtime = runtime or Runtime()
-    preset = preset_name(engine, preset, weights)
-    settings = engine_settings(engine, preset, weights)
+    runtime, method = runtime or Runtime(), method or choose_method()
     forget_peak_memory()
     limit_threads(runtime.thread_count)
     whole = Stopwatch()
-    pair = _read_pair(Path(fixed), Path(moving), Path(affine), fixed_mask, moving_mask, lesion_mask)
+    pair = _read_pair(fixed, moving, Path(affine), profile)
     reading = whole.read().wall
-    found = _module(engine).run(pair, settings, runtime)
+    found = method.engine.run(pair, method.settings, runtime)
     inversion = Stopwatch()
     transforms = _transforms(pair, found)
     spent = found.spent + inversion.read()
@@ -143,8 +127,9 @@ def register(
     similarity = measures["similarity"]
     if similarity["after"] < LEAST_KEPT * similarity["before"]:
         raise ComputationError(
-            f"{moving} fits {fixed} worse after the registration by {engine} than after the affine alone: similarity "
-            f"{similarity['before']:.2f} -> {similarity['after']:.2f}. Are the weights made for such images?"
+            f"{moving.image} fits {fixed.image} worse after the registration by {method.name} than after the affine "
+            f"alone: similarity {similarity['before']:.2f} -> {similarity['after']:.2f}. Are the weights made for such "
+            "images?"
         )
     measured = measuring.read().wall
     writing = Stopwatch()
@@ -161,24 +146,22 @@ def register(
     reading_and_writing = reading + writing.read().wall
     taken = affine_record or {}
     record = {
-        "engine": engine,
-        "preset": preset,
-        "inputs": {"fixed": contents_digest(Path(fixed)), "moving": contents_digest(Path(moving))},
-        "lesion_mask": lesion_mask is not None,
+        **method.record(),
+        "inputs": {"fixed": contents_digest(fixed.image), "moving": contents_digest(moving.image)},
+        "lesion_mask": moving.lesion_mask is not None,
         **measures,
         "peak_memory_mb": max(found.details.pop("peak_memory_mb", 0.0), peak_memory_mb()),
         "device": "cpu",
         "threads": runtime.thread_count,
         "seed": runtime.seed,
         **found.details,
-        "versions": {"nio_pydra": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in RECORDED},
+        "versions": {"nio_pydra": __version__, "python": platform.python_version()} | _versions(),
         "seconds": {
             "affine": taken.get("seconds"),
             "affine_processor": taken.get("processor_seconds"),
             "registration": spent.wall,
             "registration_processor": spent.processor,
-            "io": reading_and_writing,
+            "files": reading_and_writing,
             "measures": measured,
             "preparation": whole.read().wall - reading_and_writing - measured - spent.wall,
         },
@@ -260,31 +243,28 @@ def score(
     return completed
 
 
-def _module(engine: str) -> ModuleType:
-    return importlib.import_module(f"nio_pydra.engines.{ENGINES[engine].module}")
-
-
-def _read_pair(
-    fixed: Path,
-    moving: Path,
-    affine: Path,
-    fixed_mask: Path | None,
-    moving_mask: Path | None,
-    lesion: Path | None,
-) -> Pair:
-    fixed_image, moving_image = load_image(fixed, "fixed image"), load_image(moving, "moving image")
+def _read_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path, profile: Profile) -> Pair:
+    images = load_image(fixed.image, "fixed image"), load_image(moving.image, "moving image")
 
     def mask(path: Path | None, like: Nifti1Image, role: str) -> Nifti1Image | None:
-        return None if path is None else load_mask(Path(path), like, role)
+        return None if path is None else load_mask(path, like, role)
 
     return Pair(
-        fixed_image,
-        moving_image,
+        *images,
         read_affine(affine),
-        mask(fixed_mask, fixed_image, "mask of the fixed image"),
-        mask(moving_mask, moving_image, "mask of the moving image"),
-        mask(lesion, moving_image, "lesion mask"),
+        mask(fixed.mask, images[0], "mask of the fixed image"),
+        mask(moving.mask, images[1], "mask of the moving image"),
+        mask(moving.lesion_mask, images[1], "lesion mask"),
+        profile,
     )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in RECORDED:
+        with suppress(PackageNotFoundError):  # only what an engine that is not used needs can be missing
+            found[name] = version(name)
+    return found
 
 
 def _transforms(pair: Pair, found: Deformation) -> tuple[Transform, Transform]:

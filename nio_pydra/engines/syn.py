@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from nio_pydra.engines.ants_process import AntsOptions, run_ants
-from nio_pydra.engines.contract import Deformation, Pair, Runtime, brain_only
+from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
 from nio_pydra.spatial.lps import field_from_itk
 from nio_pydra.spatial.transforms import DisplacementField
 from nio_pydra.system.scratch import scratch_folder
 
-__all__ = ["PRESETS", "SynSettings", "run"]
+__all__ = ["SYN", "SynSettings"]
 
 
 @dataclass(frozen=True)
 class SynSettings:
     """What the deformable stage of ANTs does.
 
-    Parameters
+    Attributes
     ----------
     metric : str
         ``"mattes"`` (mutual information) or ``"CC"`` (local cross-correlation).
@@ -49,51 +52,65 @@ class SynSettings:
             raise ValueError(f"iterations is {self.iterations}: expected counts, not all zero")
 
 
-PRESETS: dict[str, SynSettings] = {
-    "fast": SynSettings(),
-    # Not antspyx's "SyNCC", whose hard-coded schedule takes many hours.
-    "precise": SynSettings(metric="CC", sampling=4, iterations=(100, 70, 50, 20)),
-}
+class SynEngine(Engine):
+    """SyN as antspyx runs it."""
+
+    what = "symmetric normalization by ANTs, the classical baseline"
+    citation = "Avants et al. 2008, Medical Image Analysis 12, doi:10.1016/j.media.2007.06.004"
+    presets = MappingProxyType(
+        {
+            "fast": SynSettings(),
+            # Not antspyx's "SyNCC", whose hard-coded schedule takes many hours.
+            "precise": SynSettings(metric="CC", sampling=4, iterations=(100, 70, 50, 20)),
+        }
+    )
+
+    def run(self, pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
+        """Register a pair by SyN, starting from and keeping the pair's affine.
+
+        antspyx's ``SyNOnly`` runs the very stage that its ``SyN`` runs after its own affine. Its forward field is
+        applied before the affine and its inverse field after the affine's inverse. So both live on the fixed grid, in
+        the fixed image's world, as the contract asks.
+
+        Parameters
+        ----------
+        pair : Pair
+            Its masks blank everything outside; its lesion mask takes the lesion out of the similarity.
+        settings : SynSettings
+            Schedule of the deformable stage.
+        runtime : Runtime
+            Threads and seed. ANTs promises the same bits run after run on one thread only.
+
+        Returns
+        -------
+        Deformation
+            Its details hold ``peak_memory_mb``.
+
+        Raises
+        ------
+        ProgramError
+            If the ANTs process fails.
+        """
+        options = AntsOptions("SyNOnly", settings.metric, settings.sampling, settings.iterations)
+        fixed = pair.fixed_object
+        moving = pair.moving_object
+        with scratch_folder(runtime.scratch) as folder:
+            result = run_ants(
+                fixed, moving, options, folder, runtime,
+                affine=pair.affine, lesion=pair.lesion_mask,
+            )  # fmt: skip
+            if result.warp is None or result.inverse_warp is None:
+                raise RuntimeError("antspyx wrote no deformation after SyNOnly: is its version supported?")
+            forward = _read_warp(result.warp, pair.fixed)
+            inverse = _read_warp(result.inverse_warp, pair.fixed)
+        return Deformation(forward, inverse, result.spent, {"peak_memory_mb": result.peak_memory_mb})
+
+    def fingerprint(self, settings: Any) -> str:
+        """Return the version of antspyx."""
+        return f"antspyx-{version('antspyx')}"
 
 
-def run(pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
-    """Register a pair by SyN, starting from and keeping the pair's affine.
-
-    antspyx's ``SyNOnly`` runs the very stage that its ``SyN`` runs after its own affine. Its forward field is
-    applied before the affine and its inverse field after the affine's inverse, so both live on the fixed
-    grid, in fixed world, as the contract asks.
-
-    Parameters
-    ----------
-    pair : Pair
-        Its brain masks blank everything outside; its lesion mask takes the lesion out of the similarity.
-    settings : SynSettings
-    runtime : Runtime
-        Threads and seed. ANTs promises the same bits run after run on one thread only.
-
-    Returns
-    -------
-    Deformation
-        Its details hold ``peak_memory_mb``.
-
-    Raises
-    ------
-    AntsError
-        If the ANTs process fails.
-    """
-    options = AntsOptions("SyNOnly", settings.metric, settings.sampling, settings.iterations)
-    fixed = brain_only(pair.fixed, pair.fixed_mask)
-    moving = brain_only(pair.moving, pair.moving_mask)
-    with scratch_folder(runtime.scratch) as folder:
-        result = run_ants(
-            fixed, moving, options, folder, runtime,
-            affine=pair.affine, lesion=pair.lesion_mask,
-        )  # fmt: skip
-        if result.warp is None or result.inverse_warp is None:
-            raise RuntimeError("antspyx wrote no deformation after SyNOnly: is its version supported?")
-        forward = _read_warp(result.warp, pair.fixed)
-        inverse = _read_warp(result.inverse_warp, pair.fixed)
-    return Deformation(forward, inverse, result.spent, {"peak_memory_mb": result.peak_memory_mb})
+SYN = SynEngine()
 
 
 def _read_warp(path: Path, fixed: nib.Nifti1Image) -> DisplacementField:

@@ -19,12 +19,13 @@ class NIORegistrationInputSpec(BaseInterfaceInputSpec):
     moving = File(exists=True, mandatory=True, desc="image to be aligned")
     fixed_labels = File(exists=True, desc="label image of the fixed image, for the Dice overlap")
     moving_labels = File(exists=True, desc="label image of the moving image, carried onto the fixed one")
-    fixed_mask = File(exists=True, desc="brain mask (default: made)")
-    moving_mask = File(exists=True, desc="brain mask (default: made)")
+    fixed_mask = File(exists=True, desc="mask of the object (default: made)")
+    moving_mask = File(exists=True, desc="mask of the object (default: made)")
     lesion_mask = File(exists=True, desc="region of the moving image to leave out of the similarity")
-    skull_stripped = traits.Bool(False, usedefault=True, desc="both images show brains only")
+    skull_stripped = traits.Bool(False, usedefault=True, desc="both images show nothing but the object")
     engine = traits.Enum(*ENGINES, usedefault=True, desc="registration engine")
-    preset = traits.Str(desc="settings of the engine (default: its own)")
+    preset = traits.Str(desc="preset of the engine (default: its first)")
+    settings = traits.Dict(desc="settings that differ from the preset's")
     weights = File(exists=True, desc="network weights (default: those of the package)")
     device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the engine runs")
     precision = traits.Enum("auto", "float32", usedefault=True, desc="auto: bfloat16 where that is faster")
@@ -59,23 +60,32 @@ class NIORegistration(BaseInterface):
     output_spec = NIORegistrationOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from nio_pydra.engines.contract import Runtime
-        from nio_pydra.engines.pair import register_pair
+        from nio_pydra.engines.chain import register_pair
+        from nio_pydra.engines.contract import Runtime, ScanFiles
+        from nio_pydra.engines.methods import choose_method
 
         given = self.inputs
         register_pair(
-            Path(given.fixed),
-            Path(given.moving),
+            ScanFiles(
+                Path(given.fixed),
+                mask=_path(given.fixed_mask),
+                labels=_path(given.fixed_labels),
+                skull_stripped=given.skull_stripped,
+            ),
+            ScanFiles(
+                Path(given.moving),
+                mask=_path(given.moving_mask),
+                labels=_path(given.moving_labels),
+                lesion_mask=_path(given.lesion_mask),
+                skull_stripped=given.skull_stripped,
+            ),
             Path(runtime.cwd),
-            engine=given.engine,
-            preset=given.preset if isdefined(given.preset) else None,
-            weights=_path(given.weights),
-            fixed_labels=_path(given.fixed_labels),
-            moving_labels=_path(given.moving_labels),
-            fixed_mask=_path(given.fixed_mask),
-            moving_mask=_path(given.moving_mask),
-            lesion_mask=_path(given.lesion_mask),
-            skull_stripped=given.skull_stripped,
+            choose_method(
+                given.engine,
+                given.preset if isdefined(given.preset) else None,
+                weights=_path(given.weights),
+                changes=given.settings if isdefined(given.settings) else None,
+            ),
             runtime=Runtime(
                 device=given.device,
                 precision=given.precision,

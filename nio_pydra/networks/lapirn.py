@@ -9,13 +9,14 @@ Neural Network" (MICCAI 2021).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nio_pydra.networks.convolutions import after_upsampling, two_convolutions
+from nio_pydra.networks.interface import Network, require_size
 from nio_pydra.spatial.unit_grid import integrate, upsample, warp
 
 __all__ = ["SIZE_MULTIPLE", "LapIRN", "LapIRNConfig", "Level", "LevelOutput"]
@@ -189,7 +190,7 @@ class Level(nn.Module):
         return RANGE * functional.softsign(residual.float()), y
 
 
-class LapIRN(nn.Module):
+class LapIRN(Network):
     """Laplacian pyramid image registration network.
 
     Parameters
@@ -198,12 +199,22 @@ class LapIRN(nn.Module):
         Shape of the network; 923,748 parameters for ``LapIRNConfig.standard(7)``.
     """
 
+    architecture: ClassVar[str] = "lapirn"
+    config_class: ClassVar[type[LapIRNConfig]] = LapIRNConfig
+    size_multiple: ClassVar[int] = SIZE_MULTIPLE
+    config: LapIRNConfig
+
     def __init__(self, config: LapIRNConfig | None = None) -> None:
         super().__init__()
         self.config = config or LapIRNConfig()
         self.levels = nn.ModuleList(
             Level(2 if i == 0 else 5, self.config.head_channels[i], self.config) for i in range(LEVELS)
         )
+
+    def predict(self, moving: Tensor, fixed: Tensor, *, condition: float | Tensor | None = None) -> Tensor:
+        """See :class:`Network`; of the "diff" variant it is the integrated field."""
+        field: Tensor = self(moving, fixed, condition=condition)[-1].field
+        return field
 
     def forward(
         self, moving: Tensor, fixed: Tensor, *, levels: int = LEVELS, condition: float | Tensor | None = None
@@ -278,8 +289,7 @@ def image_pyramid(image: Tensor, levels: int = LEVELS) -> list[Tensor]:
     ValueError
         If an axis is not a multiple of 8.
     """
-    if any(n % SIZE_MULTIPLE for n in image.shape[2:]):
-        raise ValueError(f"image size {tuple(image.shape[2:])}: every axis must be a multiple of {SIZE_MULTIPLE}")
+    require_size(image, SIZE_MULTIPLE)
     pyramid = [image]
     for _ in range(levels - 1):
         pyramid.append(functional.avg_pool3d(pyramid[-1], 3, stride=2, padding=1, count_include_pad=False))

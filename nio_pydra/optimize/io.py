@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nio_pydra.optimize.problem import Objective, TensorPair
+from nio_pydra.optimize.estimate import Estimate
+from nio_pydra.optimize.problem import Objective, Problem
 from nio_pydra.optimize.progress import Progress, finite_field
 from nio_pydra.spatial.unit_grid import upsample, voxel_scale
 from nio_pydra.spatial.windows import window_means
@@ -49,8 +50,12 @@ class IOSettings:
         if min(self.iterations, self.smoothings) < 0 or self.spacing < 1 or not self.learning_rate > 0:
             raise ValueError(f"{self}: expected positive steps, spacing and learning rate")
 
+    def refine(self, estimate: Estimate) -> Estimate:
+        """Optimise the field so far."""
+        return estimate.with_field(optimize_field(estimate.field, estimate.problem, self, progress=estimate.progress))
 
-def optimize_field(initial: Tensor, pair: TensorPair, settings: IOSettings, *, progress: bool | None = None) -> Tensor:
+
+def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, progress: bool | None = None) -> Tensor:
     """Refine a unit field ``(1, 3, D, H, W)`` by gradient descent on the field; return the refined one.
 
     Raises

@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nio_pydra.errors import InputError
 from nio_pydra.networks.lapirn import LEVELS, LapIRN, image_pyramid
-from nio_pydra.optimize.problem import Objective, TensorPair
+from nio_pydra.optimize.estimate import Estimate
+from nio_pydra.optimize.problem import Objective, Problem
 from nio_pydra.optimize.progress import Progress, finite_field
-from nio_pydra.optimize.resources import autocast
+from nio_pydra.optimize.resources import autocast, place
 from nio_pydra.spatial.unit_grid import upsample
 
 __all__ = ["NIOSettings", "optimize_network"]
@@ -51,10 +53,26 @@ class NIOSettings:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
 
+    def refine(self, estimate: Estimate) -> Estimate:
+        """Optimise the network on the pair; its field takes the place of the one so far."""
+        network = estimate.network
+        if not isinstance(network, LapIRN):
+            found = "no network" if network is None else f"weights of {network.architecture}"
+            raise InputError(f"Neural Instance Optimization works on LapIRN, but found {found}: use weights of LapIRN.")
+        field = optimize_network(
+            network,
+            estimate.problem,
+            self,
+            condition=estimate.condition,
+            precision=estimate.precision,
+            progress=estimate.progress,
+        )
+        return estimate.with_field(field)
+
 
 def optimize_network(
     network: LapIRN,
-    pair: TensorPair,
+    pair: Problem,
     settings: NIOSettings,
     *,
     condition: float | None = None,
@@ -67,7 +85,7 @@ def optimize_network(
     ----------
     network : LapIRN
         Pre-trained; left unchanged.
-    pair : TensorPair
+    pair : Problem
         On the device to work on; every axis a multiple of 8.
     settings : NIOSettings
         Schedule and objective.
@@ -90,8 +108,7 @@ def optimize_network(
         If the optimisation diverges.
     """
     device = pair.fixed.device
-    layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
-    network = copy.deepcopy(network).to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
+    network = place(copy.deepcopy(network), device)
     moving, fixed = image_pyramid(pair.moving), image_pyramid(pair.fixed)
     if condition is None:
         condition = settings.objective.weight

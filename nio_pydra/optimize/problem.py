@@ -1,4 +1,4 @@
-"""One pair to register, and the objective that all optimisers share."""
+"""One pair in the network's space, and the objective that all optimisers share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from nio_pydra.losses import FixedStatistics, diffusion, lncc
 from nio_pydra.spatial.unit_grid import warp
 
-__all__ = ["Objective", "TensorPair"]
+__all__ = ["Objective", "Problem"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class TensorPair:
-    """A pair in network space.
+class Problem:
+    """A pair in the network's space, to be aligned by a displacement field.
 
     Attributes
     ----------

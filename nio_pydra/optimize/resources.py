@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
+from torch import nn
 
-__all__ = ["autocast", "keep_freed_memory", "limit_threads"]
+__all__ = ["autocast", "keep_freed_memory", "limit_threads", "place"]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -51,3 +55,10 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
     if precision == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=precision)
+
+
+def place(network: Module, device: torch.device) -> Module:
+    """Bring a network to a device, its weights in the layout whose convolutions are fastest there."""
+    layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+    placed: Module = network.to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
+    return placed

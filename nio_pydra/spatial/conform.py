@@ -1,6 +1,6 @@
 """Into the network's space and back.
 
-A network sees images of one orientation and voxel size, cropped to the brain and of a size that its pyramid can
+A network sees images of one orientation and voxel size, cropped to the object and of a size that its pyramid can
 halve. Its grid lies along the fixed image's own axes (so an oblique atlas stays unrotated), and the moving image is
 sampled onto it through the affine, in one interpolation.
 """
@@ -29,7 +29,7 @@ from nio_pydra.spatial.unit_grid import unit_to_voxel
 
 __all__ = ["NetworkGrid", "network_grid", "scale_intensities", "to_displacement_field"]
 
-MARGIN_VOXELS = 6  # room around the brain: half a similarity window and a little for the network's borders
+MARGIN_VOXELS = 6  # room around the object: half a similarity window and a little for the network's borders
 FADE_MM = 20.0  # beyond the network's grid the field fades to zero over this distance
 
 
@@ -72,14 +72,14 @@ def network_grid(
     multiple: int = 8,
     margin: int = MARGIN_VOXELS,
 ) -> NetworkGrid:
-    """Grid around a brain, in a network's orientation and voxel size.
+    """Grid around an object, in a network's orientation and voxel size.
 
     Parameters
     ----------
     fixed : Nifti1Image
         ``(X, Y, Z)``.
     mask : ndarray of bool
-        Its brain, same shape.
+        Where the object is, same shape.
     orientation : str
         Axis codes, for example "LIA": the first axis runs to the left.
     voxel_size_mm : float
@@ -87,7 +87,7 @@ def network_grid(
     multiple : int
         Every axis is a multiple of this.
     margin : int
-        Voxels of the grid left around the brain.
+        Voxels of the grid left around the object.
     """
     reorient = ornt_transform(io_orientation(fixed.affine), axcodes2ornt(tuple(orientation)))
     affine = fixed.affine @ inv_ornt_aff(reorient, fixed.shape)
@@ -111,7 +111,7 @@ def network_grid(
 
 
 def scale_intensities(volume: NDArray[np.float32], scaling: str) -> Tensor:
-    """Scale a brain's intensities to [0, 1] as a network was trained on them.
+    """Scale an object's intensities to [0, 1] as a network was trained on them.
 
     Parameters
     ----------

@@ -60,7 +60,7 @@ def load_image(path: str | os.PathLike[str], role: str = "image", *, may_be_empt
             "Repair the image first, for example by setting them to 0."
         )
     if not may_be_empty and not data.any():
-        raise InputError(f"{path} ({role}) is zero everywhere: expected a brain scan. Is it the right file?")
+        raise InputError(f"{path} ({role}) is zero everywhere: expected a scan. Is it the right file?")
     loaded = Nifti1Image(data, image.affine)
     loaded.file_map["image"].filename = str(path)  # for messages; set_filename refuses other formats' names
     return loaded

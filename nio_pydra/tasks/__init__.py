@@ -7,10 +7,10 @@ names, writes them.
 """
 
 from nio_pydra.tasks.affine_align import AffineAlign
-from nio_pydra.tasks.brain_mask import BrainMask
+from nio_pydra.tasks.prepare import Prepare
 from nio_pydra.tasks.propagate_labels import PropagateLabels
 from nio_pydra.tasks.register import Register
 from nio_pydra.tasks.score import Score
 from nio_pydra.tasks.sink import Sink
 
-__all__ = ["AffineAlign", "BrainMask", "PropagateLabels", "Register", "Score", "Sink"]
+__all__ = ["AffineAlign", "Prepare", "PropagateLabels", "Register", "Score", "Sink"]

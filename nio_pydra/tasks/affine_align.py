@@ -17,6 +17,7 @@ def AffineAlign(
     moving_mask: File,
     version: str = __version__,
     lesion_mask: File | None = None,
+    profile: str = "brain",
     seed: int = 0,
 ) -> tuple[File, File]:
     """Align a moving image to a fixed one.
@@ -24,19 +25,21 @@ def AffineAlign(
     Parameters
     ----------
     fixed : File
-        The atlas.
+        Image to align to.
     moving : File
-        The subject's T1w image.
+        Image to be aligned.
     fixed_mask : File
-        Brain mask on the fixed grid.
+        Mask of the object on the fixed grid.
     moving_mask : File
-        Brain mask on the moving grid.
+        Mask of the object on the moving grid.
     version : str
-        Of the code that this task calls.
+        Version of the code that this task calls.
     lesion_mask : File | None
-        Region of the moving image that has no counterpart.
+        Region of the moving image that has no counterpart, on its grid.
+    profile : str
+        What the images show: a name of nio_pydra.profiles.PROFILES.
     seed : int
-        Of the optimizer's random sampling.
+        Random seed.
 
     Returns
     -------
@@ -46,18 +49,16 @@ def AffineAlign(
         JSON, what the alignment took.
     """
     from nio_pydra.engines.affine import align
-    from nio_pydra.tasks.runtime import task_runtime
+    from nio_pydra.profiles import PROFILES
+    from nio_pydra.tasks.inputs import scan_files, task_runtime
 
-    affine = Path("affine.h5").absolute()
-    record = align(
-        Path(fixed),
-        Path(moving),
+    affine, record = Path("affine.h5").absolute(), Path("affine_record.json").absolute()
+    taken = align(
+        scan_files(fixed, mask=fixed_mask),
+        scan_files(moving, mask=moving_mask, lesion_mask=lesion_mask),
         affine,
-        fixed_mask=Path(fixed_mask),
-        moving_mask=Path(moving_mask),
-        lesion_mask=None if lesion_mask is None else Path(lesion_mask),
-        runtime=task_runtime(seed=seed),
+        task_runtime(seed=seed),
+        profile=PROFILES[profile],
     )
-    record_path = Path("affine_record.json").absolute()
-    record_path.write_text(json.dumps(record))
-    return affine, record_path
+    record.write_text(json.dumps(taken))
+    return affine, record

@@ -21,7 +21,7 @@ def PropagateLabels(labels: File, reference: File, transform: File, version: str
     transform : File
         ITK composite .h5 that maps points of the reference to points of the labels.
     version : str
-        Of the code that this task calls.
+        Version of the code that this task calls.
 
     Returns
     -------

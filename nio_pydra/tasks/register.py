@@ -15,13 +15,15 @@ def Register(
     moving: File,
     affine: File,
     affine_record: File,
-    engine: str,
-    preset: str,
+    engine: str = "nio_m",
+    preset: str | None = None,
+    settings: dict | None = None,
     version: str = __version__,
     weights: File | None = None,
     fixed_mask: File | None = None,
     moving_mask: File | None = None,
     lesion_mask: File | None = None,
+    profile: str = "brain",
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -31,27 +33,31 @@ def Register(
     Parameters
     ----------
     fixed : File
-        The atlas.
+        Image to align to.
     moving : File
-        The subject's T1w image.
+        Image to be aligned.
     affine : File
         ITK composite .h5, fixed to moving.
     affine_record : File
         JSON of the affine alignment, whose time goes into the record.
     engine : str
-        One of nio_m, nio, io, lapirn, affine and syn.
-    preset : str
-        Of the engine.
+        Engine, one of those that `nio engines` lists.
+    preset : str | None
+        Preset of the engine; default: its first.
+    settings : dict | None
+        Settings that differ from the preset's.
     version : str
-        Of the code that this task calls, and of the weights.
+        Version of the code that this task calls, with the engine's fingerprint.
     weights : File | None
         Network weights; default: those of the package.
     fixed_mask : File | None
-        Brain mask on the fixed grid.
+        Mask of the object on the fixed grid.
     moving_mask : File | None
-        Brain mask on the moving grid.
+        Mask of the object on the moving grid.
     lesion_mask : File | None
         Region of the moving image that has no counterpart.
+    profile : str
+        What the images show: a name of nio_pydra.profiles.PROFILES.
     precision : str
         One of auto and float32.
     device : str
@@ -70,21 +76,19 @@ def Register(
     record : File
         JSON.
     """
+    from nio_pydra.engines.methods import choose_method
     from nio_pydra.engines.registration import register
-    from nio_pydra.tasks.runtime import task_runtime
+    from nio_pydra.profiles import PROFILES
+    from nio_pydra.tasks.inputs import scan_files, task_runtime
 
     found = register(
-        Path(fixed),
-        Path(moving),
+        scan_files(fixed, mask=fixed_mask),
+        scan_files(moving, mask=moving_mask, lesion_mask=lesion_mask),
         Path(affine),
         Path.cwd(),
-        engine=engine,
-        preset=preset,
-        weights=None if weights is None else Path(weights),
-        fixed_mask=None if fixed_mask is None else Path(fixed_mask),
-        moving_mask=None if moving_mask is None else Path(moving_mask),
-        lesion_mask=None if lesion_mask is None else Path(lesion_mask),
+        choose_method(engine, preset, weights=None if weights is None else Path(weights), changes=settings),
         affine_record=json.loads(Path(affine_record).read_text()),
+        profile=PROFILES[profile],
         runtime=task_runtime(device, seed, precision),
     )
     return found.forward_xfm, found.inverse_xfm, found.warped, found.record

@@ -25,7 +25,7 @@ def Score(
     propagated_labels : File
         The subject's labels in the atlas's space.
     version : str
-        Of the code that this task calls.
+        Version of the code that this task calls.
 
     Returns
     -------

@@ -1,57 +1,46 @@
 """Task: results under their BIDS names in the output folder."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fileformats.generic import File
 from pydra.compose import python
 
+from nio_pydra import __version__
+from nio_pydra.bids.products import PRODUCTS
 
-@python.define(outputs=["files"])
-def Sink(
-    forward_xfm: File,
-    inverse_xfm: File,
-    warped: File,
-    record: File,
-    mask: File,
-    destination: dict,
-    labels: File | None = None,
-    atlas_labels: File | None = None,
-) -> list[str]:
+
+def product_fields(field: Callable[..., Any]) -> dict[str, Any]:
+    """Return one field for each row of the table of products, made by ``python.arg`` or ``workflow.out``."""
+    return {
+        product.name: field(type=File | None, default=None, help=product.help())
+        if product.optional
+        else field(type=File, help=product.help())
+        for product in PRODUCTS
+    }
+
+
+@python.define(inputs=product_fields(python.arg), outputs=["files"])
+def Sink(destination: dict, version: str = __version__, **products: File | None) -> list[str]:
     """Copy the results of one scan into the derivative dataset.
 
     Parameters
     ----------
-    forward_xfm : File
-        ITK composite, atlas to T1w points.
-    inverse_xfm : File
-        Its inverse.
-    warped : File
-        T1w image in the atlas's space.
-    record : File
-        JSON.
-    mask : File
-        Brain mask on the T1w grid.
     destination : dict
-        Fields of nio_pydra.bids.outputs.Destination.
-    labels : File | None
-        The scan's labels in the atlas's space.
-    atlas_labels : File | None
-        The atlas's labels in the scan's space.
+        Fields of nio_pydra.bids.products.Destination.
+    version : str
+        Of the code that this task calls.
+    products : File | None
+        One for each row of nio_pydra.bids.products.PRODUCTS.
 
     Returns
     -------
     files : list[str]
         The paths written.
     """
-    from nio_pydra.bids.outputs import Destination, Products, sink
+    from nio_pydra.bids.outputs import sink
+    from nio_pydra.bids.products import Destination
 
-    products = Products(
-        forward_xfm=Path(forward_xfm),
-        inverse_xfm=Path(inverse_xfm),
-        warped=Path(warped),
-        record=Path(record),
-        mask=Path(mask),
-        labels=None if labels is None else Path(labels),
-        atlas_labels=None if atlas_labels is None else Path(atlas_labels),
-    )
-    return [str(path) for path in sink(products, Destination(**destination))]
+    files = {name: None if file is None else Path(file) for name, file in products.items()}
+    return [str(path) for path in sink(files, Destination(**destination))]

@@ -1,8 +1,7 @@
-"""Training LapIRN from nothing, coarse to fine.
+"""The training loop: stages one after the other, each with validation, checkpoints and curves.
 
-Each stage trains one level on top of finished ones, with the loss at that level's own resolution. A level starts as a
-copy of the one below it: all levels do the same work on images of another size, so little is left to learn. Above the
-first, a stage may work on random crops, for which the levels below run once on the whole image without gradients.
+What a stage trains and how a network's predictions are compared is the architecture's business:
+:mod:`nio_pydra.training.recipes`.
 """
 
 from __future__ import annotations
@@ -20,34 +19,24 @@ import numpy as np
 import torch
 
 from nio_pydra.engines.contract import Runtime
-from nio_pydra.engines.nio import choose_precision
+from nio_pydra.engines.devices import choose_precision
 from nio_pydra.errors import ComputationError, InputError
-from nio_pydra.networks import LapIRN, load_network, save_network
+from nio_pydra.networks import Network, load_network, save_network
 from nio_pydra.networks.checkpoints import weights_digest
+from nio_pydra.networks.interface import architecture_class
 from nio_pydra.networks.lapirn import LEVELS
 from nio_pydra.optimize.resources import autocast
+from nio_pydra.system.cores import core_count
 from nio_pydra.system.files import atomic_path
 from nio_pydra.training.objective import objective
-from nio_pydra.training.pairs import ImageSource, PairStream, pair_loader
+from nio_pydra.training.pairs import ImageSource, pair_stream
+from nio_pydra.training.recipes import RECIPES
 from nio_pydra.training.settings import TrainingSettings, read_settings
 from nio_pydra.training.validation import Validation
 
-__all__ = ["inherit", "is_better", "train"]
+__all__ = ["is_better", "train"]
 
 WARM_UP = 50  # steps over which the learning rate rises
-
-
-def inherit(network: LapIRN, level: int, head_scale: float) -> None:
-    """Start a level (2 or 3) as a copy of the one below, its residual scaled."""
-    state = network.levels[level - 2].state_dict()
-    own = network.levels[level - 1].state_dict()
-    for name, values in state.items():
-        if values.shape == own[name].shape:
-            own[name].copy_(values)
-        else:  # the first convolution of level 1 knows the two images only
-            own[name].zero_()
-            own[name][:, : values.shape[1]] = values
-    own["head.2.weight"].mul_(head_scale)
 
 
 def is_better(value: float, best: float | None) -> bool:
@@ -62,9 +51,9 @@ def train(
     *,
     initial: Path | None = None,
     device: torch.device | str = "cpu",
-    background: bool = True,
+    workers: int | None = None,
     log: Callable[[str], None] = print,
-) -> LapIRN:
+) -> Network:
     """Run or resume a training.
 
     Parameters
@@ -82,15 +71,16 @@ def train(
         Weights to start from instead of random ones; their levels are kept until a stage trains them.
     device : torch.device or str
         Where the network learns; images are always made on the CPU.
-    background : bool
-        Make the images in a process of their own.
+    workers : int, optional
+        Processes that make the images ahead; 0: they are made in this one. Default: one, and beside a GPU all cores
+        but two.
     log : callable
         Takes one line at a time.
 
     Returns
     -------
-    LapIRN
-        The best network of the last stage.
+    Network
+        The best one of the last stage.
 
     Raises
     ------
@@ -99,7 +89,7 @@ def train(
         lambda in another scale, or a stage trains a level above one that was never trained.
     """
     torch.manual_seed(settings.seed)
-    network, trained = LapIRN(settings.network), 0
+    network, trained = architecture_class(settings.architecture)(settings.network), 0
     if initial is not None:
         network, metadata = load_network(initial)
         trained = int(metadata.get("trained_levels", LEVELS))
@@ -110,14 +100,16 @@ def train(
                 f"{initial} is told lambda in a scale of its own (condition_scale), as the authors' conditional "
                 "networks are, but training teaches lambda itself: start from weights made by `nio train`, or without."
             )
-    _require_levels_below(settings, trained)
+    RECIPES[settings.architecture].check_start(settings, trained)
     _claim(out, settings, source, initial)
     device = torch.device(device)
     precision = choose_precision(Runtime(precision=settings.precision), device)
     network.to(device)
     if device.type == "cpu":
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    run = _Run(settings, source, out, network, device, precision, log, background, trained)
+    if workers is None:
+        workers = 1 if device.type == "cpu" else max(1, core_count() - 2)
+    run = _Run(settings, source, out, network, device, precision, log, workers, trained)
     checkpoint = out / "checkpoint.pt"
     state = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.is_file() else None
     first = 0
@@ -128,16 +120,6 @@ def train(
     for number in range(first, len(settings.stages)):
         run.stage(number, state if number == first else None)
     return network
-
-
-def _require_levels_below(settings: TrainingSettings, trained: int) -> None:
-    for number, stage in enumerate(settings.stages, start=1):
-        if stage.level > trained + 1:
-            raise InputError(
-                f"Stage {number} trains level {stage.level}, but level {trained + 1} below it was never trained: put "
-                "a stage of it before, or give --weights that have it."
-            )
-        trained = max(trained, stage.level)
 
 
 def _claim(out: Path, settings: TrainingSettings, source: ImageSource, initial: Path | None) -> None:
@@ -162,24 +144,24 @@ class _Run:
     settings: TrainingSettings
     source: ImageSource
     out: Path
-    network: LapIRN
+    network: Network
     device: torch.device
     precision: torch.dtype
     log: Callable[[str], None]
-    background: bool
+    workers: int
     trained: int  # levels that the initial weights bring along
 
     def stage(self, number: int, state: dict[str, Any] | None) -> None:
         """Run a stage from its beginning, or from a checkpoint's state; leave the network at its best."""
         settings, network = self.settings, self.network
+        recipe = RECIPES[settings.architecture]
         stage = settings.stages[number]
         spacing = 1 if stage.level == LEVELS else 2
         validation = Validation(self.source, spacing, settings.smoothness, self.precision)
         start, best = (0, None) if state is None else (state["step"], state["best"])
         trained = max([self.trained, *(s.level for s in settings.stages[:number])])
         if state is None:
-            if stage.level == trained + 1 and trained > 0:
-                inherit(network, stage.level, settings.head_scale)
+            recipe.begin(network, stage, trained, settings)
             about = f"stage {number + 1}: level {stage.level}, {stage.steps} steps"
             self.log(f"{about}; unregistered {validation.score(None) or 'nothing held out'}")
             before = validation.score(network, stage.level)
@@ -187,27 +169,27 @@ class _Run:
             if before is not None:  # a copy of the level below may be better than what a short training makes of it
                 best = before.value
                 self._export(max(trained, stage.level))
-        for i, level in enumerate(network.levels, start=1):
-            level.requires_grad_(i == stage.level or (stage.joint and i < stage.level))
+        recipe.choose_weights(network, stage)
         optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=stage.learning_rate)
         if state is None:
             self._save(number, 0, best, optimizer)  # before weights of this stage take the place of the last one's
         else:
             optimizer.load_state_dict(state["optimizer"])
         seed = settings.seed * 1000 + number
-        pairs = PairStream(self.source, spacing=spacing, seed=seed, start=start)
         earlier = sum(s.steps for s in settings.stages[:number])
         losses: list[float] = []
         begin = time.perf_counter()
         waited = 0.0
-        stream = pair_loader(pairs, background=self.background)
+        stream = pair_stream(
+            self.source, spacing=spacing, seed=seed, start=start, workers=self.workers, device=self.device
+        )
         with _Curves(self.out / "tensorboard", earlier + start + 1) as curves, _bar(number, stage.steps, start) as bar:
             for step in range(start, stage.steps):
                 rise = min(1.0, (step + 1) / WARM_UP)
                 fall = 0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * step / stage.steps))
                 optimizer.param_groups[0]["lr"] = float(stage.learning_rate * rise * fall)
                 asked = time.perf_counter()
-                pair = next(stream).to(self.device)
+                pair = next(stream)
                 waited += time.perf_counter() - asked
                 chance = np.random.default_rng([seed, 1, step])
                 smoothness = chance.random() if settings.network.conditional else settings.smoothness
@@ -265,12 +247,8 @@ class _Run:
             torch.save(state, temporary)
 
     def _export(self, trained: int) -> None:
-        whole = LapIRN(self.settings.network)
-        whole.load_state_dict(self.network.state_dict())
-        for level in range(trained + 1, LEVELS + 1):
-            inherit(whole, level, self.settings.head_scale)
-        metadata = {**self.settings.metadata(), "trained_levels": trained}
-        save_network(whole, self.out / "weights.safetensors", metadata)
+        whole, added = RECIPES[self.settings.architecture].completed(self.network, trained, self.settings)
+        save_network(whole, self.out / "weights.safetensors", self.settings.metadata() | added)
 
 
 class _Curves:

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from nio_pydra.engines.affine import align_brains
+from nio_pydra.engines.affine import align_images
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_labels
@@ -122,7 +122,7 @@ def prepare_label_maps(folder: Path, cache: Path, log: Callable[[str], None] = p
     InputError
         If the folder holds fewer than two maps, or a map shows no white matter, has numbers that are none of
         FreeSurfer's segmentation, or cannot be aligned.
-    AntsError
+    ProgramError
         If the ANTs process fails.
     """
     sources = sorted(folder.glob("*.nii.gz")) if folder.is_dir() else []
@@ -192,7 +192,7 @@ def _aligned(source: Path, reference: NDArray[np.int16], first: Path, scratch: P
     labels = _oriented(source)
     halved = np.diag([2.0, 2.0, 2.0, 1.0])
     fixed, moving = (nib.Nifti1Image(_contrast(each)[::2, ::2, ::2], halved) for each in (reference, labels))
-    found = align_brains(fixed, moving, Runtime(scratch=scratch), names=(first, source)).affine
+    found = align_images(fixed, moving, Runtime(scratch=scratch), names=(first, source)).affine
     image, grid = (nib.Nifti1Image(each, np.eye(4)) for each in (labels, reference))
     return np.asanyarray(resample(image, grid, Transform((found,)), "nearest").dataobj)
 

@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count, permutations
+from itertools import count, islice, permutations
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nio_pydra.errors import InputError
 from nio_pydra.networks.lapirn import image_pyramid
@@ -28,7 +28,19 @@ from nio_pydra.training.synthesis import (
     synthesise,
 )
 
-__all__ = ["ImagePair", "ImageSource", "PairStream", "RealImages", "SyntheticImages", "pair_loader", "require_enough"]
+__all__ = [
+    "GroupStream",
+    "ImagePair",
+    "ImageSource",
+    "RealImages",
+    "SyntheticImages",
+    "group_loader",
+    "pair_stream",
+    "require_enough",
+]
+
+#: Images of one group and their labels, ``(1, 1, D, H, W)`` each.
+Group = list[tuple[Tensor, Tensor | None]]
 
 GROUP = 3  # images that share contrast and pose
 ORDERED = tuple(permutations(range(GROUP), 2))  # all are paired: making images costs as much as learning from them
@@ -51,11 +63,6 @@ class ImagePair:
     fixed: Tensor
     moving_labels: Tensor | None = None
     fixed_labels: Tensor | None = None
-
-    def to(self, device: torch.device) -> ImagePair:
-        """The same pair on a device."""
-        parts = (self.moving, self.fixed, self.moving_labels, self.fixed_labels)
-        return ImagePair(*(part if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
 
 
 class ImageSource(ABC):
@@ -82,7 +89,7 @@ class ImageSource(ABC):
         self.files, self.held_out, self.settings = files[:cut], files[cut:], settings
 
     @abstractmethod
-    def group(self, rng: np.random.Generator, spacing: int) -> list[tuple[Tensor, Tensor | None]]:
+    def group(self, rng: np.random.Generator, spacing: int) -> Group:
         """Draw `GROUP` images of different brains and their labels, ``(1, 1, D, H, W)`` in voxels of 1 or 2 mm."""
 
     @abstractmethod
@@ -120,11 +127,11 @@ def require_enough(brains: int, held_out: int) -> None:
 class SyntheticImages(ImageSource):
     """Images made of label maps (:func:`nio_pydra.training.maps.prepare_label_maps`)."""
 
-    def group(self, rng: np.random.Generator, spacing: int) -> list[tuple[Tensor, Tensor | None]]:
+    def group(self, rng: np.random.Generator, spacing: int) -> Group:
         """See :class:`ImageSource`."""
         settings = self.settings
         contrast, pose = draw_contrast(rng, settings), draw_pose(rng, settings)
-        made = []
+        made: Group = []
         for path in self._choose(rng):
             own = draw_pose(rng, settings, settings.residual).after(pose)
             image, labels = synthesise(_anatomy(path), contrast, own, rng, settings, spacing=spacing)
@@ -144,7 +151,7 @@ class SyntheticImages(ImageSource):
 class RealImages(ImageSource):
     """Real scans (:func:`nio_pydra.training.scans.prepare_scans`), turned and flipped at random."""
 
-    def group(self, rng: np.random.Generator, spacing: int) -> list[tuple[Tensor, Tensor | None]]:
+    def group(self, rng: np.random.Generator, spacing: int) -> Group:
         """See :class:`ImageSource`."""
         settings = self.settings
         flip, pose = rng.random() < 0.5, draw_pose(rng, settings)
@@ -169,8 +176,8 @@ class RealImages(ImageSource):
         return _pooled(image, spacing), labels if labels is None else labels[:, :, ::spacing, ::spacing, ::spacing]
 
 
-class PairStream(IterableDataset):
-    """Pairs to train on; pair `k` depends on the seed and `k` alone.
+class GroupStream(IterableDataset):
+    """Groups of images to pair; group `g` depends on the seed and `g` alone.
 
     Parameters
     ----------
@@ -181,37 +188,66 @@ class PairStream(IterableDataset):
     seed : int
         Of the whole stream.
     start : int
-        The first pair to give: resuming costs nothing.
+        The first group to give.
     """
 
     def __init__(self, source: ImageSource, *, spacing: int, seed: int, start: int = 0) -> None:
         self.source, self.spacing, self.seed, self.start = source, spacing, seed, start
 
-    def __iter__(self) -> Iterator[ImagePair]:
-        for k in count(self.start):
-            group, number = divmod(k, len(ORDERED))
-            if number == 0 or k == self.start:
-                brains = self.source.group(np.random.default_rng([self.seed, group]), self.spacing)
-            moving, fixed = (brains[k] for k in ORDERED[number])
-            yield ImagePair(moving[0], fixed[0], moving[1], fixed[1])
+    def __iter__(self) -> Iterator[Group]:
+        worker = get_worker_info()  # several take turns, and so does the loader that asks them
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for group in count(self.start + first, step):
+            yield self.source.group(np.random.default_rng([self.seed, group]), self.spacing)
 
 
-def pair_loader(pairs: PairStream, *, background: bool) -> Iterator[ImagePair]:
-    """Iterate over pairs, made ahead by one background process where `background` is set.
+def group_loader(groups: GroupStream, workers: int) -> Iterator[Group]:
+    """Iterate over groups, made ahead by so many processes, or by this one where there are none.
 
-    That process imports the main script anew: a script that trains needs an ``if __name__ == "__main__":``.
+    The processes import the main script anew: a script that trains needs an ``if __name__ == "__main__":``.
     """
-    if not background:
-        return iter(pairs)
+    if not workers:
+        return iter(groups)
     loader = DataLoader(
-        pairs,
+        groups,
         batch_size=None,
-        num_workers=1,
-        prefetch_factor=6,
+        num_workers=workers,
+        prefetch_factor=2,
         worker_init_fn=_one_thread,
         multiprocessing_context=forkserver(),
     )
     return iter(loader)
+
+
+def pair_stream(
+    source: ImageSource,
+    *,
+    spacing: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[ImagePair]:
+    """Endless pairs to train on; pair `k` depends on the seed and `k` alone.
+
+    Parameters
+    ----------
+    source, spacing, seed
+        See :class:`GroupStream`.
+    start : int
+        The first pair to give: resuming costs nothing.
+    workers : int
+        Processes that make images ahead; 0: they are made here, when they are asked for.
+    device : torch.device or str
+        Where the pairs are wanted; each image goes there once.
+    """
+    group, number = divmod(start, len(ORDERED))
+    for brains in group_loader(GroupStream(source, spacing=spacing, seed=seed, start=group), workers):
+        there = [(image.to(device), labels if labels is None else labels.to(device)) for image, labels in brains]
+        for i, k in islice(ORDERED, number, None):
+            (moving, moving_labels), (fixed, fixed_labels) = there[i], there[k]
+            yield ImagePair(moving, fixed, moving_labels, fixed_labels)
+        number = 0
 
 
 def _pooled(image: Tensor, spacing: int) -> Tensor:

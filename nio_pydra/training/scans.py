@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,8 +12,8 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines.affine import align
-from nio_pydra.engines.brain_mask import make_brain_mask
-from nio_pydra.engines.contract import Runtime, brain_only
+from nio_pydra.engines.contract import Runtime, ScanFiles, foreground_only
+from nio_pydra.engines.masks import make_mask
 from nio_pydra.errors import FullDiskError, InputError, ProgramError
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities
 from nio_pydra.spatial.images import load_image, load_labels, load_mask
@@ -23,34 +23,12 @@ from nio_pydra.system.files import atomic_path, contents_digest
 from nio_pydra.system.scratch import scratch_folder
 from nio_pydra.training.maps import GRID, ORIENTATION
 
-__all__ = ["TrainingScan", "prepare_scans", "read_scan_list"]
+__all__ = ["prepare_scans", "read_scan_list"]
 
 COLUMNS = ("image", "mask", "labels")
 
 
-@dataclass(frozen=True)
-class TrainingScan:
-    """A scan to train on.
-
-    Attributes
-    ----------
-    image : Path
-        T1w.
-    mask : Path or None
-        Brain mask on its grid; None: the image shows the brain only, or its mask is made.
-    labels : Path or None
-        Label map on its grid, for validation and, where that is asked for, the loss.
-    skull_stripped : bool
-        Whether the image shows the brain only.
-    """
-
-    image: Path
-    mask: Path | None = None
-    labels: Path | None = None
-    skull_stripped: bool = False
-
-
-def read_scan_list(path: Path, *, skull_stripped: bool = False) -> list[TrainingScan]:
+def read_scan_list(path: Path, *, skull_stripped: bool = False) -> list[ScanFiles]:
     """Read a table of scans: tab-separated, with a column ``image`` and, if wanted, ``mask`` and ``labels``.
 
     Paths are relative to the table's folder; an empty cell or ``n/a`` means none.
@@ -81,12 +59,12 @@ def read_scan_list(path: Path, *, skull_stripped: bool = False) -> list[Training
         image = file_of(row, "image")
         if image is None:
             raise InputError(f"{path}, line {number}: names no image.")
-        scans.append(TrainingScan(image, file_of(row, "mask"), file_of(row, "labels"), skull_stripped))
+        scans.append(ScanFiles(image, file_of(row, "mask"), file_of(row, "labels"), skull_stripped=skull_stripped))
     return scans
 
 
 def prepare_scans(
-    scans: list[TrainingScan], cache: Path, runtime: Runtime, log: Callable[[str], None] = print
+    scans: list[ScanFiles], cache: Path, runtime: Runtime, log: Callable[[str], None] = print
 ) -> list[Path]:
     """Extract the brains, align them to the first one by an affine, and store them on `GRID`; done once.
 
@@ -94,7 +72,7 @@ def prepare_scans(
 
     Parameters
     ----------
-    scans : list of TrainingScan
+    scans : list of ScanFiles
         The first one becomes the common space.
     cache : Path
         Takes one ``.npz`` for each scan: ``image`` (144, 160, 192) float16 in [0, 1], LIA, 1 mm, and ``labels`` int32
@@ -138,7 +116,7 @@ def prepare_scans(
     return done
 
 
-def _digest(scan: TrainingScan) -> str:
+def _digest(scan: ScanFiles) -> str:
     shows = "brain" if scan.skull_stripped else "head"
     return contents_digest(scan.image, scan.mask, scan.labels) + shows
 
@@ -146,7 +124,7 @@ def _digest(scan: TrainingScan) -> str:
 class _Space:
     """The grid around the first scan's brain, and the way of other scans onto it."""
 
-    def __init__(self, scan: TrainingScan, folder: Path, runtime: Runtime) -> None:
+    def __init__(self, scan: ScanFiles, folder: Path, runtime: Runtime) -> None:
         self.first, self.folder, self.runtime = scan, folder, runtime
         brain = self._brain(scan, "first")
         tight = network_grid(brain, np.asanyarray(brain.dataobj) != 0, orientation=ORIENTATION, voxel_size_mm=1.0)
@@ -155,7 +133,7 @@ class _Space:
         affine[:3, 3] += affine[:3, :3] @ ((np.array(tight.shape) - np.array(GRID)) // 2)
         self.grid = NetworkGrid(GRID, affine)
 
-    def store(self, scan: TrainingScan, target: Path) -> None:
+    def store(self, scan: ScanFiles, target: Path) -> None:
         """Bring a scan onto the grid and store it."""
         brain = self._brain(scan, "scan")
         to_scan = np.eye(4) if scan == self.first else self._affine(scan)
@@ -173,18 +151,18 @@ class _Space:
         with atomic_path(target) as temporary:
             np.savez_compressed(temporary, **arrays)
 
-    def _brain(self, scan: TrainingScan, name: str) -> nib.nifti1.Nifti1Image:
+    def _brain(self, scan: ScanFiles, name: str) -> nib.nifti1.Nifti1Image:
         """The scan, zero outside its brain; its mask is left in the folder."""
         image = load_image(scan.image, "T1w")
         mask = self.folder / f"{name}_mask.nii.gz"
         if scan.mask is None:
-            make_brain_mask(scan.image, mask, skull_stripped=scan.skull_stripped, runtime=self.runtime)
+            make_mask(scan.image, mask, self.runtime, skull_stripped=scan.skull_stripped)
         else:
             nib.save(load_mask(scan.mask, like=image), mask)
-        return brain_only(image, load_mask(mask, like=image))
+        return foreground_only(image, load_mask(mask, like=image))
 
-    def _affine(self, scan: TrainingScan) -> np.ndarray:
+    def _affine(self, scan: ScanFiles) -> np.ndarray:
         out = self.folder / "affine.h5"
-        masks = {"fixed_mask": self.folder / "first_mask.nii.gz", "moving_mask": self.folder / "scan_mask.nii.gz"}
-        align(self.first.image, scan.image, out, **masks, runtime=self.runtime)
+        first = replace(self.first, mask=self.folder / "first_mask.nii.gz")
+        align(first, replace(scan, mask=self.folder / "scan_mask.nii.gz"), out, self.runtime)
         return read_affine(out)

@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 from nio_pydra.engines.names import LARGEST_SEED
 from nio_pydra.errors import InputError
-from nio_pydra.networks import LapIRNConfig
+from nio_pydra.networks import LapIRN, LapIRNConfig
+from nio_pydra.networks.interface import NetworkConfig, architecture_class
 from nio_pydra.networks.lapirn import LEVELS
 from nio_pydra.system.files import atomic_path
 from nio_pydra.training.maps import ORIENTATION
+from nio_pydra.training.recipes import RECIPES
 from nio_pydra.training.synthesis import SynthesisSettings
 
-__all__ = ["Stage", "TrainingSettings", "read_settings"]
+__all__ = ["Stage", "TrainingSettings", "default_settings", "read_settings"]
 
 
 def _require_whole(**numbers: object) -> None:
@@ -32,7 +34,7 @@ class Stage:
     Attributes
     ----------
     level : int
-        The level trained, 1 to 3; the loss is taken at its resolution.
+        The level trained, 1 to 3; the loss is taken at its resolution. Networks without levels are trained at 3.
     steps : int
         Pairs seen.
     learning_rate : float
@@ -66,9 +68,11 @@ class TrainingSettings:
 
     Attributes
     ----------
-    network : LapIRNConfig
-        Of the "disp" variant, all levels of one width. Of a conditional network lambda is drawn anew, uniformly from
-        [0, 1], at every step.
+    architecture : {"lapirn", "ulae"}
+        Of the network.
+    network : LapIRNConfig or ULAEConfig
+        Its shape. LapIRN is of the "disp" variant, all levels of one width; of a conditional network lambda is drawn
+        anew, uniformly from [0, 1], at every step.
     stages : tuple of Stage
         In order.
     smoothness : float
@@ -93,7 +97,8 @@ class TrainingSettings:
         For the metadata of the weights.
     """
 
-    network: LapIRNConfig = field(default_factory=LapIRNConfig.standard)
+    architecture: str = LapIRN.architecture
+    network: NetworkConfig = field(default_factory=LapIRNConfig.standard)
     stages: tuple[Stage, ...] = (Stage(1, 1500), Stage(2, 1500, 5e-4, crop=48), Stage(3, 400, 2e-4, crop=64))
     smoothness: float = 0.4
     label_weight: float = 0.0
@@ -108,17 +113,14 @@ class TrainingSettings:
     licence: str = "unspecified"
 
     def __post_init__(self) -> None:
-        if self.network.variant != "disp":
-            raise ValueError("only networks that predict displacements can be trained so far")
-        if set(self.network.head_channels) != {self.network.channels}:
-            raise ValueError(
-                f"head_channels is {self.network.head_channels}: expected {self.network.channels}, which is channels, "
-                "for every level, as a level starts as a copy of the one below"
-            )
+        if self.architecture not in RECIPES:
+            raise ValueError(f"architecture is {self.architecture!r}: expected {' or '.join(RECIPES)}")
+        expected = architecture_class(self.architecture).config_class
+        if not isinstance(self.network, expected):
+            raise ValueError(f"network is {self.network}: expected {expected.__name__} for {self.architecture}")
         if not self.stages:
             raise ValueError("there are no stages")
-        if self.network.conditional and any(stage.crop for stage in self.stages):
-            raise ValueError("conditional networks are trained on whole images: expected stages with crop 0")
+        RECIPES[self.architecture].check(self)
         _require_whole(
             validate_every=self.validate_every, save_every=self.save_every, held_out=self.held_out, seed=self.seed
         )
@@ -155,13 +157,40 @@ class TrainingSettings:
             temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
-def read_settings(path: Path) -> TrainingSettings:
+def default_settings(architecture: str = LapIRN.architecture, **changes: Any) -> TrainingSettings:
+    """Settings to train networks of an architecture with.
+
+    Parameters
+    ----------
+    architecture : {"lapirn", "ulae"}
+        Decides what is not given.
+    **changes
+        Settings that differ from the defaults.
+
+    Raises
+    ------
+    ValueError
+        If a setting cannot be.
+    """
+    if architecture not in RECIPES:
+        raise ValueError(f"architecture is {architecture!r}: expected {' or '.join(RECIPES)}")
+    return TrainingSettings(**{"architecture": architecture, **RECIPES[architecture].defaults(), **changes})
+
+
+def read_settings(path: Path, architecture: str | None = None) -> TrainingSettings:
     """Read settings from a JSON file; what it leaves out keeps its default.
+
+    Parameters
+    ----------
+    path : Path
+        As :meth:`TrainingSettings.write` wrote it, or part of that.
+    architecture : str, optional
+        The only one wanted; where the file names none, its default depends on this one.
 
     Raises
     ------
     InputError
-        If the file cannot be read, or holds a setting that does not exist or cannot be.
+        If the file cannot be read, holds a setting that does not exist or cannot be, or is for another architecture.
     """
     try:
         stored = json.loads(Path(path).read_text())
@@ -171,13 +200,18 @@ def read_settings(path: Path) -> TrainingSettings:
         raise InputError(f"{path} is not JSON ({error}): expected settings as a run stores in settings.json.") from None
     try:
         values = dict(_checked(stored, TrainingSettings))
-        parts = {"network": LapIRNConfig.standard(), "synthesis": SynthesisSettings()}
-        for name, default in parts.items():
+        # Runs from before there were several architectures name none.
+        named = values.pop("architecture", architecture or LapIRN.architecture)
+        if architecture not in (None, named):
+            raise ValueError(f"it is for the architecture {named!r}, not for {architecture!r}")
+        defaults = default_settings(named)
+        for name in ("network", "synthesis"):
             if name in values:
+                default = getattr(defaults, name)
                 values[name] = replace(default, **_checked(values[name], type(default)))
         if "stages" in values:
             values["stages"] = tuple(Stage(**_checked(stage, Stage)) for stage in values["stages"])
-        return TrainingSettings(**values)
+        return replace(defaults, **values)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path} cannot be used: {error}.") from None
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from nio_pydra.errors import InputError
 from nio_pydra.losses import lncc
 from nio_pydra.metrics import dice
-from nio_pydra.networks import LapIRN
-from nio_pydra.networks.lapirn import image_pyramid
+from nio_pydra.networks import Network
 from nio_pydra.optimize.resources import autocast
 from nio_pydra.spatial.unit_grid import unit_to_voxel, upsample, warp
 from nio_pydra.training.pairs import ImagePair, ImageSource
+from nio_pydra.training.recipes import RECIPES
 
 __all__ = ["Score", "Validation"]
 
@@ -41,7 +41,7 @@ class Validation:
         self.spacing, self.condition, self.precision = spacing, condition, precision
         self.pairs = source.validation(spacing)
 
-    def score(self, network: LapIRN | None, level: int = 0) -> Score | None:
+    def score(self, network: Network | None, level: int = 0) -> Score | None:
         """Measure the first `level` levels of a network; without one, the images as they lie."""
         if not self.pairs:
             return None
@@ -55,13 +55,11 @@ class Validation:
         name = "Dice" if labelled else "similarity"
         return Score(name, float(np.mean(values)), 100 * float(np.mean(folds or 0)))
 
-    def _predict(self, network: LapIRN, pair: ImagePair, level: int) -> Tensor:
+    def _predict(self, network: Network, pair: ImagePair, level: int) -> Tensor:
         device = next(network.parameters()).device
-        moving, fixed = (
-            image_pyramid(image.to(device), 3 if self.spacing == 1 else 2) for image in (pair.moving, pair.fixed)
-        )
+        moving, fixed = (image.to(device) for image in (pair.moving, pair.fixed))
         with torch.no_grad(), autocast(device, self.precision):
-            unit = network.on_pyramid(moving, fixed, levels=level, condition=self.condition)[-1].field
+            unit = RECIPES[network.architecture].whole_field(network, moving, fixed, level, self.condition)
         return upsample(unit, pair.moving.shape[2] // unit.shape[2]).float().cpu()
 
 

@@ -9,12 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nio_pydra import __version__
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
-from nio_pydra.bids.outputs import Destination, Products, discard_leftovers, engine_desc, sink
-from nio_pydra.engines.names import ENGINES
+from nio_pydra.bids.outputs import discard_leftovers, engine_desc, sink
+from nio_pydra.bids.products import PRODUCTS, Destination
+from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.system.settings import plain
+from nio_pydra.version import source_digest
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
 
@@ -23,43 +27,38 @@ __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
 class DatasetSettings:
     """How the scans of a dataset are registered.
 
-    Parameters
+    Attributes
     ----------
-    engine, preset : str
-    weights : pathlib.Path or None
-        None: the weights of the package.
-    precision : str
-        auto or float32.
-    device : str
-        auto, cpu or cuda.
-    seed : int
+    method : Method
+        Engine and settings.
+    runtime : Runtime
+        Device, precision and seed; threads are those of OMP_NUM_THREADS.
     skull_stripped : bool
-        Take every image as a brain only, whatever its sidecar says.
+        Take every image as one of the object only, whatever its sidecar says.
     worker : str
         ``debug`` (one after another), ``cf`` (processes) or ``slurm``.
     n_procs : int
         Processes of ``cf``.
     labels_desc : str or None
         ``desc`` of the scans' label images.
+    profile : Profile
+        What is registered.
     """
 
-    engine: str
-    preset: str
-    weights: Path | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    seed: int = 0
+    method: Method
+    runtime: Runtime
     skull_stripped: bool = False
     worker: str = "debug"
     n_procs: int = 1
     labels_desc: str | None = None
+    profile: Profile = BRAIN
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one scan.
 
-    Parameters
+    Attributes
     ----------
     scan : Scan
     files : list of pathlib.Path
@@ -99,18 +98,18 @@ def register_dataset(
     Raises
     ------
     InputError
-        If the atlas has no brain, the worker cannot be used, or memory does not hold so many scans at a time.
+        If nothing to register is found in the atlas, the worker cannot be used, or memory does not hold so many
+        scans at a time.
     """
     # In a folder of its own: another program's files in the work folder are nobody's leftovers.
     work_dir = work_dir.resolve() / "nio_pydra"
     work_dir.mkdir(parents=True, exist_ok=True)
-    # Before pydra is imported: it must neither ask a server for its newest version nor write into the home folder.
-    os.environ.setdefault("NO_ET", "1")
-    os.environ["PYDRA_HASH_CACHE"] = str(work_dir / "hashes")
     from nio_pydra.workflows.cache import discard_unfinished, in_use
+    from nio_pydra.workflows.pydra_private import use_work_folder, warn_if_untried
 
+    warn_if_untried()
+    cache = use_work_folder(work_dir)
     with in_use(work_dir, discard_locks=settings.worker != "slurm") as alone:
-        cache = work_dir / "pydra"
         discard_unfinished(cache, alone=alone)
         return _register_all(scans, atlas, settings, out_dir, cache)
 
@@ -118,7 +117,7 @@ def register_dataset(
 def _register_all(
     scans: Sequence[Scan], atlas: Atlas, settings: DatasetSettings, out_dir: Path, cache: Path
 ) -> list[Outcome]:
-    from pydra.engine.submitter import Submitter
+    from nio_pydra.workflows.pydra_private import Submitter
 
     problems = {scan.name: problem for scan in scans if (problem := scan.problem or _lost(scan))}
     inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in problems}
@@ -168,7 +167,7 @@ def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: 
 
     products = _stored_products(common, inputs, cache)
     if products is None:
-        return Outcome(scan, [], *failure_reason(cache, Subject(**common, **inputs)._checksum))
+        return Outcome(scan, [], *failure_reason(cache, Subject(**common, **inputs)))
     try:
         # Also for a scan found in the cache, whose derivatives somebody may have deleted since.
         return Outcome(scan, sink(products, Destination(**inputs["destination"])))
@@ -176,16 +175,16 @@ def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: 
         return Outcome(scan, [], str(error))
 
 
-def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Products | None:
+def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> dict[str, Path | None] | None:
     """Return the results of one scan from the cache; None where it is not done."""
-    from pydra.engine.result import load_result
-
+    from nio_pydra.workflows.pydra_private import stored_outputs
     from nio_pydra.workflows.subject import Subject
 
-    result = load_result(Subject(**common, **inputs)._checksum, [cache])
-    if result is None or result.errored or result.outputs is None:
+    outputs = stored_outputs(Subject(**common, **inputs), cache)
+    if outputs is None:
         return None
-    return Products(**{name: _path(getattr(result.outputs, name)) for name in Products.__dataclass_fields__})
+    files = {product.name: getattr(outputs, product.name) for product in PRODUCTS}
+    return {name: None if file is None else Path(file) for name, file in files.items()}
 
 
 def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
@@ -201,61 +200,54 @@ def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
 
 
 def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Path) -> Path:
-    """Return the atlas's brain mask; made once, before the scans need it."""
+    """Return the atlas's mask of the object; made once, before the scans need it."""
     if atlas.mask is not None:
         return atlas.mask
-    from nio_pydra.tasks import BrainMask
+    from nio_pydra.tasks import Prepare
     from nio_pydra.workflows.cache import failure_reason
 
-    task = BrainMask(
+    task = Prepare(
         image=atlas.image,
         skull_stripped=atlas.skull_stripped,
-        device=settings.device,
-        version=__version__,
+        profile=settings.profile.name,
+        device=settings.runtime.device,
+        version=source_digest(),
     )
     result = submit(task, raise_errors=False)
     if result.errored:
-        raise InputError(failure_reason(cache, task._checksum)[0])
+        raise InputError(failure_reason(cache, task)[0])
     return Path(result.outputs.mask)
 
 
 def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: int) -> None:
-    """Raise `InputError` where memory does not hold so many registrations by a network."""
-    if not ENGINES[settings.engine].network:
-        return
-    from nio_pydra.engines.contract import Runtime
+    """Raise `InputError` where memory does not hold so many registrations, as far as the engine can tell."""
     from nio_pydra.engines.memory import require_memory
-    from nio_pydra.engines.nio import predicted_memory
-    from nio_pydra.engines.registration import engine_settings
     from nio_pydra.spatial.images import load_image, load_mask
 
-    image = load_image(atlas.image, "atlas")
-    planned = engine_settings(settings.engine, settings.preset, settings.weights)
-    runtime = Runtime(device=settings.device, precision=settings.precision)
-    process, device = predicted_memory(image, load_mask(mask, image), planned, runtime)
-    require_memory(process, scans)
-    if device:
-        require_memory(device, scans, device=True)
+    image, method = load_image(atlas.image, "atlas"), settings.method
+    predicted = method.engine.memory_mb(image, load_mask(mask, image), method.settings, settings.runtime)
+    if predicted is None:
+        return
+    require_memory(predicted.process, scans)
+    if predicted.device:
+        require_memory(predicted.device, scans, device=True)
 
 
 def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) -> dict[str, Any]:
-    network_version = __version__
-    if ENGINES[settings.engine].network and settings.weights is None:
-        from nio_pydra.networks.checkpoints import weights_digest
-
-        network_version += f"+{weights_digest()[:16]}"
+    method = settings.method
     return {
         "atlas": atlas.image.absolute(),
         "atlas_mask": atlas_mask.absolute(),
         "labels_of_atlas": None if atlas.labels is None else atlas.labels.absolute(),
-        "engine": settings.engine,
-        "preset": settings.preset,
-        "weights": None if settings.weights is None else settings.weights.absolute(),
-        "device": settings.device,
-        "precision": settings.precision,
-        "seed": settings.seed,
-        "version": __version__,
-        "network_version": network_version,
+        "engine": method.name,
+        "preset": method.preset,
+        "settings": plain(method.settings),
+        "profile": settings.profile.name,
+        "device": settings.runtime.device,
+        "precision": settings.runtime.precision,
+        "seed": settings.runtime.seed,
+        "version": source_digest(),
+        "method_version": f"{source_digest()}+{method.fingerprint()}",
     }
 
 
@@ -266,22 +258,19 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
         entities=scan.entities,
         atlas=atlas.label,
         space=atlas.space,
-        desc=engine_desc(settings.engine),
+        desc=engine_desc(settings.method.name),
         source=f"bids:raw:{scan.relative}",
         atlas_reference=atlas.reference,
         skull_stripped=skull_stripped,
         labels_desc=settings.labels_desc if scan.labels else None,
         labels_source=scan.labels.absolute().as_uri() if scan.labels else None,
+        profile=settings.profile.name,
     )
     return {
-        "t1w": scan.t1w,
+        "scan": scan.t1w,
         "skull_stripped": skull_stripped,
-        "brain_mask": None if scan.mask is None else scan.mask.absolute(),
-        "lesion": None if scan.lesion is None else scan.lesion.absolute(),
+        "mask": None if scan.mask is None else scan.mask.absolute(),
+        "lesion_mask": None if scan.lesion is None else scan.lesion.absolute(),
         "own_labels": None if scan.labels is None else scan.labels.absolute(),
         "destination": asdict(destination),
     }
-
-
-def _path(value: Any) -> Path | None:
-    return None if value is None else Path(value)

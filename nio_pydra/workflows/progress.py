@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pydra.engine.hooks import TaskHooks
-
 from nio_pydra.bids.inputs import scan_name
+from nio_pydra.workflows.pydra_private import Job, TaskHooks
 
 __all__ = ["subject_hooks"]
 
@@ -19,23 +18,23 @@ def subject_hooks() -> TaskHooks:
     return TaskHooks(pre_run_task=_say_started, post_run_task=_say_failed, post_run=_say_done)
 
 
-def _name(job: Any) -> str | None:
+def _name(job: Job[Any]) -> str | None:
     """Name the scan of a job of the `Subject` workflow; None for the workflow around these."""
     destination = getattr(job.task, "destination", None)
     return None if destination is None else scan_name(destination["entities"])
 
 
-def _say_started(job: Any) -> None:
+def _say_started(job: Job[Any]) -> None:
     if name := _name(job):
         log.info("%s: started", name)
 
 
-def _say_failed(job: Any, result: Any) -> None:
+def _say_failed(job: Job[Any], result: Any) -> None:
     if result.errored and (name := _name(job)):
         log.info("%s: failed", name)
 
 
-def _say_done(job: Any, result: Any) -> None:
+def _say_done(job: Job[Any], result: Any) -> None:
     """Run after the result was stored: from here on a killed run does not repeat this scan."""
     if name := _name(job):
         log.info("%s: done", name)

@@ -1,14 +1,16 @@
-"""Workflow: one T1w scan from its file to derivatives."""
+"""Workflow: one scan from its file to derivatives."""
 
 from fileformats.generic import File
 from pydra.compose import workflow
 
-from nio_pydra.tasks import AffineAlign, BrainMask, PropagateLabels, Register, Score, Sink
+from nio_pydra.bids.products import PRODUCTS
+from nio_pydra.tasks import AffineAlign, Prepare, PropagateLabels, Register, Score, Sink
+from nio_pydra.tasks.sink import product_fields
 
 
-@workflow.define(outputs=["forward_xfm", "inverse_xfm", "warped", "record", "mask", "labels", "atlas_labels", "files"])
+@workflow.define(outputs={**product_fields(workflow.out), "files": list[str]})
 def Subject(
-    t1w: File,
+    scan: File,
     skull_stripped: bool,
     atlas: File,
     atlas_mask: File,
@@ -16,48 +18,51 @@ def Subject(
     preset: str,
     destination: dict,
     version: str,
-    network_version: str,
-    brain_mask: File | None = None,
-    lesion: File | None = None,
+    method_version: str,
+    mask: File | None = None,
+    lesion_mask: File | None = None,
     own_labels: File | None = None,
     labels_of_atlas: File | None = None,
-    weights: File | None = None,
+    settings: dict | None = None,
+    profile: str = "brain",
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
-) -> tuple[File, File, File, File, File, File | None, File | None, list[str]]:
+):
     """Align one scan to the atlas: mask, affine, registration, labels both ways, score, sink.
 
     Parameters
     ----------
-    t1w : File
-        The scan.
+    scan : File
+        Image to be aligned.
     skull_stripped : bool
-        The scan shows a brain only.
+        The scan shows the object only, without what is around it.
     atlas : File
         Atlas image.
     atlas_mask : File
-        Its brain mask.
+        Its mask of the object.
     engine : str
         Registration engine.
     preset : str
-        Of the engine.
+        Preset of the engine.
     destination : dict
-        Fields of nio_pydra.bids.outputs.Destination.
+        Fields of nio_pydra.bids.products.Destination.
     version : str
-        Of the package.
-    network_version : str
-        Of the package and the weights.
-    brain_mask : File | None
-        The scan's brain mask; made where it is missing.
-    lesion : File | None
+        Version of the code.
+    method_version : str
+        Version of the code with the fingerprint of the engine.
+    mask : File | None
+        The scan's mask of the object; made where it is missing.
+    lesion_mask : File | None
         Mask of the scan's lesion.
     own_labels : File | None
         Label image of the scan.
     labels_of_atlas : File | None
         Label image of the atlas.
-    weights : File | None
-        Network weights; default: those of the package.
+    settings : dict | None
+        Settings that differ from the preset's.
+    profile : str
+        What is registered: a name of nio_pydra.profiles.PROFILES.
     precision : str
         One of auto and float32.
     device : str
@@ -67,30 +72,19 @@ def Subject(
 
     Returns
     -------
-    forward_xfm : File
-        ITK composite, atlas to T1w points.
-    inverse_xfm : File
-        Its inverse.
-    warped : File
-        T1w image in the atlas's space.
-    record : File
-        JSON.
-    mask : File
-        Brain mask on the T1w grid.
-    labels : File | None
-        The scan's labels in the atlas's space.
-    atlas_labels : File | None
-        The atlas's labels in the scan's space.
+    products : File | None
+        One for each row of nio_pydra.bids.products.PRODUCTS, in that order.
     files : list[str]
         What the sink wrote.
     """
     masked = workflow.add(
-        BrainMask(
-            image=t1w,
+        Prepare(
+            image=scan,
             skull_stripped=skull_stripped,
-            given=brain_mask,
+            mask=mask,
             labels=own_labels,
-            lesion=lesion,
+            lesion_mask=lesion_mask,
+            profile=profile,
             device=device,
             version=version,
         )
@@ -98,10 +92,11 @@ def Subject(
     aligned = workflow.add(
         AffineAlign(
             fixed=atlas,
-            moving=t1w,
+            moving=scan,
             fixed_mask=atlas_mask,
             moving_mask=masked.mask,
             lesion_mask=masked.lesion_mask,
+            profile=profile,
             seed=seed,
             version=version,
         )
@@ -109,19 +104,20 @@ def Subject(
     registered = workflow.add(
         Register(
             fixed=atlas,
-            moving=t1w,
+            moving=scan,
             affine=aligned.affine,
             affine_record=aligned.record,
             engine=engine,
             preset=preset,
-            weights=weights,
+            settings=settings,
             fixed_mask=atlas_mask,
             moving_mask=masked.mask,
             lesion_mask=masked.lesion_mask,
+            profile=profile,
             device=device,
             precision=precision,
             seed=seed,
-            version=network_version,
+            version=method_version,
         )
     )
     record, labels, atlas_labels = registered.record, None, None
@@ -144,29 +140,18 @@ def Subject(
             record = scored.record
     if labels_of_atlas is not None:
         to_subject = workflow.add(
-            PropagateLabels(labels=labels_of_atlas, reference=t1w, transform=registered.inverse_xfm, version=version),
+            PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm, version=version),
             name="LabelsToSubject",
         )
         atlas_labels = to_subject.propagated
-    sunk = workflow.add(
-        Sink(
-            forward_xfm=registered.forward_xfm,
-            inverse_xfm=registered.inverse_xfm,
-            warped=registered.warped,
-            record=record,
-            mask=masked.mask,
-            labels=labels,
-            atlas_labels=atlas_labels,
-            destination=destination,
-        )
-    )
-    return (
-        registered.forward_xfm,
-        registered.inverse_xfm,
-        registered.warped,
-        record,
-        masked.mask,
-        labels,
-        atlas_labels,
-        sunk.files,
-    )
+    products = {
+        "forward_xfm": registered.forward_xfm,
+        "inverse_xfm": registered.inverse_xfm,
+        "warped": registered.warped,
+        "labels": labels,
+        "atlas_labels": atlas_labels,
+        "mask": masked.mask,
+        "record": record,
+    }
+    written = workflow.add(Sink(**products, destination=destination, version=version))
+    return *(products[product.name] for product in PRODUCTS), written.files

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import pydra.engine.submitter  # noqa: F401  must come first: pydra.workers.base imports in a circle
-from pydra.engine.job import Job
-from pydra.workers import base, slurm
 
 from nio_pydra.system.disk import full_disk_named
 from nio_pydra.system.processes import forkserver
-from nio_pydra.workflows.cache import stored_error
+from nio_pydra.workflows import pydra_private
+from nio_pydra.workflows.pydra_private import Job, cache_root, in_split, job_folder, stored_error
 
 __all__ = ["ForkserverWorker", "SerialWorker", "SlurmWorker"]
 
 
-class SerialWorker(base.Worker):
+class SerialWorker(pydra_private.Worker):
     """Runs one task after another in this process, one subject after another.
 
     pydra's own `debug` worker stops everything at the first task that fails, and takes the locks of jobs that other
@@ -55,8 +53,8 @@ class SerialWorker(base.Worker):
 
     async def submit(self, job: Job[Any], rerun: bool = False) -> Any:
         """Run a job; an element of a split waits for its turn."""
-        with full_disk_named(job.cache_root):
-            if job.is_async and job.state_index is not None:
+        with full_disk_named(cache_root(job)):
+            if in_split(job):
                 async with self._subjects:
                     return await super().submit(job, rerun)
             return await super().submit(job, rerun)
@@ -105,7 +103,7 @@ class ForkserverWorker(SerialWorker):
             self._pool.shutdown(cancel_futures=True)
 
 
-class SlurmWorker(slurm.SlurmWorker):
+class SlurmWorker(pydra_private.SlurmWorker):
     """Runs each task as a SLURM job, as pydra does, but says why one failed."""
 
     _plugin_name = "slurm"
@@ -115,7 +113,7 @@ class SlurmWorker(slurm.SlurmWorker):
         try:
             return await super().run(job, rerun)
         except Exception as error:
-            raise RuntimeError(stored_error(job.cache_dir) or str(error)) from None
+            raise RuntimeError(stored_error(job_folder(job)) or str(error)) from None
 
 
 async def _run_in(pool: cf.ProcessPoolExecutor, job: Job[Any], rerun: bool) -> Any:
@@ -130,7 +128,7 @@ def _run(job: Job[Any], rerun: bool) -> Any:
     """Run a job; come back from its folder, in which pydra leaves the process if it cannot store the result."""
     folder = Path.cwd()
     try:
-        with full_disk_named(job.cache_root):
+        with full_disk_named(cache_root(job)):
             return job.run(rerun=rerun)
     finally:
         os.chdir(folder)

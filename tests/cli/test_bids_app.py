@@ -89,7 +89,7 @@ def test_record_says_what_a_methods_section_needs(finished):
     record = json.loads(files_of(finished[1], "sub-01")["space-Tiny_desc-affine_record.json"].read_text())
     for key in ("engine", "preset", "peak_memory_mb", "std_jacobian", "fold_percent", "versions", "threads", "device"):
         assert key in record
-    assert set(record["seconds"]) >= {"affine", "registration", "io"}
+    assert set(record["seconds"]) >= {"affine", "registration", "files"}
     assert record["seconds"]["affine"] > 0
     assert record["dice"]["mean"] > 0.9
     assert set(record["dice"]["labels"]) == {"1", "2", "3"}

@@ -9,9 +9,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from nio_pydra.engines import affine
-from nio_pydra.engines.affine import align_brains
+from nio_pydra.engines.affine import align_images
 from nio_pydra.engines.alignment_check import SMALLEST_MATCH, brains_match, check_alignment
-from nio_pydra.engines.contract import Runtime, brain_only
+from nio_pydra.engines.contract import Runtime, foreground_only
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_image
 from nio_pydra.spatial.transforms import Transform, resample
@@ -47,8 +47,8 @@ def turned(image, axes, degrees):
 @pytest.mark.slow
 @pytest.mark.parametrize(("axes", "degrees"), [("x", [90]), ("z", [180]), ("xyz", [73, -10, 40])])
 def test_a_brain_that_is_turned_by_any_angle_is_aligned(brains, axes, degrees):
-    expected = align_brains(*brains, RUNTIME, names=NAMES).affine
-    found = align_brains(brains[0], turned(brains[1], axes, degrees), RUNTIME, names=NAMES).affine
+    expected = align_images(*brains, RUNTIME, names=NAMES).affine
+    found = align_images(brains[0], turned(brains[1], axes, degrees), RUNTIME, names=NAMES).affine
     turn = turned(nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.eye(4)), axes, degrees).affine
     assert np.linalg.norm(((found - turn @ expected) @ CORNERS)[:3], axis=0).max() < 1.5
 
@@ -58,7 +58,7 @@ def test_a_brain_that_is_aligned_the_wrong_way_round_is_refused_with_both_names(
     monkeypatch.setattr(affine, "SEARCHES", ())
     reason = r"sub-7_T1w\.nii\.gz could not be aligned to atlas\.nii\.gz: their similarity at 4 mm is 0\.\d\d"
     with pytest.raises(InputError, match=reason):
-        align_brains(brains[0], turned(brains[1], axis, degrees), RUNTIME, names=NAMES)
+        align_images(brains[0], turned(brains[1], axis, degrees), RUNTIME, names=NAMES)
 
 
 def unusual(brain, kind):
@@ -75,20 +75,20 @@ def unusual(brain, kind):
     elif kind == "standardised":
         voxels = (voxels - voxels[inside].mean()) / voxels[inside].std()
     image = nib.Nifti1Image(np.where(inside, voxels, 0).astype(np.float32), brain.affine)
-    return brain_only(turned(image, "x", 20), nib.Nifti1Image(inside.astype(np.uint8), brain.affine))
+    return foreground_only(turned(image, "x", 20), nib.Nifti1Image(inside.astype(np.uint8), brain.affine))
 
 
 @pytest.mark.parametrize("kind", ["as it is", "noise", "bias field", "inverted", "standardised"])
 def test_an_unusual_image_of_a_brain_is_aligned(brains, kind):
     moving = unusual(brains[1], kind)
-    found = align_brains(brains[0], moving, RUNTIME, names=NAMES)
+    found = align_images(brains[0], moving, RUNTIME, names=NAMES)
     overlap, match = brains_match(brains[0], moving, found.affine)
     assert overlap > 0.85 and match > SMALLEST_MATCH + 0.05
 
 
 def test_a_standardised_brain_lands_where_the_same_brain_does(brains):
     found = [
-        align_brains(brains[0], unusual(brains[1], kind), RUNTIME, names=NAMES).affine
+        align_images(brains[0], unusual(brains[1], kind), RUNTIME, names=NAMES).affine
         for kind in ("as it is", "standardised")
     ]
     assert np.linalg.norm(((found[0] - found[1]) @ CORNERS)[:3], axis=0).max() < 1.5

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nio_pydra.engines import memory, nio
-from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.contract import Memory, Runtime
 from nio_pydra.errors import InputError
 
 EACH = 4000.0
@@ -84,12 +84,12 @@ def test_scans_that_the_gpu_does_not_hold_are_refused(monkeypatch):
 
 def test_a_gpu_is_predicted_to_need_what_the_processor_would(monkeypatch):
     image = nib.Nifti1Image(np.ones((64, 64, 64), np.float32), np.diag([2.0, 2, 2, 1]))
-    settings = nio.PRESETS["nio_m"]["paper"]
-    process, device = nio.predicted_memory(image, None, settings, Runtime(device="cpu", precision="float32"))
-    assert process > memory.BASE_MB and device == 0
+    engine, settings = nio.NIO_M, nio.NIO_M.presets["paper"]
+    processor = engine.memory_mb(image, None, settings, Runtime(device="cpu", precision="float32"))
+    assert processor.process > memory.BASE_MB and processor.device == 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = nio.predicted_memory(image, None, settings, Runtime(device="cuda", precision="float32"))
-    assert found == (memory.BASE_MB, process)
+    found = engine.memory_mb(image, None, settings, Runtime(device="cuda", precision="float32"))
+    assert found == Memory(memory.BASE_MB, processor.process)
 
 
 def test_the_peak_of_the_gpu_is_that_of_one_registration(monkeypatch):

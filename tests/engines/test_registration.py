@@ -1,6 +1,5 @@
 """The engines behind their one contract, from files to files."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -11,14 +10,16 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from nio_pydra.engines import registration
-from nio_pydra.engines.contract import Runtime
-from nio_pydra.engines.names import ENGINES, preset_name
-from nio_pydra.engines.pair import register_pair
+from nio_pydra.engines.chain import register_pair
+from nio_pydra.engines.contract import Runtime, ScanFiles
+from nio_pydra.engines.methods import choose_method
+from nio_pydra.engines.names import ENGINES, get_engine
 from nio_pydra.engines.registration import register
 from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig, load_network, save_network
 from nio_pydra.spatial.itk import read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform
+from nio_pydra.system.settings import plain
 
 RUNTIME = Runtime(device="cpu", threads=2, progress=False)
 SHAPE = (56, 60, 52)
@@ -61,28 +62,26 @@ def scans(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_names_are_those_of_the_engines_modules(name):
-    presets = importlib.import_module(f"nio_pydra.engines.{ENGINES[name].module}").PRESETS
-    presets = presets.get(name, presets)
-    assert tuple(presets) == ENGINES[name].presets
-    assert all(hasattr(settings, "weights") == ENGINES[name].network for settings in presets.values())
+def scan_files(scans: Path) -> tuple[ScanFiles, ScanFiles]:
+    return ScanFiles(scans / "fixed.nii.gz"), ScanFiles(scans / "moving.nii.gz")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(scans, tmp_path, engine):
+    if reason := get_engine(engine).available():
+        pytest.skip(reason)
     preset = {"syn": "fast", "nio_m": "draft", "nio": "draft", "io": "draft"}.get(engine)
     # A network that learned nothing is enough to predict or to start from, not to be optimised in a few steps.
     network = {"weights": scans / "tiny.safetensors"} if engine in ("lapirn", "io") else {}
     files = register(
-        scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path,
-        engine=engine, preset=preset, runtime=RUNTIME, **network,
-        affine_record={"seconds": 1.5, "processor_seconds": 1.4},
+        *scan_files(scans), scans / "affine.h5", tmp_path, choose_method(engine, preset, **network),
+        affine_record={"seconds": 1.5, "processor_seconds": 1.4}, runtime=RUNTIME,
     )  # fmt: skip
     record = json.loads(files.record.read_text())
-    assert record["engine"] == engine and record["preset"] == preset_name(engine, preset)
+    assert record["engine"] == engine and record["preset"] == (preset or next(iter(get_engine(engine).presets)))
+    assert record["settings"] == plain(choose_method(engine, preset, **network).settings)
     assert record["seconds"]["affine"] == 1.5 and record["seconds"]["affine_processor"] == 1.4
-    assert min(record["seconds"].values()) >= 0 and record["seconds"]["io"] > 0
+    assert min(record["seconds"].values()) >= 0 and record["seconds"]["files"] > 0
     assert record["peak_memory_mb"] > 100 and record["threads"] == 2 and record["device"] == "cpu"
     assert {"nio_pydra", "torch", "antspyx"} <= record["versions"].keys()
     for way in ("voxels", "between_voxels", "backward"):
@@ -105,8 +104,8 @@ def test_folds_of_a_network_are_counted_and_removed(scans, tmp_path, monkeypatch
         network.levels[2].head[2].weight *= 300
     save_network(network, tmp_path / "folding.safetensors", metadata)
     files = register(
-        scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path,
-        engine="lapirn", weights=tmp_path / "folding.safetensors", runtime=RUNTIME,
+        *scan_files(scans), scans / "affine.h5", tmp_path,
+        choose_method("lapirn", weights=tmp_path / "folding.safetensors"), runtime=RUNTIME,
     )  # fmt: skip
     record = json.loads(files.record.read_text())
     assert record["before_unfolding"]["fold_percent"] > 1
@@ -122,8 +121,8 @@ def test_a_registration_that_ruins_the_match_has_failed(scans, tmp_path):
         ComputationError, match=r"moving\.nii\.gz fits .*fixed\.nii\.gz worse after the registration by lapirn"
     ):
         register(
-            scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path / "out",
-            engine="lapirn", weights=tmp_path / "ruin.safetensors", runtime=RUNTIME,
+            *scan_files(scans), scans / "affine.h5", tmp_path / "out",
+            choose_method("lapirn", weights=tmp_path / "ruin.safetensors"), runtime=RUNTIME,
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
 
@@ -139,8 +138,8 @@ def test_a_conditional_network_is_told_what_its_metadata_say(scans, tmp_path, mo
     for name, scale, told in (("own", {}, 0.4), ("scaled", {"condition_scale": 1.2}, 0.8)):
         save_network(network, tmp_path / f"{name}.safetensors", metadata | scale)
         files = register(
-            scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path / name,
-            engine="lapirn", weights=tmp_path / f"{name}.safetensors", runtime=RUNTIME,
+            *scan_files(scans), scans / "affine.h5", tmp_path / name,
+            choose_method("lapirn", weights=tmp_path / f"{name}.safetensors"), runtime=RUNTIME,
         )  # fmt: skip
         assert json.loads(files.record.read_text())["condition"] == pytest.approx(told)
         warped.append(nib.load(files.warped).get_fdata())
@@ -149,9 +148,11 @@ def test_a_conditional_network_is_told_what_its_metadata_say(scans, tmp_path, mo
 
 def test_a_pair_is_masked_aligned_registered_and_scored(scans, tmp_path):
     record = register_pair(
-        scans / "fixed.nii.gz", scans / "moving.nii.gz", tmp_path / "out",
-        engine="io", preset="draft", weights=scans / "tiny.safetensors", skull_stripped=True, runtime=RUNTIME,
-        fixed_labels=scans / "fixed_labels.nii.gz", moving_labels=scans / "moving_labels.nii.gz",
+        *(
+            ScanFiles(scans / f"{role}.nii.gz", labels=scans / f"{role}_labels.nii.gz", skull_stripped=True)
+            for role in ("fixed", "moving")
+        ),
+        tmp_path / "out", choose_method("io", "draft", weights=scans / "tiny.safetensors"), runtime=RUNTIME,
     )  # fmt: skip
     assert set(record["dice"]["labels"]) == {"1", "2", "3"} and record["dice"]["mean"] > 0.75
     assert record["seconds"]["affine"] > 0
@@ -164,20 +165,11 @@ def test_a_pair_is_masked_aligned_registered_and_scored(scans, tmp_path):
 def test_labels_on_another_grid_stop_the_pair_before_any_work(scans, tmp_path):
     with pytest.raises(InputError, match="same grid"):
         register_pair(
-            scans / "fixed.nii.gz", scans / "moving.nii.gz", tmp_path / "out", skull_stripped=True,
-            moving_labels=scans / "fixed_labels.nii.gz", runtime=RUNTIME,
+            ScanFiles(scans / "fixed.nii.gz", skull_stripped=True),
+            ScanFiles(scans / "moving.nii.gz", labels=scans / "fixed_labels.nii.gz", skull_stripped=True),
+            tmp_path / "out", runtime=RUNTIME,
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
-
-
-def test_unknown_names_are_answered_with_the_known_ones(scans, tmp_path):
-    arguments = (scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path)
-    with pytest.raises(InputError, match="choose one of nio_m"):
-        register(*arguments, engine="magic", runtime=RUNTIME)
-    with pytest.raises(InputError, match="choose one of paper, precise, fast, draft"):
-        register(*arguments, engine="nio_m", preset="magic", runtime=RUNTIME)
-    with pytest.raises(InputError, match="uses no network"):
-        register(*arguments, engine="syn", weights=scans / "tiny.safetensors", runtime=RUNTIME)
 
 
 def test_cuda_is_refused_where_there_is_none(scans, tmp_path):
@@ -187,6 +179,25 @@ def test_cuda_is_refused_where_there_is_none(scans, tmp_path):
         pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match="no CUDA"):
         register(
-            scans / "fixed.nii.gz", scans / "moving.nii.gz", scans / "affine.h5", tmp_path,
-            engine="lapirn", weights=scans / "tiny.safetensors", runtime=Runtime(device="cuda"),
+            *scan_files(scans), scans / "affine.h5", tmp_path,
+            choose_method("lapirn", weights=scans / "tiny.safetensors"), runtime=Runtime(device="cuda"),
         )  # fmt: skip
+
+
+def test_a_field_can_be_optimised_from_zero_without_any_network(scans, tmp_path):
+    method = choose_method("io", "draft", changes={"start": "zero", "field": {"learning_rate": 0.5}})
+    files = register(*scan_files(scans), scans / "affine.h5", tmp_path, method, runtime=RUNTIME)
+    record = json.loads(files.record.read_text())
+    assert "weights" not in record and record["settings"]["start"] == "zero"
+    assert record["similarity"]["after"] > record["similarity"]["before"] + 0.03
+    assert method.fingerprint() == ""
+
+
+def test_the_fingerprint_of_a_network_is_that_of_its_weights(scans, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes((scans / "tiny.safetensors").read_bytes())
+    prints = [choose_method("nio_m", weights=w).fingerprint() for w in (scans / "tiny.safetensors", copy, None)]
+    assert prints[0] == prints[1] != prints[2]
+    copy.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"copy\.safetensors"):
+        choose_method("nio_m", weights=copy).fingerprint()

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig, convert, load_network, read_metadata, save_network
-from nio_pydra.networks.checkpoints import PUBLISHED_CONDITION_SCALE, condition_for
+from nio_pydra.networks.checkpoints import condition_for
+from nio_pydra.networks.published import LAPIRN_CONDITION_SCALE
 
 PUBLISHED = {
     "LapIRN_disp_fea7.pth": ("disp", False, 923_748),
@@ -108,7 +109,7 @@ def test_a_size_that_the_pyramid_cannot_halve_is_refused():
 def test_a_conditional_network_is_told_lambda_in_the_scale_it_learned():
     assert condition_for({}, 0.4) == 0.4
     # The authors' test script tells its networks 0.1; lambda 0.4 is a little more than that.
-    authors = {"condition_scale": PUBLISHED_CONDITION_SCALE}
+    authors = {"condition_scale": LAPIRN_CONDITION_SCALE}
     assert condition_for(authors, 0.4) == pytest.approx(0.1167, abs=1e-4)
     assert condition_for(authors, 0.0) == 0.0 and condition_for(authors, 1.0) == 1.0
 

@@ -16,17 +16,20 @@ import pytest
 import torch
 
 from nio_pydra.cli import train as train_command
-from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.contract import Runtime, ScanFiles
 from nio_pydra.errors import ComputationError, InputError
+from nio_pydra.losses import diffusion, lncc
 from nio_pydra.metrics import dice
 from nio_pydra.networks import LapIRN, LapIRNConfig, load_network, save_network
+from nio_pydra.networks.ulae import ULAE, ULAEConfig
+from nio_pydra.spatial.unit_grid import warp
 from nio_pydra.training import loop
 from nio_pydra.training.loop import train
 from nio_pydra.training.maps import GRID, TISSUES, prepare_label_maps
 from nio_pydra.training.objective import objective
-from nio_pydra.training.pairs import ImagePair, PairStream, RealImages, SyntheticImages, pair_loader
-from nio_pydra.training.scans import TrainingScan, prepare_scans, read_scan_list
-from nio_pydra.training.settings import Stage, TrainingSettings, read_settings
+from nio_pydra.training.pairs import GroupStream, ImagePair, RealImages, SyntheticImages, group_loader, pair_stream
+from nio_pydra.training.scans import prepare_scans, read_scan_list
+from nio_pydra.training.settings import Stage, TrainingSettings, default_settings, read_settings
 from nio_pydra.training.synthesis import (
     Anatomy,
     Pose,
@@ -72,7 +75,7 @@ def small(*, conditional: bool = False, **changes) -> TrainingSettings:
 def run(settings: TrainingSettings, maps, out, log=str, **options):
     """Train without a second process."""
     source = SyntheticImages(maps, settings.synthesis, settings.held_out)
-    return train(settings, source, out, background=False, log=log, **options)
+    return train(settings, source, out, workers=0, log=log, **options)
 
 
 def run_until(settings: TrainingSettings, maps, out, words: str) -> None:
@@ -96,7 +99,7 @@ def run_whole_and_cut(settings: TrainingSettings, maps, folder, words: str) -> l
 
 
 def stream(maps, seed, start=0):
-    return iter(PairStream(SyntheticImages(maps, SETTINGS), spacing=2, seed=seed, start=start))
+    return pair_stream(SyntheticImages(maps, SETTINGS), spacing=2, seed=seed, start=start)
 
 
 def test_an_image_without_changes_shows_its_label_map():
@@ -111,12 +114,13 @@ def test_an_image_without_changes_shows_its_label_map():
 
 
 @pytest.mark.slow
-def test_pairs_made_in_a_process_of_their_own_are_the_same_and_that_process_is_no_fork(maps):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pairs_made_in_processes_of_their_own_are_the_same_and_no_forks(maps, workers):
     source = SyntheticImages(maps, SETTINGS)
-    ahead = pair_loader(PairStream(source, spacing=2, seed=3), background=True)
-    here = pair_loader(PairStream(source, spacing=2, seed=3), background=False)
-    assert type(ahead._workers[0]).__name__ == "ForkServerProcess"
-    for _ in range(2):
+    loader = group_loader(GroupStream(source, spacing=2, seed=3), workers)
+    assert {type(process).__name__ for process in loader._workers} == {"ForkServerProcess"}
+    ahead, here = (pair_stream(source, spacing=2, seed=3, start=4, workers=n) for n in (workers, 0))
+    for _ in range(9):  # of three groups
         assert torch.equal(next(ahead).moving, next(here).moving)
 
 
@@ -220,6 +224,40 @@ def test_a_killed_run_resumes_to_the_same_weights(maps, tmp_path, conditional):
         run(replace(settings, seed=1), maps, tmp_path / "cut")
     with pytest.raises(InputError, match="other data"):
         run(settings, maps[:-1], tmp_path / "cut")
+
+
+def test_a_network_without_levels_is_trained_as_a_whole_and_resumes_to_the_same_weights(maps, tmp_path):
+    network = ULAEConfig(channels=2)
+    stages = (Stage(3, 6, 1e-3, joint=True),)
+    settings = default_settings(
+        "ulae", network=network, stages=stages, synthesis=SETTINGS, save_every=2, validate_every=4, held_out=2,
+        label_weight=1.0,
+    )  # fmt: skip
+    lines = run_whole_and_cut(settings, maps, tmp_path, "stage 1 step 4")
+    assert lines[0] == "resuming at stage 1, step 2"
+    whole, cut = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(torch.equal(value, cut["network"][name]) for name, value in whole["network"].items())
+    torch.manual_seed(settings.seed)
+    untrained = ULAE(network).state_dict()
+    assert [name for name, value in whole["network"].items() if torch.equal(value, untrained[name])] == []
+    loaded, metadata = load_network(tmp_path / "cut" / "weights.safetensors")
+    assert isinstance(loaded, ULAE) and metadata["architecture"] == "ulae" and "trained_levels" not in metadata
+    with pytest.raises(InputError, match="another shape"):
+        run(small(stages=(Stage(1, 1),)), maps, tmp_path / "other", initial=tmp_path / "cut" / "weights.safetensors")
+
+
+def test_the_loss_of_ulae_is_that_of_its_paper_halved(maps):
+    settings = default_settings("ulae", network=ULAEConfig(channels=2))
+    torch.manual_seed(0)
+    network = ULAE(settings.network)
+    torch.nn.init.normal_(network.decoders[2].field.weight, std=0.1)
+    pair = next(pair_stream(SyntheticImages(maps, SETTINGS), spacing=1, seed=1))
+    with torch.no_grad():
+        loss = objective(network, pair, settings.stages[0], settings.smoothness, np.random.default_rng(0))
+        field = network.predict(pair.moving, pair.fixed)
+        warped = warp(pair.moving, field)
+        paper = sum(lncc(pair.fixed, warped, window) / 2**i for i, window in enumerate((11, 9, 7))) + diffusion(field)
+    assert diffusion(field) > 1e-3 and 2 * loss == pytest.approx(paper.item(), rel=1e-5)
 
 
 def test_a_run_killed_before_the_first_checkpoint_of_a_stage_resumes_to_the_same_weights(maps, tmp_path):
@@ -383,7 +421,7 @@ def test_settings_survive_their_file_and_misspelt_ones_are_refused(tmp_path):
     assert read_settings(tmp_path / "settings.json") == settings
     for text, message in (
         ("{", "is not JSON"),
-        ('{"stage": []}', "has no stage; it has network, stages"),
+        ('{"stage": []}', "has no stage; it has architecture, network, stages"),
         ('{"synthesis": {"blurr": 1}}', "SynthesisSettings has no blurr"),
         ('{"stages": [{"level": 4, "steps": 1}]}', "level is 4"),
         ('{"stages": [{"level": 1}]}', "cannot be used"),
@@ -397,11 +435,22 @@ def test_settings_survive_their_file_and_misspelt_ones_are_refused(tmp_path):
         ('{"synthesis": {"noise": -1}}', "noise is -1"),
         ('{"synthesis": {"thick_share": "a"}}', "thick_share is 'a'"),
         ('{"network": {"channels": 16}}', "head_channels is .* expected 16"),
+        ('{"architecture": "voxelmorph"}', "architecture is 'voxelmorph': expected lapirn or ulae"),
+        ('{"architecture": "ulae", "network": {"conditional": true}}', "ULAEConfig has no conditional"),
+        ('{"architecture": "ulae", "stages": [{"level": 1, "steps": 1}]}', "trained as a whole"),
         ('{"network": 3}', "found 3 where the settings of LapIRNConfig belong"),
     ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match=message):
             read_settings(tmp_path / "bad.json")
+    settings = default_settings("ulae", seed=3)
+    settings.write(tmp_path / "settings.json")
+    assert read_settings(tmp_path / "settings.json") == read_settings(tmp_path / "settings.json", "ulae") == settings
+    with pytest.raises(InputError, match="is for the architecture 'ulae', not for 'lapirn'"):
+        read_settings(tmp_path / "settings.json", "lapirn")
+    (tmp_path / "old.json").write_text('{"seed": 3}')  # of a run from before there were several
+    assert read_settings(tmp_path / "old.json") == TrainingSettings(seed=3)
+    assert read_settings(tmp_path / "old.json", "ulae") == settings
     with pytest.raises(InputError, match=r"absent\.json: no settings"):
         read_settings(tmp_path / "absent.json")
 
@@ -427,7 +476,7 @@ def scans(tmp_path):
 @pytest.mark.slow
 def test_real_scans_are_aligned_once_and_trained_on(scans, tmp_path):
     listed = read_scan_list(scans, skull_stripped=True)
-    listed.insert(2, TrainingScan(tmp_path / "absent.nii.gz"))
+    listed.insert(2, ScanFiles(tmp_path / "absent.nii.gz"))
     lines: list[str] = []
     runtime = Runtime(device="cpu", threads=2)
     files = prepare_scans(listed, tmp_path / "cache", runtime, lines.append)
@@ -444,11 +493,11 @@ def test_real_scans_are_aligned_once_and_trained_on(scans, tmp_path):
     assert pair.fixed.shape[2:] == GRID and pair.fixed.max() == 1 and pair.fixed.min() == 0
     aligned = Validation(source, 1).score(None)
     assert aligned.name == "Dice" and aligned.value > 0.6
-    pair = next(iter(PairStream(source, spacing=2, seed=0)))
+    pair = next(pair_stream(source, spacing=2, seed=0))
     assert pair.moving.shape[2:] == pair.moving_labels.shape[2:] == tuple(n // 2 for n in GRID)
     assert (pair.moving > 0).any() and not torch.equal(pair.moving, pair.fixed)
     settings = small(stages=(Stage(1, 4),), validate_every=4, held_out=2)
-    train(settings, source, tmp_path / "out", background=False, log=lines.append)
+    train(settings, source, tmp_path / "out", workers=0, log=lines.append)
     assert load_network(tmp_path / "out" / "weights.safetensors")[0].config == settings.network
 
 

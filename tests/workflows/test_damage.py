@@ -1,10 +1,12 @@
 """Files of an earlier run that were deleted, cut off or changed: the next run gives the right results."""
 
+import json
 import re
 import shutil
 
 import pytest
 
+import nio_pydra
 from nio_pydra.cli import bids_app
 
 
@@ -82,6 +84,18 @@ def test_damaged_derivatives_are_put_right_and_compute_nothing(earlier, run, cap
         damage(path)
     assert run() == 0
     assert "started" not in capsys.readouterr().out
+    assert derivatives(folder / "out") == right
+
+
+def test_results_of_other_code_are_not_used_and_records_say_which_code_it_was(earlier, run, capsys, monkeypatch):
+    _, folder, right = earlier
+    monkeypatch.setattr("nio_pydra.workflows.dataset.source_digest", lambda: "another state")
+    (record,) = folder.glob("out/sub-*/**/*_record.json")
+    assert json.loads(record.read_text())["versions"]["nio_pydra"] == nio_pydra.__version__
+    before = record.read_bytes()
+    assert run() == 0
+    assert "sub-01: started" in capsys.readouterr().out
+    assert record.read_bytes() != before
     assert derivatives(folder / "out") == right
 
 

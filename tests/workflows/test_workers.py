@@ -1,5 +1,7 @@
 """Workers and the care of pydra's cache."""
 
+import importlib.metadata
+import logging
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pydra.engine.result import load_result
 from pydra.engine.submitter import Submitter
 
 from nio_pydra.cli.bids_app import _share_cores
+from nio_pydra.workflows import pydra_private
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
 
@@ -63,7 +66,7 @@ def test_threads_of_all_scans_together_are_no_more_than_cores_unless_the_user_sa
 @pytest.mark.parametrize(("worker", "arguments"), [(SerialWorker, {}), (ForkserverWorker, {"n_procs": 2})])
 def test_a_failing_task_leaves_the_others_done(tmp_path, failing, worker, arguments):
     assert squares(worker, tmp_path, [failing(x=x) for x in range(4)], **arguments) == [0, None, 4, 9]
-    assert failure_reason(tmp_path, failing(x=1)._checksum)[0] == "ValueError: one is bad"
+    assert failure_reason(tmp_path, failing(x=1))[0] == "ValueError: one is bad"
 
 
 @pytest.mark.slow
@@ -206,14 +209,27 @@ def test_locks_of_dead_runs_are_discarded_and_those_of_live_ones_kept(tmp_path):
         assert not any(path.exists() for path in locks)
 
 
+def test_a_version_of_pydra_that_was_not_tried_is_warned_of_in_one_sentence(monkeypatch, caplog):
+    logging.getLogger("nio_pydra").propagate = True  # the app's own handlers may have taken over
+    installed = importlib.metadata.version("pydra")
+    monkeypatch.setattr(pydra_private, "TRIED", ("0.9", installed))
+    pydra_private.warn_if_untried()
+    assert not caplog.records
+    monkeypatch.setattr(pydra_private, "TRIED", ("0.8", "0.9"))
+    pydra_private.warn_if_untried()
+    (said,) = {record.getMessage() for record in caplog.records}
+    assert f"pydra {installed} is installed, and nio_pydra was tried with 0.8, 0.9 only" in said
+    assert "pip install pydra==0.9" in said
+
+
 def test_task_cache_follows_content_and_version_and_not_names(tmp_path):
-    from nio_pydra.tasks import BrainMask
+    from nio_pydra.tasks import Prepare
 
     for name, content in (("a.nii", "x"), ("b.nii", "x"), ("c.nii", "y")):
         (tmp_path / name).write_text(content)
 
     def key(name, version="1"):
-        return BrainMask(image=tmp_path / name, skull_stripped=True, version=version)._checksum
+        return Prepare(image=tmp_path / name, skull_stripped=True, version=version)._checksum
 
     assert key("a.nii") == key("b.nii")
     assert key("a.nii") != key("c.nii")

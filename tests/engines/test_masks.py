@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from nio_pydra.engines.brain_mask import make_brain_mask
 from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.masks import make_mask
 from nio_pydra.errors import InputError, ProgramError
 
 RUNTIME = Runtime(device="cpu", threads=2)
@@ -27,7 +27,7 @@ def _save(data, path, affine=None):
 def test_a_skull_stripped_scan_gives_its_own_mask_with_holes_filled(tmp_path):
     data = _ball(60)
     image = _save(data, tmp_path / "brain.nii.gz")
-    out = make_brain_mask(image, tmp_path / "mask.nii.gz", skull_stripped=True, runtime=RUNTIME)
+    out = make_mask(image, tmp_path / "mask.nii.gz", RUNTIME, skull_stripped=True)
     mask = nib.load(out)
     assert mask.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(mask.affine, nib.load(image).affine)
@@ -40,14 +40,14 @@ def test_a_skull_stripped_scan_gives_its_own_mask_with_holes_filled(tmp_path):
 def test_a_mask_of_no_brains_size_is_refused(tmp_path, radius, found):
     image = _save(_ball(radius), tmp_path / "sub-3_T1w.nii.gz")
     with pytest.raises(InputError, match=rf"sub-3_T1w\.nii\.gz.*{found}"):
-        make_brain_mask(image, tmp_path / "mask.nii.gz", skull_stripped=True, runtime=RUNTIME)
+        make_mask(image, tmp_path / "mask.nii.gz", RUNTIME, skull_stripped=True)
     assert not (tmp_path / "mask.nii.gz").exists()
 
 
 def test_a_standardised_brain_with_negative_voxels_is_kept_whole(tmp_path):
     ball = _ball(60)
     image = _save(np.where(ball > 0, ball - 1.5 * ball.max(), 0), tmp_path / "negative.nii.gz")
-    out = make_brain_mask(image, tmp_path / "mask.nii.gz", skull_stripped=True, runtime=RUNTIME)
+    out = make_mask(image, tmp_path / "mask.nii.gz", RUNTIME, skull_stripped=True)
     mask = nib.load(out).get_fdata() > 0
     assert mask[ball > 0].all() and not mask[0].any()
 
@@ -63,7 +63,7 @@ def test_deepbet_finds_the_brain_of_a_whole_head_whatever_its_orientation(tmp_pa
     nib.save(turned, tmp_path / "turned.nii.gz")
     masks = []
     for image in (path, tmp_path / "turned.nii.gz"):
-        out = make_brain_mask(image, tmp_path / "mask.nii.gz", skull_stripped=False, runtime=RUNTIME)
+        out = make_mask(image, tmp_path / "mask.nii.gz", RUNTIME)
         mask = nib.load(out)
         assert mask.shape == nib.load(image).shape
         np.testing.assert_allclose(mask.affine, nib.load(image).affine, atol=1e-4)
@@ -80,7 +80,7 @@ def test_deepbet_on_an_image_without_a_head_is_a_clear_error(tmp_path):
     noise = np.random.default_rng(0).uniform(0, 1, (40, 40, 40)).astype(np.float32)
     image = _save(noise, tmp_path / "noise.nii.gz")
     with pytest.raises(InputError, match=r"noise\.nii\.gz: found"):
-        make_brain_mask(image, tmp_path / "mask.nii.gz", skull_stripped=False, runtime=RUNTIME)
+        make_mask(image, tmp_path / "mask.nii.gz", RUNTIME)
 
 
 def test_an_error_of_deepbet_is_not_called_an_image_without_a_brain(tmp_path, monkeypatch):
@@ -92,4 +92,4 @@ def test_an_error_of_deepbet_is_not_called_an_image_without_a_brain(tmp_path, mo
     monkeypatch.setattr(deepbet.BrainExtraction, "run", fail)
     image = _save(_ball(60), tmp_path / "head.nii.gz")
     with pytest.raises(ProgramError, match=r"head\.nii\.gz: brain extraction by deepbet failed: a tensor of another"):
-        make_brain_mask(image, tmp_path / "mask.nii.gz", skull_stripped=False, runtime=RUNTIME)
+        make_mask(image, tmp_path / "mask.nii.gz", RUNTIME)

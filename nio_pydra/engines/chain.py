@@ -1,0 +1,98 @@
+"""The chain for one pair: prepare both images, affine, registration, labels, score."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nio_pydra.engines.affine import align
+from nio_pydra.engines.contract import Runtime, ScanFiles
+from nio_pydra.engines.masks import prepare
+from nio_pydra.engines.methods import Method, choose_method
+from nio_pydra.engines.registration import propagate_labels, register, score
+from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.system.places import refuse_same_file
+from nio_pydra.system.scratch import scratch_folder
+
+__all__ = ["register_pair"]
+
+RESULTS = ("record.json", "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz")
+"""In the order in which they appear: the record tells that all of them are ours."""
+
+
+def register_pair(
+    fixed: ScanFiles,
+    moving: ScanFiles,
+    out_dir: Path,
+    method: Method | None = None,
+    *,
+    profile: Profile = BRAIN,
+    runtime: Runtime | None = None,
+) -> dict[str, Any]:
+    """Mask, align, register, propagate labels and score one pair.
+
+    Parameters
+    ----------
+    fixed, moving : ScanFiles
+        Scans with their masks and labels. With both label maps the record holds Dice.
+    out_dir : Path
+        Takes ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz``, ``record.json`` and, if the moving scan has
+        labels, ``labels.nii.gz`` (these labels on the fixed grid).
+    method : Method, optional
+        Default: that of :func:`nio_pydra.engines.methods.choose_method`.
+    profile : Profile
+        What the scans show.
+    runtime : Runtime, optional
+        Device, threads, seed.
+
+    Returns
+    -------
+    dict
+        The record.
+
+    Raises
+    ------
+    InputError
+        If an input cannot be used, or a file would be lost; nothing is written then.
+    ProgramError, ComputationError
+        If a step fails; nothing is written then.
+    """
+    runtime, method = runtime or Runtime(), method or choose_method()
+    out_dir = Path(out_dir)
+    given = [getattr(scan, kind) for scan in (fixed, moving) for kind in ("image", "mask", "labels", "lesion_mask")]
+    _refuse_loss(out_dir, [*given, getattr(method.settings, "weights", None)])
+    with scratch_folder(out_dir) as work:
+        runtime = replace(runtime, scratch=runtime.scratch or work)
+        fixed = prepare(fixed, work / "fixed", runtime, role="fixed image", profile=profile)
+        moving = prepare(moving, work / "moving", runtime, role="moving image", profile=profile)
+        affine, results = work / "affine.h5", work / "results"
+        aligned = align(fixed, moving, affine, runtime, profile=profile)
+        files = register(
+            fixed, moving, affine, results, method, affine_record=aligned, profile=profile, runtime=runtime
+        )
+        record = dict(json.loads(files.record.read_text()))
+        if moving.labels is not None:
+            moved = propagate_labels(moving.labels, fixed.image, files.forward_xfm, results / "labels.nii.gz")
+            if fixed.labels is not None:
+                record = score(files.record, fixed.labels, moved, files.record, moving.labels)
+        for name in RESULTS:
+            if (results / name).exists():
+                (results / name).replace(out_dir / name)
+            else:  # of an earlier registration into the same folder
+                (out_dir / name).unlink(missing_ok=True)
+    return record
+
+
+def _refuse_loss(out_dir: Path, inputs: list[Path | None]) -> None:
+    """Raise `InputError` where a result would replace an input, or a file that no earlier registration has made."""
+    refuse_same_file([out_dir / name for name in RESULTS], [path for path in inputs if path is not None])
+    try:
+        earlier = "engine" in json.loads((out_dir / "record.json").read_text())
+    except (OSError, ValueError, TypeError):
+        earlier = False
+    for name in RESULTS:
+        if not earlier and (out_dir / name).exists():
+            raise InputError(f"{out_dir / name} is not of an earlier registration: choose another output folder.")

@@ -1,0 +1,162 @@
+"""Engine ``greedy``: the greedy diffeomorphic registration of PICSL (Yushkevich et al. 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+
+from nio_pydra.engines.child import answer, run_child, store_image
+from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
+from nio_pydra.engines.stopwatch import Spent, Stopwatch
+from nio_pydra.spatial.lps import field_from_itk
+from nio_pydra.spatial.transforms import Transform, resample
+from nio_pydra.system.scratch import scratch_folder
+
+__all__ = ["GREEDY", "GreedySettings"]
+
+
+@dataclass(frozen=True)
+class GreedySettings:
+    """What greedy does at each level.
+
+    Attributes
+    ----------
+    radius : int
+        Radius of the windows of the local cross-correlation, in voxels of the level.
+    iterations : tuple of int
+        Per level, coarse to fine; the last level is full resolution.
+    update_smoothing_mm, field_smoothing_mm : float
+        Standard deviation of the Gaussians that smooth each update and the whole field.
+    """
+
+    radius: int = 2
+    iterations: tuple[int, ...] = (100, 100, 40)
+    update_smoothing_mm: float = 1.5
+    field_smoothing_mm: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.radius < 1:
+            raise ValueError(f"radius is {self.radius}: expected at least 1")
+        if min(self.iterations, default=0) < 0 or sum(self.iterations) == 0:
+            raise ValueError(f"iterations is {self.iterations}: expected counts, not all zero")
+        if not (self.update_smoothing_mm > 0 and self.field_smoothing_mm >= 0):
+            raise ValueError(
+                f"update_smoothing_mm is {self.update_smoothing_mm} and field_smoothing_mm {self.field_smoothing_mm}: "
+                "expected more than 0 and at least 0"
+            )
+
+
+class GreedyEngine(Engine):
+    """Greedy as the package picsl-greedy runs it."""
+
+    what = "greedy diffeomorphic registration by local cross-correlation, the fast classical baseline"
+    citation = "Yushkevich et al. 2016, Alzheimer's & Dementia 12(7), P126"
+    presets = MappingProxyType({"default": GreedySettings()})
+
+    def run(self, pair: Pair, settings: GreedySettings, runtime: Runtime) -> Deformation:
+        """Register a pair, starting from and keeping its affine.
+
+        Parameters
+        ----------
+        pair : Pair
+            Its masks blank everything outside. Its lesion mask takes the lesion out of the similarity, at the place
+            where the affine brings it: greedy weights voxels of the fixed image only.
+        settings : GreedySettings
+            Schedule.
+        runtime : Runtime
+            Threads and seed.
+
+        Returns
+        -------
+        Deformation
+            Forward field on the fixed grid; no inverse. Its details hold ``peak_memory_mb``.
+
+        Raises
+        ------
+        ProgramError
+            If greedy fails.
+        """
+        images = {
+            "fixed": pair.fixed_object,
+            "moving": pair.moving_object,
+        }
+        if pair.lesion_mask is not None:
+            images["sound"] = _sound_on_fixed(pair, pair.lesion_mask)
+        with scratch_folder(runtime.scratch) as folder:
+            request = {
+                "settings": asdict(settings),
+                "affine": np.asarray(pair.affine).tolist(),
+                "threads": runtime.thread_count,
+                "seed": runtime.seed + 1,  # 0 means the clock to greedy
+                "images": {role: store_image(image, folder / f"{role}.npy") for role, image in images.items()},
+            }
+            found = run_child(__name__, request, folder, runtime, name="greedy")
+            vectors = np.load(found["warp"])
+        if vectors.shape[:3] != pair.fixed.shape:
+            raise RuntimeError(f"greedy gave a field of shape {vectors.shape[:3]} for the grid {pair.fixed.shape}")
+        forward = field_from_itk(vectors, pair.fixed.affine)
+        return Deformation(forward, None, found["spent"], {"peak_memory_mb": found["peak_memory_mb"]})
+
+    def fingerprint(self, settings: Any) -> str:
+        """Return the version of picsl-greedy."""
+        return f"picsl-greedy-{version('picsl-greedy')}"
+
+    def available(self) -> str | None:
+        """Say how to install picsl-greedy where it is missing."""
+        if find_spec("picsl_greedy") is None:
+            return "picsl-greedy is not installed; install it by `pip install nio-pydra[greedy]`."
+        return None
+
+
+GREEDY = GreedyEngine()
+
+
+def _sound_on_fixed(pair: Pair, lesion: Nifti1Image) -> Nifti1Image:
+    """Return the mask of what is no lesion on the fixed grid, float32."""
+    moved = np.asanyarray(resample(lesion, pair.fixed, Transform((pair.affine,)), "nearest").dataobj)
+    return Nifti1Image(np.float32(moved == 0), pair.fixed.affine)
+
+
+def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, Any]]:
+    """Do the work, in the child."""
+    import SimpleITK
+    from picsl_greedy import Greedy3D
+
+    def itk_image(stored: dict[str, Any]) -> Any:
+        image = SimpleITK.GetImageFromArray(np.load(stored["path"]).T)
+        image.SetSpacing(stored["spacing"])
+        image.SetOrigin(stored["origin"])
+        image.SetDirection(np.ravel(stored["direction"]).tolist())
+        return image
+
+    images = {role: itk_image(stored) for role, stored in request["images"].items()}
+    # Version 1.4 loses a matrix that is handed over in memory. In a file it is RAS, as here.
+    affine = folder / "affine.mat"
+    np.savetxt(affine, request["affine"], fmt="%.15g")
+    settings = request["settings"]
+    command = [
+        "-d 3 -V 0 -threads", request["threads"], "-seed", request["seed"],
+        "-i fixed moving", "-gm sound" if "sound" in images else "",
+        "-it", affine, "-o warp",
+        "-m WNCC", "x".join([str(settings["radius"])] * 3),
+        "-n", "x".join(map(str, settings["iterations"])),
+        "-s", f"{settings['update_smoothing_mm']}mm", f"{settings['field_smoothing_mm']}mm",
+        "-wp 0",  # the field is returned without rounding
+    ]  # fmt: skip
+    program, watch = Greedy3D(), Stopwatch()
+    program.execute(" ".join(map(str, command)), **images, warp=None)
+    spent = watch.read()
+    warp = folder / "warp.npy"
+    np.save(warp, SimpleITK.GetArrayViewFromImage(program["warp"]).transpose(2, 1, 0, 3))
+    return spent, {"warp": str(warp)}
+
+
+if __name__ == "__main__":
+    answer(_register)

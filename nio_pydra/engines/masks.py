@@ -1,0 +1,155 @@
+"""Masks of the object: given, read off an image that shows nothing else, or found by a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
+
+from nio_pydra.engines.contract import Runtime, ScanFiles
+from nio_pydra.errors import InputError, ProgramError
+from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.spatial.images import load_image, load_labels, load_mask, same_grid, save_image
+from nio_pydra.spatial.transforms import Transform, resample
+
+__all__ = ["MAKERS", "make_mask", "prepare"]
+
+NOTHING_FOUND = ("argmax of an empty sequence", "Not enough foreground")
+"""How deepbet's steps for the largest component and its box say that no voxel was predicted."""
+
+
+def prepare(scan: ScanFiles, folder: Path, runtime: Runtime, *, role: str, profile: Profile = BRAIN) -> ScanFiles:
+    """Check an image and what belongs to it, and bring its masks onto its grid.
+
+    This comes first, so that a wrong file is found before a registration and not after it.
+
+    Parameters
+    ----------
+    scan : ScanFiles
+        As given. A lesion mask without a voxel is no lesion mask: lesion segmentation writes one where it finds none.
+    folder : Path
+        Takes ``mask.nii.gz`` and, if there is a lesion, ``lesion_mask.nii.gz``; both are uint8, 0 and 1.
+    runtime : Runtime
+        Device and threads for the program that finds the object.
+    role : str
+        What the image is called in messages.
+    profile : Profile
+        What the image shows.
+
+    Returns
+    -------
+    ScanFiles
+        The same scan with those masks.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be used, a mask lies beside the image, or the mask made is not plausible.
+    ProgramError
+        If the program that finds the object fails.
+    """
+    image = load_image(scan.image, role)
+    if scan.labels is not None:
+        load_labels(scan.labels, like=image, role=f"labels of the {role}")
+    lesion_mask = None
+    if scan.lesion_mask is not None and _has_voxels(scan.lesion_mask):
+        lesion_mask = _onto_image(scan.lesion_mask, image, "lesion mask", folder / "lesion_mask.nii.gz")
+    out = folder / "mask.nii.gz"
+    if scan.mask is not None:
+        mask = _onto_image(scan.mask, image, f"{profile.name} mask", out)
+    else:
+        mask = make_mask(scan.image, out, runtime, skull_stripped=scan.skull_stripped, profile=profile)
+    return replace(scan, mask=mask, lesion_mask=lesion_mask)
+
+
+def make_mask(
+    image: Path, out: Path, runtime: Runtime, *, skull_stripped: bool = False, profile: Profile = BRAIN
+) -> Path:
+    """Write the mask of the object in an image.
+
+    Parameters
+    ----------
+    image : Path
+        3-D image.
+    out : Path
+        NIfTI file to write: uint8, 1 in the object, on the image's grid.
+    runtime : Runtime
+        Device and threads.
+    skull_stripped : bool
+        Whether the image is zero outside the object; its holes are filled. Otherwise a program finds the object.
+    profile : Profile
+        What the image shows.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    InputError
+        If the image cannot be used, or the mask found is empty or of no plausible volume.
+    ProgramError
+        If the program fails.
+    """
+    scan = load_image(image)
+    if skull_stripped:
+        mask = binary_fill_holes(scan.get_fdata(dtype=np.float32, caching="unchanged") != 0)
+        advice = "is it really skull-stripped, with a background of zero?"
+    else:
+        mask = MAKERS[profile.mask_maker](scan, runtime)
+        advice = f"check that it is a whole {profile.suffix} scan in mm, or give a {profile.name} mask of your own."
+    litres, (smallest, largest) = float(mask.sum()) * abs(np.linalg.det(scan.affine[:3, :3])) / 1e6, profile.litres
+    if not smallest <= litres <= largest:
+        found = f"a {profile.name} mask of {litres:.2f} litres" if litres else f"no {profile.name}"
+        raise InputError(f"{image}: found {found}, expected {smallest} to {largest} litres; {advice}")
+    return save_image(mask.astype(np.uint8), scan.affine, out, dtype=np.uint8)
+
+
+def _has_voxels(path: Path) -> bool:
+    return bool(np.asanyarray(load_image(path, "lesion mask", may_be_empty=True).dataobj).any())
+
+
+def _onto_image(path: Path, image: Nifti1Image, role: str, out: Path) -> Path:
+    """Write a mask on an image's grid; masks of other programs lie on their own copies of the image."""
+    mask = load_mask(path, role=role)
+    if not same_grid(mask, image):
+        mask = resample(mask, image, Transform(()), "nearest")
+    voxels = np.asanyarray(mask.dataobj)
+    if not voxels.any():
+        raise InputError(
+            f"{path} ({role}) lies beside {image.get_filename()}: expected a mask in the space of that image."
+        )
+    return save_image(voxels, image.affine, out, dtype=np.uint8)
+
+
+def _deepbet(scan: Nifti1Image, runtime: Runtime) -> NDArray[np.bool_]:
+    """Find the brain with deepbet (Fisch et al. 2024); (X, Y, Z) on the scan's grid, all False if there is none."""
+    import torch
+    from deepbet import BrainExtraction
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(runtime.thread_count)
+    try:
+        network = BrainExtraction(no_gpu=runtime.device == "cpu")
+        # A float image with a clean header: deepbet copies the header, scaling included, to what it returns.
+        image = nib.Nifti1Image(scan.get_fdata(dtype=np.float32, caching="unchanged"), scan.affine)
+        try:
+            _, mask, _ = network.run(image)
+        except (ValueError, AssertionError) as error:
+            if any(words in str(error) for words in NOTHING_FOUND):
+                return np.zeros(scan.shape, dtype=bool)
+            raise ProgramError(f"{scan.get_filename()}: brain extraction by deepbet failed: {error}") from error
+    finally:
+        torch.set_num_threads(before)
+    return np.asanyarray(mask.dataobj) > 0
+
+
+MAKERS: dict[str, Callable[[Nifti1Image, Runtime], NDArray[np.bool_]]] = {"deepbet": _deepbet}
+"""Programs that find an object: image ``(X, Y, Z)`` in, its voxels out."""

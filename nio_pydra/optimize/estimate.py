@@ -1,0 +1,82 @@
+"""What a registration has found so far, and what can refine it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nio_pydra.networks import Network
+from nio_pydra.optimize.problem import Problem
+from nio_pydra.optimize.progress import finite_field
+from nio_pydra.optimize.resources import autocast
+
+__all__ = ["Estimate", "Refiner"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A field for a problem, and where it came from.
+
+    Attributes
+    ----------
+    problem : Problem
+        The pair.
+    network : Network or None
+        Predicts the first field, on the device of the problem. None: the first field is zero.
+    condition : float or None
+        What a conditional network is told.
+    precision : torch.dtype
+        Of the network's convolutions.
+    progress : bool or None
+        See :class:`nio_pydra.optimize.progress.Progress`.
+    refined : Tensor or None
+        Unit displacement field ``(1, 3, D, H, W)`` float32 that a refiner has found.
+    """
+
+    problem: Problem
+    network: Network | None = None
+    condition: float | None = None
+    precision: torch.dtype = torch.float32
+    progress: bool | None = None
+    refined: Tensor | None = None
+
+    @property
+    def field(self) -> Tensor:
+        """The field so far; the first one is made when a refiner asks for it, as some do without.
+
+        Raises
+        ------
+        ComputationError
+            If the network's field is not finite.
+        """
+        if self.refined is not None:
+            return self.refined
+        fixed = self.problem.fixed
+        if self.network is None:
+            return torch.zeros(1, 3, *fixed.shape[2:], device=fixed.device)
+        with torch.no_grad(), autocast(fixed.device, self.precision):
+            predicted = self.network.predict(self.problem.moving, fixed, condition=self.condition)
+        return finite_field(predicted.contiguous())
+
+    def with_field(self, field: Tensor) -> Estimate:
+        """Return the estimate with a better field."""
+        return replace(self, refined=field)
+
+
+class Refiner(Protocol):
+    """Settings of a refinement, which know how it is done."""
+
+    def refine(self, estimate: Estimate) -> Estimate:
+        """Return an estimate with a better field.
+
+        Raises
+        ------
+        InputError
+            If the estimate's network is of a kind that cannot be refined so.
+        ComputationError
+            If the optimisation diverges.
+        """
+        ...

@@ -1,0 +1,116 @@
+"""Settings in files: a few values that differ from those of a frozen dataclass."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from nio_pydra.errors import InputError
+
+__all__ = ["plain", "read_table", "with_changes"]
+
+T = TypeVar("T")
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Read a file of settings, TOML if it is called so, JSON otherwise.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or holds no table.
+    """
+    kind = "TOML" if path.suffix == ".toml" else "JSON"
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if kind == "TOML" else json.loads(text)
+    except OSError as error:
+        raise InputError(f"{path} (settings) cannot be read ({error.strerror}): give another file.") from None
+    except ValueError as error:
+        raise InputError(f"{path} (settings) is not {kind} ({error}): correct it, or name it .toml or .json.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} (settings) holds {type(content).__name__}: expected names with values.")
+    return content
+
+
+def with_changes(settings: T, changes: Mapping[str, Any], name: str = "") -> T:
+    """Return settings with some values replaced, in nested dataclasses too.
+
+    Parameters
+    ----------
+    settings : dataclass instance
+    changes : mapping
+        Values by field name, as JSON and TOML have them: lists for tuples, text for paths, a table for a dataclass.
+        False leaves an optional part out.
+    name : str
+        What the settings are called in messages.
+
+    Raises
+    ------
+    ValueError
+        If a field does not exist, or its value is of the wrong type or refused by the dataclass.
+    """
+    hints = get_type_hints(type(settings))
+    known = [field.name for field in fields(settings)]  # type: ignore[arg-type]
+    prefix = f"{name}." if name else ""
+    if unknown := sorted(set(changes) - set(known)):
+        has = f"the settings are {', '.join(known)}" if known else "there is nothing to set"
+        raise ValueError(f"there is no setting {prefix}{unknown[0]}: {has}")
+    values = {
+        key: _converted(value, hints[key], getattr(settings, key), prefix + key) for key, value in changes.items()
+    }
+    return replace(settings, **values)  # type: ignore[type-var]
+
+
+def plain(settings: object) -> dict[str, Any]:
+    """Return a dataclass as JSON values."""
+
+    def value(found: Any) -> Any:
+        if isinstance(found, dict):
+            return {key: value(each) for key, each in found.items()}
+        if isinstance(found, tuple | list):
+            return [value(each) for each in found]
+        return str(found) if isinstance(found, Path) else found
+
+    return dict(value(asdict(settings)))  # type: ignore[call-overload]
+
+
+def _converted(value: Any, hint: Any, old: Any, name: str) -> Any:
+    """Turn a value of a file into one of a field's type."""
+    if get_origin(hint) in (Union, UnionType):
+        choices = get_args(hint)
+        if NoneType in choices and (value is None or (value is False and bool not in choices)):
+            return None
+        (hint,) = (choice for choice in choices if choice is not NoneType)
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} is {value!r}: expected a table of settings")
+        return with_changes(hint() if old is None else old, value, name)  # type: ignore[operator]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{name} is {value!r}: expected {' or '.join(map(str, get_args(hint)))}")
+        return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} is {value!r}: expected a list")
+        each = get_args(hint)[0]
+        return tuple(_converted(entry, each, None, name) for entry in value)
+    return _scalar(value, hint, name)
+
+
+def _scalar(value: Any, hint: type, name: str) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if hint is float and is_number and math.isfinite(value):
+        return float(value)
+    if (hint is not int or is_number) and hint is not float and hint is not Path and isinstance(value, hint):
+        return value
+    expected = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}[hint]
+    raise ValueError(f"{name} is {value!r}: expected {expected}")

@@ -1,0 +1,141 @@
+"""The table of products, and what is named after it; all of it for another object than the brain too."""
+
+import json
+from dataclasses import replace
+from fnmatch import fnmatch
+
+import attrs
+import pytest
+
+from nio_pydra.bids import description, outputs, products
+from nio_pydra.bids.inputs import find_scans, read_filters
+from nio_pydra.bids.outputs import output_path, sink
+from nio_pydra.bids.products import PRODUCTS, Destination, Product
+from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN, PROFILES
+
+
+@pytest.fixture
+def lungs(monkeypatch):
+    """A profile of another object, with a folder that brains have nothing in."""
+    profile = replace(BRAIN, name="lungs", suffix="ct", datatype="func")
+    monkeypatch.setitem(PROFILES, "lungs", profile)
+    return profile
+
+
+@pytest.fixture
+def files(tmp_path):
+    """One file for each product."""
+    for product in products.PRODUCTS:
+        (tmp_path / product.name).write_text(product.name)
+    return {product.name: tmp_path / product.name for product in products.PRODUCTS}
+
+
+def destination(out, **more):
+    fields = {"entities": {"subject": "01", "session": "a"}, "atlas": "Mine+1", "desc": "syn", "labels_desc": "manual",
+              "space": {"space": "Mine", "cohort": "1", "res": "2"}, "source": "bids:raw:x", "labels_source": "file:///l",
+              "atlas_reference": "file:///a"}  # fmt: skip
+    return Destination(out_dir=str(out), **{**fields, **more})
+
+
+def readme(out, **more):
+    """The names that the README lists."""
+    description.write_description(out, "command", {}, **more)
+    lines = (out / "README").read_text().splitlines()
+    return [line.split("  ")[0] for line in lines if line.startswith("*")]
+
+
+def test_every_file_of_a_scan_is_in_the_readme_once_and_no_other_is(files, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    sidecars = {output_path(destination(out), product, ".json") for product in PRODUCTS if product.sidecar}
+    names = [path.name for path in sink(files, destination(out)) if path not in sidecars]
+    assert len(names) == len(PRODUCTS)
+    patterns = [name.replace("ATLAS", "*") for name in readme(out)]
+    matches = [[fnmatch(name, pattern) for pattern in patterns] for name in names]
+    assert all(sum(row) == 1 for row in matches)
+    assert all(sum(column) == 1 for column in zip(*matches, strict=True))
+
+
+def test_optional_products_may_be_absent_and_the_others_may_not(files, tmp_path):
+    for product in PRODUCTS:
+        there = {**files, product.name: None}
+        out = tmp_path / f"out_{product.name}"
+        if product.optional:
+            assert output_path(destination(out), product) not in sink(there, destination(out))
+        else:
+            with pytest.raises(ValueError, match=f"{product.name}: expected a file"):
+                sink(there, destination(out))
+            assert not out.exists()
+
+
+def test_tasks_and_workflow_have_one_field_for_each_product():
+    from nio_pydra.tasks import Sink
+    from nio_pydra.workflows.subject import Subject
+
+    names = [product.name for product in PRODUCTS]
+    assert len(set(names)) == len(names)
+    inputs, results = ([field.name for field in attrs.fields(kind)] for kind in (Sink, Subject.Outputs))
+    assert [name for name in inputs if name in names] == names
+    assert results[-len(names) - 1 :] == [*names, "files"]  # in this order, as `Subject` returns them
+
+
+def test_another_row_is_enough_for_sink_readme_and_bidsignore(files, tmp_path, monkeypatch):
+    picture = Product(
+        name="picture",
+        text="the {image} image and the atlas in one picture",
+        entities=lambda to: {**to.space, "desc": to.desc, "suffix": "picture"},
+        sidecar=lambda to: {"Sources": [to.source]},
+        extension=".svg",
+        in_bids=False,
+    )
+    for module in (products, outputs, description):
+        monkeypatch.setattr(module, "PRODUCTS", (*PRODUCTS, picture))
+    file = tmp_path / "picture"
+    file.write_text("a picture")
+    out = tmp_path / "out"
+    out.mkdir()
+    *_, written, sidecar = sink({**files, "picture": file}, destination(out))
+    assert written.read_text() == "a picture"
+    assert written.relative_to(out).as_posix() == (
+        "sub-01/ses-a/anat/sub-01_ses-a_space-Mine_cohort-1_res-2_desc-syn_picture.svg"
+    )
+    assert json.loads(sidecar.read_text()) == {"Sources": ["bids:raw:x"]}
+    assert readme(out)[-1] == "*_space-ATLAS_desc-*_picture.svg"
+    assert "the T1w image and the atlas in one picture" in (out / "README").read_text()
+    assert "*_picture.svg" in (out / ".bidsignore").read_text().split()
+
+
+def test_names_and_texts_of_another_object_say_nothing_of_brains(files, tmp_path, lungs):
+    out = tmp_path / "out"
+    out.mkdir()
+    written = sink(files, destination(out, profile="lungs"))
+    readme(out, profile=lungs)
+    names = {path.name.removeprefix("sub-01_ses-a_") for path in written}
+    assert {"from-ct_to-Mine+1_mode-image_xfm.h5", "desc-lungs_mask.nii.gz", "space-ct_atlas-Mine+1_dseg.nii.gz",
+            "space-Mine_cohort-1_res-2_desc-syn_ct.json"} <= names  # fmt: skip
+    assert {path.parent for path in written} == {out / "sub-01/ses-a/func"}
+    for path in out.rglob("*"):
+        assert "T1w" not in path.name and "brain" not in path.name
+        if path.is_file():
+            text = path.read_text().lower()
+            assert "t1w" not in text and "brain" not in text
+
+
+def test_scans_of_another_object_are_found_with_their_masks(dataset, lungs, tmp_path):
+    for root, name in ((dataset.root, "ct"), (dataset.derivatives, "desc-lungs_mask")):
+        folder = root / "sub-02/func"
+        folder.mkdir()
+        (folder / f"sub-02_{name}.nii.gz").touch()
+        (folder / f"sub-02_desc-brain_{name}.nii.gz").touch()
+    (dataset.derivatives / "sub-02/func/sub-02_space-T1w_desc-lungs_mask.nii.gz").touch()
+    found = find_scans(dataset.root, derivatives={"m": dataset.derivatives}, filters={"desc": None}, profile=lungs)
+    assert [(scan.t1w.name, scan.mask.name) for scan in found] == [
+        ("sub-02_ct.nii.gz", "sub-02_desc-lungs_mask.nii.gz"),
+    ]  # fmt: skip
+    filters = tmp_path / "filters.json"
+    filters.write_text('{"ct": {"session": "x"}}')
+    with pytest.raises(InputError, match=r"no ct image with session=x: expected files named sub-<label>/func/"):
+        find_scans(dataset.root, filters=read_filters(filters, lungs), profile=lungs)
+    with pytest.raises(InputError, match=r'no filter for T1w images: expected \{"t1w"'):
+        read_filters(filters)
