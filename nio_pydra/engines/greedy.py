@@ -151,7 +151,7 @@ def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, A
     program.execute(" ".join(map(str, command)), **images, warp=None)
     spent = watch.read()
     warp = folder / "warp.npy"
-    np.save(warp, SimpleITK.GetArrayViewFromImage(program["warp"]).transpose(2, 1, 0, 3))
+    np.save(warp, SimpleITK.GetArrayFromImage(program["warp"]).transpose(2, 1, 0, 3))
     return spent, {"warp": str(warp)}
 
 

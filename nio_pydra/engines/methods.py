@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from nio_pydra.engines.names import get_engine
 from nio_pydra.errors import InputError
 from nio_pydra.system.settings import plain, read_table, with_changes
 
-__all__ = ["Method", "choose_method", "read_settings_file"]
+__all__ = ["Method", "choose_method", "parse_method", "read_settings_file"]
 
 
 @dataclass(frozen=True)
@@ -122,3 +124,32 @@ def read_settings_file(path: Path, preset: str | None = None) -> tuple[str | Non
     if named and preset and named != preset:
         raise InputError(f"{path} (settings) starts from the preset {named}, but --preset is {preset}: leave out one.")
     return named or preset, changes
+
+
+def parse_method(text: str) -> Method:
+    """Return the method that a short text names, for example in a list of methods to compare.
+
+    Parameters
+    ----------
+    text : str
+        ``ENGINE[:PRESET][@WEIGHTS][?SETTING=VALUE[&SETTING=VALUE]]``, for example ``syn:precise``,
+        ``lapirn@mine.safetensors`` or ``nio_m:fast?network.objective.weight=0.2``. Settings and values are written as in
+        TOML.
+
+    Raises
+    ------
+    InputError
+        As :func:`choose_method`, and if the text has another form.
+    """
+    form = re.fullmatch(r"(\w+)(?::(\w+))?(?:@([^?]+))?(?:\?(.+))?", text.strip())
+    if form is None:
+        raise InputError(f"The method {text!r} cannot be read: expected ENGINE[:PRESET][@WEIGHTS][?SETTING=VALUE].")
+    engine, preset, weights, settings = form.groups()
+    try:
+        changes = tomllib.loads("\n".join(settings.split("&"))) if settings else None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(
+            f"The settings of the method {text!r} cannot be read ({error}): expected SETTING=VALUE as in TOML, "
+            "with text in quotes."
+        ) from None
+    return choose_method(engine, preset, weights=Path(weights) if weights else None, changes=changes)

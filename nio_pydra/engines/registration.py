@@ -26,7 +26,7 @@ from nio_pydra.engines.methods import Method, choose_method
 from nio_pydra.engines.quality import quality
 from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.errors import ComputationError
-from nio_pydra.metrics import dice
+from nio_pydra.metrics import dice, hausdorff_95
 from nio_pydra.optimize.resources import limit_threads
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
@@ -210,7 +210,8 @@ def score(
     Returns
     -------
     dict
-        Completed record. Its ``dice`` holds ``mean`` and ``labels``, and is None if the maps share no label.
+        Completed record. Its ``dice`` and ``hd95_mm`` (95 % Hausdorff distance) hold ``mean`` and ``labels``. They are
+        None if the maps share no label. A label that the propagation lost has no distance.
 
     Raises
     ------
@@ -222,15 +223,16 @@ def score(
     expected = None
     if moving_labels is not None:
         expected = {int(k) for k in np.unique(np.asanyarray(load_labels(Path(moving_labels)).dataobj))}
-    per_label = dice(np.asanyarray(truth.dataobj), np.asanyarray(propagated.dataobj), expected)
+    maps = np.asanyarray(truth.dataobj), np.asanyarray(propagated.dataobj)
+    overlaps = dice(*maps, expected)
+    distances = hausdorff_95(*maps, overlaps, np.linalg.norm(truth.affine[:3, :3], axis=0).tolist())
     completed = json.loads(Path(record).read_text())
-    completed["dice"] = None
-    if per_label:
-        labels = {str(k): v for k, v in per_label.items()}
-        completed["dice"] = {"mean": float(np.mean(list(per_label.values()))), "labels": labels}
-    else:
-        maps = (fixed_labels, moving_labels or propagated_labels)
-        log.warning("%s and %s have no label in common: no overlap was measured.", *maps)
+    for name, per_label in (("dice", overlaps), ("hd95_mm", distances)):
+        labels = {str(label): value for label, value in per_label.items()}
+        completed[name] = {"mean": float(np.mean(list(labels.values()))), "labels": labels} if labels else None
+    if not overlaps:
+        files = (fixed_labels, moving_labels or propagated_labels)
+        log.warning("%s and %s have no label in common: no overlap was measured.", *files)
     _write_json(completed, Path(out))
     return completed
 

@@ -29,6 +29,13 @@ def dice(a: NDArray[np.integer], b: NDArray[np.integer], expected: set[int] | No
     ------
     ValueError
         If the shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> atlas, moved = np.array([1, 1, 2, 2, 3]), np.array([1, 1, 1, 2, 0])
+    >>> dice(atlas, moved, expected={3})
+    {1: 0.8, 2: 0.6666666666666666, 3: 0.0}
     """
     if a.shape != b.shape:
         raise ValueError(f"label maps have shapes {a.shape} and {b.shape}: expected the same")

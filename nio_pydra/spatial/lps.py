@@ -36,6 +36,13 @@ def itk_geometry(
         ``(3,)`` position of the first voxel, LPS mm.
     direction : ndarray
         ``(3, 3)``; column i is the direction of voxel axis i in LPS, a vector of length 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> spacing, origin, direction = itk_geometry(np.array([[0, 0, 2, 9], [1, 0, 0, 8], [0, 3, 0, 7], [0, 0, 0, 1]]))
+    >>> spacing.tolist(), origin.tolist()
+    ([1.0, 3.0, 2.0], [-9.0, -8.0, 7.0])
     """
     flipped = FLIP @ affine
     spacing = np.linalg.norm(flipped[:3, :3], axis=0)

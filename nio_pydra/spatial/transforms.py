@@ -72,6 +72,14 @@ class Transform:
     ------
     ComputationError
         If a number of a matrix is NaN or infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> shift, double = np.eye(4), np.diag([2, 2, 2, 1])
+    >>> shift[0, 3] = 5
+    >>> Transform((shift, double)).map_points(np.zeros((1, 3)))
+    array([[10.,  0.,  0.]])
     """
 
     steps: tuple[NDArray[np.floating] | DisplacementField, ...]
