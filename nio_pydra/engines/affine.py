@@ -24,7 +24,7 @@ from nio_pydra.spatial.itk import write_h5
 from nio_pydra.spatial.transforms import Transform
 from nio_pydra.system.scratch import scratch_folder
 
-__all__ = ["AFFINE", "AffineSettings", "align", "align_images"]
+__all__ = ["AFFINE", "align", "align_images"]
 
 log = logging.getLogger("nio_pydra")
 

@@ -58,8 +58,10 @@ def prepare(scan: ScanFiles, folder: Path, runtime: Runtime, *, role: str, profi
     if scan.labels is not None:
         load_labels(scan.labels, like=image, role=f"labels of the {role}")
     lesion_mask = None
-    if scan.lesion_mask is not None and _has_voxels(scan.lesion_mask):
-        lesion_mask = _onto_image(scan.lesion_mask, image, "lesion mask", folder / "lesion_mask.nii.gz")
+    if scan.lesion_mask is not None:
+        lesion = load_image(scan.lesion_mask, "lesion mask", may_be_empty=True)
+        if np.asanyarray(lesion.dataobj).any():
+            lesion_mask = _onto_image(scan.lesion_mask, image, "lesion mask", folder / "lesion_mask.nii.gz")
     out = folder / "mask.nii.gz"
     if scan.mask is not None:
         mask = _onto_image(scan.mask, image, f"{profile.name} mask", out)
@@ -111,10 +113,6 @@ def make_mask(
         found = f"a {profile.name} mask of {litres:.2f} litres" if litres else f"no {profile.name}"
         raise InputError(f"{image}: found {found}, expected {smallest} to {largest} litres. {advice}")
     return save_image(mask.astype(np.uint8), scan.affine, out, dtype=np.uint8)
-
-
-def _has_voxels(path: Path) -> bool:
-    return bool(np.asanyarray(load_image(path, "lesion mask", may_be_empty=True).dataobj).any())
 
 
 def _onto_image(path: Path, image: Nifti1Image, role: str, out: Path) -> Path:

@@ -12,14 +12,7 @@ from pathlib import Path
 
 from nio_pydra.errors import InputError
 
-__all__ = [
-    "device_memory_mb",
-    "forget_peak_memory",
-    "machine_memory_mb",
-    "peak_memory_mb",
-    "predicted_memory_mb",
-    "require_memory",
-]
+__all__ = ["forget_peak_memory", "machine_memory_mb", "peak_memory_mb", "predicted_memory_mb", "require_memory"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -73,13 +66,6 @@ def machine_memory_mb() -> float:
     return min(limits) / 2**20
 
 
-def device_memory_mb() -> float:
-    """Return the free memory of the GPU, in MiB."""
-    import torch
-
-    return torch.cuda.mem_get_info()[0] / 2**20
-
-
 def forget_peak_memory() -> None:
     """Reset the peak memory of the process (on Linux) and of the GPU, so that earlier work does not count."""
     with suppress(OSError):
@@ -113,12 +99,16 @@ def require_memory(each: float, scans: int, *, device: bool = False) -> None:
     InputError
         If several scans do not fit.
     """
-    available = device_memory_mb() if device else machine_memory_mb()
+    if device:
+        import torch
+
+        available, machine, outcome = torch.cuda.mem_get_info()[0] / 2**20, "the GPU has {:.1f} GiB free", "fail"
+    else:
+        available, machine, outcome = machine_memory_mb(), "this machine has {:.1f} GiB", "be killed"
     if scans * each <= available:
         return
     need = f"{scans * each / 2**10:.1f} GiB are needed for {scans} scan(s) at a time ({each / 2**10:.1f} GiB for each)"
-    has = f"the GPU has {available / 2**10:.1f} GiB free" if device else f"this machine has {available / 2**10:.1f} GiB"
-    outcome = "fail" if device else "be killed"
+    has = machine.format(available / 2**10)
     if scans == 1:
         log.warning("About %s and %s: the run may %s.", need, has, outcome)
         return

@@ -133,7 +133,7 @@ def parse_method(text: str) -> Method:
     ----------
     text : str
         ``ENGINE[:PRESET][@WEIGHTS][?SETTING=VALUE[&SETTING=VALUE]]``, for example ``syn:precise``,
-        ``lapirn@mine.safetensors`` or ``nio_m:fast?network.objective.weight=0.2``. Settings and values are written as in
+        ``lapirn@mine.safetensors`` or ``nio_m:fast?network.objective.weight=0.2``. Settings are written as in
         TOML.
 
     Raises

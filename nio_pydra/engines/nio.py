@@ -25,7 +25,6 @@ from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.metrics import regularity
 from nio_pydra.networks import Network, load_network
 from nio_pydra.networks.checkpoints import condition_for, default_weights, weights_digest
-from nio_pydra.networks.lapirn import SIZE_MULTIPLE
 from nio_pydra.optimize.estimate import Estimate, Refiner
 from nio_pydra.optimize.io import IOSettings
 from nio_pydra.optimize.nio import NIOSettings
@@ -113,14 +112,16 @@ class NetworkEngine(Engine):
         torch.manual_seed(runtime.seed)
         watch = Stopwatch()
         fixed = pair.fixed_object
-        grid = grid_around(fixed, conventions, _multiple(network))
+        grid = grid_around(fixed, conventions, network)
         keep_freed_memory(math.prod(grid.shape))
         space = NetworkSpace.of(pair, grid, fixed, conventions["intensity_scaling"], device)
         precision = choose_precision(runtime, device)
         log.info("network grid %s, %s, %s", grid.shape, device, str(precision).removeprefix("torch."))
-        condition = _condition(network, conventions, settings)
+        condition = None
         if network is not None:
             network = place(network, device)
+            if getattr(network.config, "conditional", False):
+                condition = condition_for(conventions, (settings.network or NIOSettings()).objective.weight)
         estimate = Estimate(space.problem, network, condition, precision, runtime.progress)
         for refiner in settings.refiners:
             estimate = refiner.refine(estimate)
@@ -156,7 +157,7 @@ class NetworkEngine(Engine):
         network, conventions = _load(settings)
         optimised = settings.network is not None and settings.network.iterations[-1] > 0
         predicted = predicted_memory_mb(
-            grid_around(foreground_only(fixed, mask), conventions, _multiple(network)).shape,
+            grid_around(foreground_only(fixed, mask), conventions, network).shape,
             optimised=optimised,
             float32=choose_precision(runtime, device) == torch.float32,
         )
@@ -166,18 +167,6 @@ class NetworkEngine(Engine):
 def _load(settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
     """Return the network, if there is one, and its conventions."""
     return (None, NO_NETWORK) if settings.start == "zero" else load_network(settings.weights)
-
-
-def _multiple(network: Network | None) -> int:
-    return SIZE_MULTIPLE if network is None else network.size_multiple
-
-
-def _condition(network: Network | None, conventions: Mapping[str, Any], settings: NetworkSettings) -> float | None:
-    """Return the regularisation weight for a conditional network; None for others."""
-    if network is None or not getattr(network.config, "conditional", False):
-        return None
-    weight = (settings.network or NIOSettings()).objective.weight
-    return condition_for(conventions, weight)
 
 
 MOK_2023 = "Mok et al. 2023, Machine Learning in Medical Imaging (MICCAI workshop)"

@@ -59,8 +59,8 @@ class NetworkGrid:
             4x4, RAS mm, from the grid's world to the image's. Default: the identity.
         """
         reference = nib.nifti1.Nifti1Image(np.broadcast_to(np.uint8(0), self.shape), self.affine)
-        steps = () if to_image is None else (to_image,)
-        return np.asanyarray(resample(image, reference, Transform(steps)).dataobj)
+        transform = Transform(() if to_image is None else (to_image,))
+        return np.asanyarray(resample(image, reference, transform).dataobj)
 
 
 def network_grid(

@@ -72,7 +72,7 @@ def require_one_placement(image: SpatialImage, path: Path, role: str) -> None:
         raise InputError(
             f"{path} ({role}) does not say how its voxels lie in the body (qform_code and sform_code are 0): expected "
             f"an orientation. If you know it, write a copy: nio orient {path} OUT --axes LAS (axes that run to the "
-            "left, front and top of the head)."
+            "left, front and top of the body)."
         )
     if sform is not None:
         instead = "" if qform is None else f" If its qform is right: {_advice(path, 'qform')}"

@@ -22,7 +22,7 @@ from nio_pydra.system.files import atomic_path
 __all__ = ["UNREADABLE", "load_image", "load_labels", "load_mask", "same_grid", "save_image"]
 
 UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
-"""What nibabel raises for a file that it cannot read."""
+"""Errors of nibabel for a file that it cannot read."""
 #: Largest distance, in mm, between the voxels of two images that still lie on one grid.
 GRID_TOLERANCE_MM = 1e-2
 #: Smallest and largest label, as doubles, because float32 cannot hold them exactly.
@@ -53,8 +53,8 @@ def load_image(path: str | os.PathLike[str], role: str = "image", *, may_be_empt
         voxels; if its affine cannot be inverted, or its header is ambiguous (:func:`require_one_placement`).
     """
     path = Path(path)
-    image = _read(path, role)
-    data = _voxels(image, path, role).astype(np.float32)
+    affine, data = _read(path, role)
+    data = data.astype(np.float32)
     bad = int(data.size - np.isfinite(data).sum())
     if bad:
         raise InputError(
@@ -63,7 +63,7 @@ def load_image(path: str | os.PathLike[str], role: str = "image", *, may_be_empt
         )
     if not may_be_empty and not data.any():
         raise InputError(f"{path} ({role}) is zero everywhere: expected a scan. Is it the right file?")
-    loaded = Nifti1Image(data, image.affine)
+    loaded = Nifti1Image(data, affine)
     loaded.file_map["image"].filename = str(path)  # for messages; set_filename refuses names of other formats
     return loaded
 
@@ -77,17 +77,16 @@ def load_labels(path: str | os.PathLike[str], like: Nifti1Image | None = None, r
         As :func:`load_image`, and if values are not whole numbers or do not fit into int32, or the grid differs.
     """
     path = Path(path)
-    image = _read(path, role)
-    data = _voxels(image, path, role)
-    whole = np.rint(data)
-    if not np.isfinite(data).all() or np.abs(data - whole).max(initial=0) > 1e-3:
+    affine, voxels = _read(path, role)
+    whole = np.rint(voxels)
+    if not np.isfinite(voxels).all() or np.abs(voxels - whole).max(initial=0) > 1e-3:
         raise InputError(f"{path} ({role}) has values that are not whole numbers: expected a label map.")
     if whole.size and not LABELS[0] <= float(whole.min()) <= float(whole.max()) <= LABELS[1]:
         raise InputError(
             f"{path} ({role}) has labels from {whole.min():.0f} to {whole.max():.0f}: expected numbers "
             f"from {LABELS[0]:.0f} to {LABELS[1]:.0f}. Give the labels smaller numbers."
         )
-    return _on_grid_of(like, Nifti1Image(whole.astype(np.int32), image.affine), path, role)
+    return _on_grid_of(like, Nifti1Image(whole.astype(np.int32), affine), path, role)
 
 
 def load_mask(path: str | os.PathLike[str], like: Nifti1Image | None = None, role: str = "mask") -> Nifti1Image:
@@ -99,11 +98,10 @@ def load_mask(path: str | os.PathLike[str], like: Nifti1Image | None = None, rol
         As :func:`load_image`, and if the mask is empty or the grid differs.
     """
     path = Path(path)
-    image = _read(path, role)
-    voxels = _voxels(image, path, role)
+    affine, voxels = _read(path, role)
     if not np.isfinite(voxels).all():
         raise InputError(f"{path} ({role}) has NaN or infinite voxels: expected 0 and 1. Set them to 0.")
-    mask = Nifti1Image((voxels > 0.5).astype(np.uint8), image.affine)
+    mask = Nifti1Image((voxels > 0.5).astype(np.uint8), affine)
     if not np.asanyarray(mask.dataobj).any():
         raise InputError(f"{path} ({role}) is empty: expected at least one voxel above 0.5.")
     return _on_grid_of(like, mask, path, role)
@@ -160,7 +158,8 @@ def _on_grid_of(like: Nifti1Image | None, image: Nifti1Image, path: Path, role: 
     )
 
 
-def _read(path: Path, role: str) -> SpatialImage:
+def _read(path: Path, role: str) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Return the affine of a 3-D image and its voxels, in the type of the file."""
     if not path.is_file():
         raise InputError(f"{path} ({role}): no such file.")
     if path.stat().st_size == 0:
@@ -184,14 +183,10 @@ def _read(path: Path, role: str) -> SpatialImage:
             "directions in its header. Repair its sform/qform."
         )
     require_one_placement(image, path, role)
-    return image
-
-
-def _voxels(image: SpatialImage, path: Path, role: str) -> NDArray[Any]:
     try:
         data = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} ({role}) is truncated or damaged: {error}. Fetch the file again.") from None
     if data.dtype.names or np.iscomplexobj(data):
         raise InputError(f"{path} ({role}) holds {data.dtype} voxels: expected numbers.")
-    return data.reshape(data.shape[:3])
+    return affine, data.reshape(data.shape[:3])

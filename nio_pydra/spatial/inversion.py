@@ -89,7 +89,7 @@ def invert(field: DisplacementField) -> DisplacementField:
     The inverse is first exact at every node of the grid. Programs interpolate it linearly between the nodes, which is
     least accurate where the field has kinks, at the images of its own voxels. So all voxels are mapped forward and
     back, and each node is corrected once by the mean round-trip error of the voxels around it. This brings points, and
-    most of all voxels, back closer. In exchange, nodes mapped the other way no longer return exactly. A second
+    most of all voxels, closer to their start. But points mapped by the inverse first no longer return exactly. A second
     correction would only help the voxels.
 
     Parameters

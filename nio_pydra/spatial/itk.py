@@ -46,7 +46,9 @@ def write_h5(transform: Transform, path: str | Path) -> Path:
             entry = group.create_group(str(number))
             if isinstance(step, DisplacementField):
                 _strings(entry, "TransformType", FIELD)
-                entry["TransformFixedParameters"] = _field_geometry(step)
+                spacing, origin, direction = itk_geometry(step.affine)
+                geometry = [np.array(step.vectors.shape[1:]), origin, spacing, direction.ravel()]
+                entry["TransformFixedParameters"] = np.concatenate(geometry, dtype=np.float64)
                 # Vectors are interleaved, x fastest. Doubles that were floats compress well with shuffled bytes.
                 flat = itk_vectors(step).transpose(2, 1, 0, 3)
                 entry.create_dataset(
@@ -149,11 +151,6 @@ def _matrix(centre: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray
     matrix[:3, :3] = linear
     matrix[:3, 3] = translation + centre - linear @ centre
     return swap_ras_lps(matrix)
-
-
-def _field_geometry(field: DisplacementField) -> NDArray[np.float64]:
-    spacing, origin, direction = itk_geometry(field.affine)
-    return np.concatenate([field.vectors.shape[1:], origin, spacing, direction.ravel()]).astype(np.float64)
 
 
 def _field(fixed: NDArray[np.float64], values: NDArray[np.generic]) -> DisplacementField:

@@ -49,7 +49,8 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     place = Path(tempfile.gettempdir() if parent is None else parent).absolute()
     try:
         with full_disk_named(place):
-            made = _make_parents(place)
+            made = [each for each in (place, *place.parents) if not each.exists()]
+            place.mkdir(parents=True, exist_ok=True)
             prefix = PREFIX if parent is None else f".{PREFIX}"
             for other in place.glob(f"{prefix}*"):
                 if found := NAME.fullmatch(other.name):
@@ -90,13 +91,6 @@ def private_folder(name: str) -> Path:
     fresh = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     atexit.register(shutil.rmtree, fresh, ignore_errors=True)
     return fresh
-
-
-def _make_parents(place: Path) -> list[Path]:
-    """Make a folder and its parents; return those that were absent, the innermost first."""
-    absent = [each for each in (place, *place.parents) if not each.exists()]
-    place.mkdir(parents=True, exist_ok=True)
-    return absent
 
 
 def _new_folder(place: Path, prefix: str) -> tuple[Path, int]:
