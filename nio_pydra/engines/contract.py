@@ -49,7 +49,7 @@ class ScanFiles:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Choices about the computation. Apart from the seed they change results by rounding only.
+    """Device, threads and other choices of the computation. None should change a result by more than rounding.
 
     Attributes
     ----------

@@ -23,7 +23,7 @@ CODES = (errno.ENOSPC, errno.EDQUOT)
 def full_disk_named(folder: Path) -> Iterator[None]:
     """Replace any error by a `FullDiskError` that names a folder, if the folder's disk is full.
 
-    It must surround the write alone: deleting files afterwards makes room and would hide the cause.
+    It must surround the write alone, because deleting files afterwards makes room and hides the cause.
 
     Parameters
     ----------
