@@ -87,8 +87,8 @@ def cases_of(scans: Sequence[Scan], atlas: Atlas) -> list[Scan]:
     cases = [scan for scan in others if scan.labels is not None]
     if not cases:
         raise InputError(
-            f"None of the {len(others)} scans has labels: give them with -d NAME=PATH and --labels-desc DESC, as methods "
-            "are compared by overlap."
+            f"None of the {len(others)} scans has labels: give them with -d NAME=PATH and --labels-desc DESC, as "
+            "methods are compared by overlap."
         )
     ours = _values(load_labels(atlas.labels, role="labels of the atlas"))
     for case in cases:
