@@ -57,7 +57,7 @@ def test_filter_file_chooses_by_value_and_by_absence(dataset, tmp_path):
 def test_what_cannot_be_meant_is_the_problem_of_its_scan(dataset, tmp_path):
     (dataset.root / "sub-01/anat/sub-01_T1w.json").write_bytes(b"\xef\xbb\xbf" + b'{"SkullStripped": "true"}')
     dataset.add("sub-03_run-a")
-    problems = {scan.t1w.name: scan.problem for scan in find_scans(dataset.root)}
+    problems = {scan.image.name: scan.problem for scan in find_scans(dataset.root)}
     assert "SkullStripped is 'true' in its sidecar, expected true or false" in problems["sub-01_T1w.nii.gz"]
     assert "a run must be a number" in problems["sub-03_run-a_T1w.nii.gz"]
 

@@ -279,7 +279,10 @@ FOREIGN = {
         "holds the dataset of b",
     ),
     "no generator": ({"dataset_description.json": '{"Name": "x"}'}, "of a program that it does not name"),
-    "null": ({"dataset_description.json": "null"}, "holds no JSON object in braces: nobody knows which program made"),
+    "null": (
+        {"dataset_description.json": "null"},
+        "holds no JSON object in braces: the program that made the output folder is unknown",
+    ),
     "half a description": ({"dataset_description.json": '{"Gene'}, "cannot be read as JSON"),
     "derivatives alone": ({"sub-07/anat/sub-07_desc-brain_mask.nii.gz": "mask"}, "holds sub-07 and no dataset_desc"),
     "readme alone": ({"README": "notes"}, "holds README and no dataset_description.json"),

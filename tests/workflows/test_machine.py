@@ -215,7 +215,7 @@ def test_a_seed_that_ants_would_not_take_is_refused(dataset, tmp_path, capsys, s
     for main, words in ((nio.main, arguments), (bids_app.main, dataset.command(tmp_path / "out"))):
         with pytest.raises(SystemExit):
             main([*words, "--random-seed", seed])
-        assert f"{seed} is no seed: expected a whole number from 0 to {2**31 - 2}" in capsys.readouterr().err
+        assert f"{seed} is not a seed: expected a whole number from 0 to {2**31 - 2}" in capsys.readouterr().err
 
 
 def unprivileged(*command: object) -> list[str]:

@@ -218,8 +218,8 @@ def test_a_version_of_pydra_that_was_not_tried_is_warned_of_in_one_sentence(monk
     monkeypatch.setattr(pydra_private, "TRIED", ("0.8", "0.9"))
     pydra_private.warn_if_untried()
     (said,) = {record.getMessage() for record in caplog.records}
-    assert f"pydra {installed} is installed, and nio_pydra was tried with 0.8, 0.9 only" in said
-    assert "pip install pydra==0.9" in said
+    assert f"pydra {installed} is installed, but nio_pydra was tested with 0.8, 0.9 only" in said
+    assert "run pip install pydra==0.9" in said
 
 
 def test_task_cache_follows_content_and_version_and_not_names(tmp_path):
