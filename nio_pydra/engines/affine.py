@@ -145,7 +145,7 @@ def align_images(
         pair: tuple[Nifti1Image, Nifti1Image], options: AntsOptions, start: NDArray[np.floating] | None = None
     ) -> AntsResult:
         with scratch_folder(runtime.scratch) as folder:
-            return run_ants(*pair, options, folder, runtime, affine=start, lesion=lesion, threads=1)
+            return run_ants(*pair, options, folder, replace(runtime, threads=1), affine=start, lesion=lesion)
 
     def check(affine: NDArray[np.floating]) -> None:
         check_alignment(fixed, moving, affine, names=names, lesion=lesion, profile=profile)

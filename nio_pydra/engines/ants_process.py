@@ -80,7 +80,6 @@ def run_ants(
     *,
     affine: NDArray[np.floating] | None = None,
     lesion: Nifti1Image | None = None,
-    threads: int | None = None,
 ) -> AntsResult:
     """Run one `ants.registration`.
 
@@ -98,8 +97,6 @@ def run_ants(
         4x4, fixed to moving points, RAS mm: the start. Default: the centres of mass are aligned.
     lesion : Nifti1Image, optional
         Lesion mask on the moving grid. The similarity ignores voxels where it is not zero.
-    threads : int, optional
-        Number of threads in place of that of `runtime`.
 
     Raises
     ------
@@ -115,8 +112,7 @@ def run_ants(
         "affine": None if affine is None else swap_ras_lps(affine).tolist(),
         "images": store_images(images, folder),
     }
-    name = f"ANTs {options.type_of_transform} registration"
-    found = run_child(__name__, request, folder, runtime, name=name, threads=threads)
+    found = run_child(__name__, request, folder, runtime, name=f"ANTs {options.type_of_transform} registration")
     return AntsResult(
         affine=swap_ras_lps(np.array(found["affine"])),
         warp=Path(found["warp"]) if found["warp"] else None,

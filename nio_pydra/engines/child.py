@@ -31,15 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["answer", "run_child", "store_images"]
 
 
-def run_child(
-    module: str,
-    request: dict[str, Any],
-    folder: Path,
-    runtime: Runtime,
-    *,
-    name: str,
-    threads: int | None = None,
-) -> dict[str, Any]:
+def run_child(module: str, request: dict[str, Any], folder: Path, runtime: Runtime, *, name: str) -> dict[str, Any]:
     """Run the registration of a module in a process of its own, and return its result.
 
     Parameters
@@ -54,8 +46,6 @@ def run_child(
         Seed and number of threads.
     name : str
         Name of the program in messages.
-    threads : int, optional
-        Number of threads in place of that of `runtime`.
 
     Returns
     -------
@@ -71,7 +61,7 @@ def run_child(
     environment = os.environ | {
         # For ANTs, seed 0 means the time of day.
         "ANTS_RANDOM_SEED": str(runtime.seed + 1),
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads or runtime.thread_count),
+        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(runtime.thread_count),
         "TMPDIR": str(folder),
         # The child finds this package where the parent did, installed or not.
         "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path),
