@@ -18,7 +18,9 @@ INVERSE_STEPS = 60  # maximum of evaluations per voxel; a few are usual
 INVERSE_TOLERANCE_VOXELS = 0.01
 LEAST_WEIGHT = 0.05  # divisor for a node with a smaller total weight of voxels, so that its correction is small
 LEAST_DETERMINANT = 0.1  # smallest determinant at a cell corner; smaller ones have no accurate inverse
-SIDE_WEIGHT = 0.139  # weight of a neighbour in the local average: a Gaussian of 0.55 voxels, which changes the field least
+SIDE_WEIGHT = (
+    0.139  # weight of a neighbour in the local average: a Gaussian of 0.55 voxels, which changes the field least
+)
 ROUNDS_PER_RADIUS = 20  # rounds after which the smoothed neighbourhood grows by a voxel
 MOST_ROUNDS = 400
 
