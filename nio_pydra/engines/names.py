@@ -23,6 +23,7 @@ ENGINES = {
     "affine": "affine:AFFINE",
     "syn": "syn:SYN",
     "greedy": "greedy:GREEDY",
+    "mpr": "mpr:MPR",
 }
 """Module in `nio_pydra.engines` and name of the engine in it. The first engine is the default."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,10 +77,18 @@ class NetworkEngine(Engine):
     ----------
     what, citation, presets
         See :class:`nio_pydra.engines.contract.Engine`.
+    weights : callable
+        Function that returns the checkpoint if the settings name none.
     """
 
-    def __init__(self, what: str, citation: str, presets: Mapping[str, NetworkSettings]) -> None:
-        self.what, self.citation, self.presets = what, citation, presets
+    def __init__(
+        self,
+        what: str,
+        citation: str,
+        presets: Mapping[str, NetworkSettings],
+        weights: Callable[[], Path] = default_weights,
+    ) -> None:
+        self.what, self.citation, self.presets, self._weights = what, citation, presets, weights
 
     def run(self, pair: Pair, settings: NetworkSettings, runtime: Runtime) -> Deformation:
         """Register a pair in the network's space.
@@ -107,7 +115,7 @@ class NetworkEngine(Engine):
         ComputationError
             If the optimisation diverges.
         """
-        network, conventions = _load(settings)
+        network, conventions = self._load(settings)
         device = choose_device(runtime)
         torch.manual_seed(runtime.seed)
         watch = Stopwatch()
@@ -135,7 +143,7 @@ class NetworkEngine(Engine):
             "before_unfolding": asdict(regularity(folded, pair.fixed_foreground)),
         }
         if network is not None:
-            path = settings.weights or default_weights()
+            path = settings.weights or self._weights()
             details["weights"] = {"name": path.name, "sha256": weights_digest(path)}
         if condition is not None:
             details["condition"] = condition
@@ -145,16 +153,16 @@ class NetworkEngine(Engine):
 
     def fingerprint(self, settings: NetworkSettings) -> str:
         """Return the digest of the weights, after loading them as a check."""
-        if _load(settings)[0] is None:
+        if self._load(settings)[0] is None:
             return ""
-        return f"weights-{weights_digest(settings.weights)[:16]}"
+        return f"weights-{weights_digest(settings.weights or self._weights())[:16]}"
 
     def memory_mb(
         self, fixed: Nifti1Image, mask: Nifti1Image | None, settings: NetworkSettings, runtime: Runtime
     ) -> Memory:
         """Predict the peak memory of LapIRN; other networks take less."""
         device = choose_device(runtime)
-        network, conventions = _load(settings)
+        network, conventions = self._load(settings)
         optimised = settings.network is not None and settings.network.iterations[-1] > 0
         predicted = predicted_memory_mb(
             grid_around(foreground_only(fixed, mask), conventions, network).shape,
@@ -163,10 +171,9 @@ class NetworkEngine(Engine):
         )
         return Memory(predicted) if device.type == "cpu" else Memory(BASE_MB, predicted)
 
-
-def _load(settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
-    """Return the network, if there is one, and its conventions."""
-    return (None, NO_NETWORK) if settings.start == "zero" else load_network(settings.weights)
+    def _load(self, settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
+        """Return the network, if there is one, and its conventions."""
+        return (None, NO_NETWORK) if settings.start == "zero" else load_network(settings.weights or self._weights())
 
 
 MOK_2023 = "Mok et al. 2023, Machine Learning in Medical Imaging (MICCAI workshop)"
