@@ -117,11 +117,8 @@ def Subject(
     )
     record, labels, atlas_labels = registered.record, None, None
     if own_labels is not None:
-        to_atlas = workflow.add(
-            PropagateLabels(labels=own_labels, reference=atlas, transform=registered.forward_xfm),
-            name="LabelsToAtlas",
-        )
-        labels = to_atlas.propagated
+        to_atlas = PropagateLabels(labels=own_labels, reference=atlas, transform=registered.forward_xfm)
+        labels = workflow.add(to_atlas, name="LabelsToAtlas").propagated
         if labels_of_atlas is not None:
             scored = workflow.add(
                 ScoreLabels(
@@ -133,11 +130,8 @@ def Subject(
             )
             record = scored.record
     if labels_of_atlas is not None:
-        to_subject = workflow.add(
-            PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm),
-            name="LabelsToSubject",
-        )
-        atlas_labels = to_subject.propagated
+        to_subject = PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm)
+        atlas_labels = workflow.add(to_subject, name="LabelsToSubject").propagated
     products = {
         "forward_xfm": registered.forward_xfm,
         "inverse_xfm": registered.inverse_xfm,
