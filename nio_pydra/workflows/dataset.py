@@ -147,7 +147,7 @@ def _register_all(
 def _unreadable(scan: Scan) -> str:
     """Return a sentence about a file of a scan that cannot be read. Empty where all can."""
     for path in (scan.image, scan.lesion, scan.mask, scan.labels):
-        # The effective user is the one who reads; not every system can check it.
+        # Reading uses the rights of the effective user, which only some systems can check.
         if path is not None and not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             if path.exists():
                 return f"{path}: no permission to read it, change its permissions."
@@ -186,9 +186,7 @@ def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path
 def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
     if settings.worker == "slurm":
         if shutil.which("sbatch") is None:
-            raise InputError(
-                "The worker slurm needs the command sbatch, which was not found: run this on a SLURM host."
-            )
+            raise InputError("The worker slurm needs the command sbatch, which is absent: run this on a SLURM host.")
         return SlurmWorker, {}
     return ForkserverWorker if settings.worker == "cf" else SerialWorker, {"n_procs": settings.n_procs}
 

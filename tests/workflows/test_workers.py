@@ -19,6 +19,7 @@ from pydra.engine.result import load_result
 from pydra.engine.submitter import Submitter
 
 from nio_pydra.cli.bids_app import _share_cores
+from nio_pydra.version import source_digest
 from nio_pydra.workflows import pydra_private
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
@@ -237,3 +238,4 @@ def test_task_cache_follows_content_and_version_and_not_names(tmp_path):
     assert key("a.nii") == key("b.nii")
     assert key("a.nii") != key("c.nii")
     assert key("a.nii") != key("a.nii", "2")
+    assert Prepare(image=tmp_path / "a.nii", skull_stripped=True).version == source_digest()
