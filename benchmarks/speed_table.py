@@ -28,11 +28,10 @@ PAPER, FAST, PLAIN = "nio_m paper", "nio_m fast", "nio_m paper float32"
 NOTES = """
 Written by `benchmarks/speed.py`. One brain mask per image and one affine per pair serve all methods; each run is a
 process of its own with {threads} threads. Seconds are of the registration alone, without affine, reading and
-writing; those of nio_m and SyN contain the inverse transform, those of greedy do not (its command asks for none), and
-SyN's contain a few seconds in which antspyx compresses its warps. Processor seconds add up all threads; SyN's also
-contain the start of its process. On a machine with other work (see the load) wall seconds are upper bounds, and
-processor seconds are the fairer measure. Peak memory is of the whole process. Similarity is the mean squared local
-cross-correlation (window 7) in the fixed brain; Dice is the mean over the manual labels. greedy ran as
+writing, from images in memory to both transforms in memory; SyN's contain a few seconds in which antspyx compresses
+its warps. Processor seconds add up all threads. On a machine with other work (see the load) wall seconds are upper
+bounds, and processor seconds are the fairer measure. Peak memory is of the whole process. Similarity is the mean
+squared local cross-correlation (window 7) in the fixed brain; Dice is the mean over the manual labels. greedy ran as
 `-m WNCC 2x2x2 -n 100x100x40 -s 1.5mm 0.5mm`, in double precision (its default), SyN precise with CC radius 4 and
 100x70x50x20 iterations.
 """

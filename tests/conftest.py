@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before torch, ANTs or matplotlib is imported: each reads these once.
+# Before torch, ANTs, matplotlib or pydra is imported: each reads these once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "2")
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("NO_ET", "1")  # pydra must not ask a server for its newest version
 
 import nibabel as nib
 import numpy as np
@@ -63,22 +64,26 @@ def bids_errors() -> Callable[[Path], list[str]]:
     return validate
 
 
-SHAPE = (24, 28, 24)
-AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
-AFFINE[:3, 3] = -3.0 * (np.array(SHAPE) - 1)
+SCAN_SHAPE = (24, 28, 24)
+SCAN_AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
+SCAN_AFFINE[:3, 3] = -3.0 * (np.array(SCAN_SHAPE) - 1)
 
 
-def brain(shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return a skull-stripped scan and its labels 1 to 3. `shift` is in mm along y, and seeds the noise."""
-    x, y, z = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * 6.0 for n in SHAPE], indexing="ij")
+def _scan_and_labels(shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Make a skull-stripped scan and its labels 1 to 3.
+
+    `shift` moves the brain by so many mm along y, and is the seed of the noise.
+    """
+    x, y, z = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * 6.0 for n in SCAN_SHAPE], indexing="ij")
     radius = np.sqrt((x / 60) ** 2 + ((y - shift) / 75) ** 2 + (z / 60) ** 2)
     labels = (radius < 1).astype(np.int16) + (radius < 0.7) + (radius < 0.35)
-    noise = np.random.default_rng(int(shift)).normal(0, 3, SHAPE)
+    noise = np.random.default_rng(int(shift)).normal(0, 3, SCAN_SHAPE)
     scan = np.array([0, 80, 140, 40])[labels] + (labels > 0) * noise
     return scan.astype(np.float32), labels
 
 
-def save(array: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> Path:
+def _write_image(array: np.ndarray, path: Path, affine: np.ndarray = SCAN_AFFINE) -> Path:
+    """Write an array as NIfTI; its folder is made where it is absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array, affine), path)
     return path
@@ -97,9 +102,9 @@ class Dataset:
         """Add a scan named like ``sub-01_ses-a_run-1`` with labels; return its path."""
         parts = name.split("_")
         folder = Path(*[part for part in parts if part[:4] in ("sub-", "ses-")]) / "anat"
-        scan, labels = brain(shift)
-        save(labels, self.derivatives / folder / f"{name}_desc-malf_dseg.nii.gz")
-        return save(scan, self.root / folder / f"{name}_T1w.nii.gz")
+        scan, labels = _scan_and_labels(shift)
+        _write_image(labels, self.derivatives / folder / f"{name}_desc-malf_dseg.nii.gz")
+        return _write_image(scan, self.root / folder / f"{name}_T1w.nii.gz")
 
     def command(self, out: Path, *more: str) -> list[str]:
         """Return the arguments of a participant run with the affine engine. Those in `more` override the others."""
@@ -111,13 +116,13 @@ class Dataset:
         ]  # fmt: skip
 
 
-def _make(folder: Path, names: Sequence[str] = ()) -> Dataset:
-    scan, labels = brain()
+def _make_dataset(folder: Path, names: Sequence[str] = ()) -> Dataset:
+    scan, labels = _scan_and_labels()
     dataset = Dataset(
         root=folder / "raw",
         derivatives=folder / "manual",
-        atlas=save(scan, folder / "atlas.nii.gz"),
-        atlas_labels=save(labels, folder / "atlas_dseg.nii.gz"),
+        atlas=_write_image(scan, folder / "atlas.nii.gz"),
+        atlas_labels=_write_image(labels, folder / "atlas_dseg.nii.gz"),
     )
     (folder / "atlas.json").write_text('{"SkullStripped": true}')
     description = {"Name": "tiny", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
@@ -133,17 +138,17 @@ def _make(folder: Path, names: Sequence[str] = ()) -> Dataset:
 
 @pytest.fixture(scope="session")
 def make_dataset() -> Callable[..., Dataset]:
-    """Function that makes a dataset in a folder, with scans of the given names."""
-    return _make
+    """Return the function that makes a dataset in a folder, with scans of the given names."""
+    return _make_dataset
 
 
 @pytest.fixture(scope="session")
 def write_image() -> Callable[..., Path]:
-    """Function that writes an array as NIfTI: (array, path, affine)."""
-    return save
+    """Return the function that writes an array as NIfTI: (array, path, affine)."""
+    return _write_image
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     """Two subjects."""
-    return _make(tmp_path, ["sub-01", "sub-02"])
+    return _make_dataset(tmp_path, ["sub-01", "sub-02"])

@@ -22,12 +22,12 @@ REGISTER = """if True:
     from nio_pydra.engines.memory import peak_memory_mb
     from nio_pydra.networks import load_network
     from nio_pydra.optimize.nio import NIOSettings, optimize_network
-    from nio_pydra.optimize.problem import TensorPair
+    from nio_pydra.optimize.problem import Problem
     from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
     size, steps = int(sys.argv[1]), int(sys.argv[2])
     limit_threads(2)
     keep_freed_memory(size**3)
-    pair = TensorPair(*torch.rand(2, 1, 1, size, size, size))
+    pair = Problem(*torch.rand(2, 1, 1, size, size, size))
     optimize_network(load_network(None)[0], pair, NIOSettings(iterations=(0, 0, steps)), progress=False)
     print(peak_memory_mb())
 """

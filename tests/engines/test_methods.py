@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nio_pydra.cli import nio
-from nio_pydra.engines.methods import choose_method, read_settings_file
+from nio_pydra.engines.methods import choose_method, parse_method, read_settings_file
 from nio_pydra.engines.names import ENGINES, get_engine
 from nio_pydra.errors import InputError
 
@@ -112,3 +112,25 @@ def test_nio_engines_lists_every_engine_with_its_presets(capsys):
     for name in ENGINES:
         assert f"\n{name}\n" in f"\n{said}"
         assert ", ".join(get_engine(name).presets) in said
+
+
+def test_a_short_text_names_a_method():
+    assert parse_method("syn:precise") == choose_method("syn", "precise")
+    assert parse_method("lapirn@a/b.pth") == choose_method("lapirn", weights=Path("a/b.pth"))
+    found = parse_method("nio_m:fast?network.objective.weight=0.2&network.objective.window=9&field=false")
+    changes = {"network": {"objective": {"weight": 0.2, "window": 9}}, "field": False}
+    assert found == choose_method("nio_m", "fast", changes=changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nio m", "cannot be read: expected ENGINE"),
+        ("", "cannot be read: expected ENGINE"),
+        ("syn?metric=CC", "with text in quotes"),
+        ("syn:slow", "has no preset slow"),
+    ],
+)
+def test_a_text_that_names_no_method_is_refused(text, sentence):
+    with pytest.raises(InputError, match=sentence):
+        parse_method(text)

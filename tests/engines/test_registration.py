@@ -182,3 +182,22 @@ def test_cuda_is_refused_where_there_is_none(scans, tmp_path):
             *scan_files(scans), scans / "affine.h5", tmp_path,
             choose_method("lapirn", weights=scans / "tiny.safetensors"), runtime=Runtime(device="cuda"),
         )  # fmt: skip
+
+
+def test_a_field_can_be_optimised_from_zero_without_any_network(scans, tmp_path):
+    method = choose_method("io", "draft", changes={"start": "zero", "field": {"learning_rate": 0.5}})
+    files = register(*scan_files(scans), scans / "affine.h5", tmp_path, method, runtime=RUNTIME)
+    record = json.loads(files.record.read_text())
+    assert "weights" not in record and record["settings"]["start"] == "zero"
+    assert record["similarity"]["after"] > record["similarity"]["before"] + 0.03
+    assert method.fingerprint() == ""
+
+
+def test_the_fingerprint_of_a_network_is_that_of_its_weights(scans, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes((scans / "tiny.safetensors").read_bytes())
+    prints = [choose_method("nio_m", weights=w).fingerprint() for w in (scans / "tiny.safetensors", copy, None)]
+    assert prints[0] == prints[1] != prints[2]
+    copy.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"copy\.safetensors"):
+        choose_method("nio_m", weights=copy).fingerprint()

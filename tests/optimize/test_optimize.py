@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nio_pydra.errors import ComputationError
+from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig
+from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.io import IOSettings, optimize_field
 from nio_pydra.optimize.nio import NIOSettings, optimize_network
 from nio_pydra.optimize.problem import Objective, Problem
@@ -147,3 +148,21 @@ def test_an_optimisation_that_diverges_says_so_and_returns_nothing(pair, network
         optimize_network(network, pair, NIOSettings(iterations=steps))
     with pytest.raises(ComputationError, match="diverged: its loss is nan at step 1"):
         optimize_field(torch.full_like(ZERO, float("nan")), pair, IOSettings(iterations=3))
+
+
+def test_only_lapirn_can_be_optimised_and_others_are_named(pair):
+    with pytest.raises(InputError, match="but found no network: use weights of LapIRN"):
+        NIOSettings().refine(Estimate(pair))
+
+
+def test_an_estimate_begins_with_zero_or_with_what_the_network_predicts(pair, network):
+    assert not Estimate(pair).field.any()
+    predicted = Estimate(pair, network).field
+    torch.testing.assert_close(predicted, optimize_network(network, pair, NIOSettings(iterations=(0, 0, 0))))
+    assert predicted.dtype == torch.float32 and not predicted.requires_grad
+
+
+def test_refiners_work_on_what_was_found_before(pair, network):
+    coarse = NIOSettings(iterations=(5, 0, 0), learning_rate=3e-3).refine(Estimate(pair, network))
+    fine = IOSettings(iterations=10, learning_rate=0.3).refine(coarse)
+    assert pair.similarity(fine.field) < pair.similarity(coarse.field) < pair.similarity(ZERO)

@@ -8,12 +8,9 @@ import sys
 from pathlib import Path
 
 import cloudpickle
+import pydra.engine.submitter  # noqa: F401
 import pytest
 from filelock import SoftFileLock
-
-os.environ.setdefault("NO_ET", "1")  # before pydra is imported: no question to its telemetry server
-
-import pydra.engine.submitter  # noqa: F401
 from pydra.compose import python
 from pydra.engine.result import load_result
 from pydra.engine.submitter import Submitter

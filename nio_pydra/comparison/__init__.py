@@ -1,0 +1,1 @@
+"""Methods side by side on the same scans: cases, statistics, pictures, and a page that holds them."""
