@@ -11,10 +11,7 @@ from nio_pydra.errors import InputError
 from nio_pydra.profiles import Profile
 from nio_pydra.system.files import read_json
 
-__all__ = [
-    "LESION", "Name", "belonging_file", "fits", "images_named", "inherited", "object_mask", "of_several",
-    "segmentation",
-]  # fmt: skip
+__all__ = ["LESION", "belonging_file", "fits", "images_named", "inherited", "of_several"]
 
 Name = Mapping[str, str | None]
 LESION: tuple[Name, ...] = (
@@ -26,16 +23,6 @@ DESCRIBING = frozenset(
     ("suffix", "extension", "datatype", "desc", "label", "space", "res", "den", "atlas", "segmentation")
 )
 """Entities that say what a file shows. All others say which scan it belongs to."""
-
-
-def object_mask(profile: Profile) -> tuple[Name, ...]:
-    """Return the name of masks of the object."""
-    return ({"suffix": "mask", "desc": profile.name, "label": None},)
-
-
-def segmentation(desc: str) -> tuple[Name, ...]:
-    """Return the name of label images with this ``desc``."""
-    return ({"suffix": "dseg", "desc": desc},)
 
 
 def images_named(files: Iterable[DatasetFile], names: Sequence[Name], profile: Profile) -> list[DatasetFile]:

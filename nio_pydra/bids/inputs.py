@@ -9,16 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nio_pydra.bids.belonging import (
-    LESION,
-    belonging_file,
-    fits,
-    images_named,
-    inherited,
-    object_mask,
-    of_several,
-    segmentation,
-)  # fmt: skip
+from nio_pydra.bids.belonging import LESION, belonging_file, fits, images_named, inherited, of_several
 from nio_pydra.bids.listing import (
     DatasetFile,
     Listing,
@@ -189,10 +180,14 @@ def _scans_of(
     ]
     chosen = [image for image in images if all(_matches(image.entities.get(k), v) for k, v in filters.items())]
     everyone = [image.entities for image in images]
+    sources = {
+        "mask": (derived, [{"suffix": "mask", "desc": profile.name, "label": None}]),
+        "lesion": ((*derived, raw), LESION),
+        "labels": (derived if labels else (), [{"suffix": "dseg", "desc": labels}]),
+    }
     kinds = {
-        "mask": [images_named(listing.files, object_mask(profile), profile) for listing in derived],
-        "lesion": [images_named(listing.files, LESION, profile) for listing in (*derived, raw)],
-        "labels": [images_named(listing.files, segmentation(labels), profile) for listing in derived] if labels else [],
+        kind: [images_named(listing.files, names, profile) for listing in listings]
+        for kind, (listings, names) in sources.items()
     }
     for files in chain.from_iterable(kinds.values()):
         for file in of_several(files, everyone):
@@ -245,9 +240,8 @@ def _matches(value: Any, wanted: Any) -> bool:
     return wanted == PRESENT or str(value) == str(wanted)
 
 
-def _shortened(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def read_filters(path: Path, profile: Profile = BRAIN) -> dict[str, Any]:

@@ -77,9 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "--labels-desc", metavar="DESC", help="label images of the scans are desc-DESC_dseg in the derivatives"
     )
     scans.add_argument(
-        "--skull-stripped",
-        action="store_true",
-        help="scans and --atlas are zero outside the brain, whatever their sidecars say",
+        "--skull-stripped", action="store_true", help="scans and --atlas show brains only, whatever sidecars say"
     )
 
     atlas = parser.add_argument_group("atlas")
@@ -117,9 +115,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     if options.template is not None and options.atlas_name is not None:
         raise InputError("--atlas-name belongs to --atlas IMAGE: a template has its own name.")
     if options.labels_desc and not options.derivatives:
-        raise InputError(
-            "--labels-desc names label images of a derivative dataset: give the dataset with -d NAME=PATH."
-        )
+        raise InputError("--labels-desc names label images of a derivative dataset: give it with -d NAME=PATH as well.")
     if not options.bids_dir.is_dir():
         raise InputError(f"{options.bids_dir} is not a folder: expected the root of a BIDS dataset.")
     from nio_pydra.bids.ownership import refuse_other_dataset
@@ -183,12 +179,9 @@ def _refuse_loss(options: argparse.Namespace) -> dict[str, Path]:
     from nio_pydra.bids.ownership import refuse_foreign_folder, refuse_inputs_as_output
 
     derivatives = named_datasets(options.derivatives)
-    inputs = {
-        "the dataset itself": options.bids_dir,
-        **{f"-d {name}={path}": path for name, path in derivatives.items()},
-    }
-    refuse_inputs_as_output(options.out_dir, "output folder", inputs)
-    refuse_inputs_as_output(options.work_dir, "work folder", inputs)
+    used = {"the dataset itself": options.bids_dir, **{f"-d {name}={path}": path for name, path in derivatives.items()}}
+    refuse_inputs_as_output(options.out_dir, "output folder", used)
+    refuse_inputs_as_output(options.work_dir, "work folder", used)
     refuse_foreign_folder(options.out_dir)
     return derivatives
 

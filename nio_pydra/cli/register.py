@@ -16,17 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--fixed", type=Path, required=True, metavar="F", help="image to align to (the atlas)")
     images.add_argument("--moving", type=Path, required=True, metavar="M", help="image to be aligned")
     images.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    images.add_argument(
-        "--fixed-labels", type=Path, metavar="L", help="label image, for the Dice overlap with --moving-labels"
-    )
-    images.add_argument(
-        "--moving-labels", type=Path, metavar="L", help="label image, to be resampled onto the fixed image"
-    )
+    images.add_argument("--fixed-labels", type=Path, metavar="L", help="for the Dice overlap with --moving-labels")
+    images.add_argument("--moving-labels", type=Path, metavar="L", help="to be resampled onto the fixed image")
     images.add_argument("--fixed-mask", type=Path, metavar="MASK", help="brain mask (default: made)")
     images.add_argument("--moving-mask", type=Path, metavar="MASK", help="brain mask (default: made)")
-    images.add_argument(
-        "--lesion-mask", type=Path, metavar="MASK", help="region of the moving image to leave out of the comparison"
-    )
+    images.add_argument("--lesion-mask", type=Path, metavar="MASK", help="region of the moving image to leave out")
     images.add_argument("--skull-stripped", action="store_true", help="both images are zero outside the brain")
     add_engine_options(parser)
     parser.add_argument(

@@ -14,11 +14,19 @@ from nio_pydra.bids.inputs import Scan
 from nio_pydra.bids.outputs import discard_leftovers, engine_desc, sink
 from nio_pydra.bids.products import PRODUCTS, Destination
 from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.memory import require_memory
 from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.spatial.images import load_image, load_mask
 from nio_pydra.system.settings import plain
+from nio_pydra.tasks import Prepare
 from nio_pydra.version import source_digest
+from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
+from nio_pydra.workflows.progress import subject_hooks
+from nio_pydra.workflows.pydra_private import Submitter, stored_outputs, use_work_folder, warn_if_untried
+from nio_pydra.workflows.subject import Subject
+from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker, SlurmWorker
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
 
@@ -38,7 +46,7 @@ class DatasetSettings:
     worker : str
         ``debug`` (one after another), ``cf`` (processes) or ``slurm``.
     n_procs : int
-        Number of scans at a time, each in a process of ``cf``.
+        Number of scans at a time.
     labels_desc : str or None
         ``desc`` of the label images of the scans.
     profile : Profile
@@ -105,9 +113,6 @@ def register_dataset(
     # A folder of its own, so that files of other programs in the work folder are not deleted.
     work_dir = work_dir.resolve() / "nio_pydra"
     work_dir.mkdir(parents=True, exist_ok=True)
-    from nio_pydra.workflows.cache import discard_unfinished, in_use
-    from nio_pydra.workflows.pydra_private import use_work_folder, warn_if_untried
-
     warn_if_untried()
     cache = use_work_folder(work_dir)
     with in_use(work_dir, discard_locks=settings.worker != "slurm") as alone:
@@ -118,8 +123,6 @@ def register_dataset(
 def _register_all(
     scans: Sequence[Scan], atlas: Atlas, settings: DatasetSettings, out_dir: Path, cache: Path
 ) -> list[Outcome]:
-    from nio_pydra.workflows.pydra_private import Submitter
-
     problems = {scan.name: problem for scan in scans if (problem := scan.problem or _unreadable(scan))}
     inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in problems}
     for own in inputs.values():
@@ -144,7 +147,7 @@ def _register_all(
 def _unreadable(scan: Scan) -> str:
     """Return a sentence about a file of a scan that cannot be read. Empty where all can."""
     for path in (scan.image, scan.lesion, scan.mask, scan.labels):
-        # The effective user is the one who reads; not every system can check it.
+        # Reading uses the rights of the effective user, which only some systems can check.
         if path is not None and not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             if path.exists():
                 return f"{path}: no permission to read it, change its permissions."
@@ -154,18 +157,12 @@ def _unreadable(scan: Scan) -> str:
 
 def _run_subjects(submit: Any, common: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
     """Run the `Subject` workflow for each scan, as a split of one workflow."""
-    from nio_pydra.workflows.progress import subject_hooks
-    from nio_pydra.workflows.subject import Subject
-
     keys = tuple(inputs[0])
     batch = Subject(**common).split(keys, **{key: [own[key] for own in inputs] for key in keys})
     submit(batch, hooks=subject_hooks(), raise_errors=False)
 
 
 def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Outcome:
-    from nio_pydra.workflows.cache import failure_reason
-    from nio_pydra.workflows.subject import Subject
-
     products = _stored_products(common, inputs, cache)
     if products is None:
         return Outcome(scan, *failure_reason(cache, Subject(**common, **inputs)))
@@ -179,9 +176,6 @@ def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: 
 
 def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> dict[str, Path | None] | None:
     """Return the results of a scan from the cache. None where it is not done."""
-    from nio_pydra.workflows.pydra_private import stored_outputs
-    from nio_pydra.workflows.subject import Subject
-
     outputs = stored_outputs(Subject(**common, **inputs), cache)
     if outputs is None:
         return None
@@ -190,26 +184,17 @@ def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path
 
 
 def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
-    from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker, SlurmWorker
-
     if settings.worker == "slurm":
         if shutil.which("sbatch") is None:
-            raise InputError(
-                "The worker slurm needs the command sbatch, which was not found: run this on a SLURM host."
-            )
+            raise InputError("The worker slurm needs the command sbatch, which is absent: run this on a SLURM host.")
         return SlurmWorker, {}
-    if settings.worker == "cf":
-        return ForkserverWorker, {"n_procs": settings.n_procs}
-    return SerialWorker, {}
+    return ForkserverWorker if settings.worker == "cf" else SerialWorker, {"n_procs": settings.n_procs}
 
 
 def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Path) -> Path:
     """Return the mask of the object in the atlas. It is made once, before the scans need it."""
     if atlas.mask is not None:
         return atlas.mask
-    from nio_pydra.tasks import Prepare
-    from nio_pydra.workflows.cache import failure_reason
-
     task = Prepare(
         image=atlas.image,
         skull_stripped=atlas.skull_stripped,
@@ -224,9 +209,6 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
 
 def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: int) -> None:
     """Raise `InputError` where the engine predicts too little memory for so many scans at a time."""
-    from nio_pydra.engines.memory import require_memory
-    from nio_pydra.spatial.images import load_image, load_mask
-
     image, method = load_image(atlas.image, "atlas"), settings.method
     predicted = method.engine.memory_mb(image, load_mask(mask, image), method.settings, settings.runtime)
     if predicted is None:

@@ -85,59 +85,41 @@ def Subject(
             device=device,
         )
     )
-    aligned = workflow.add(
-        AffineAlign(
-            fixed=atlas,
-            moving=scan,
-            fixed_mask=atlas_mask,
-            moving_mask=masked.mask,
-            lesion_mask=masked.lesion_mask,
-            profile=profile,
-            seed=seed,
-        )
-    )
+    pair = {
+        "fixed": atlas,
+        "moving": scan,
+        "fixed_mask": atlas_mask,
+        "moving_mask": masked.mask,
+        "lesion_mask": masked.lesion_mask,
+        "profile": profile,
+        "seed": seed,
+    }
+    aligned = workflow.add(AffineAlign(**pair))
     registered = workflow.add(
         Register(
-            fixed=atlas,
-            moving=scan,
+            **pair,
             affine=aligned.affine,
             affine_record=aligned.record,
             engine=engine,
             preset=preset,
             settings=settings,
-            fixed_mask=atlas_mask,
-            moving_mask=masked.mask,
-            lesion_mask=masked.lesion_mask,
-            profile=profile,
             device=device,
             precision=precision,
-            seed=seed,
             version=method_version,
         )
     )
     record, labels, atlas_labels = registered.record, None, None
     if own_labels is not None:
-        to_atlas = workflow.add(
-            PropagateLabels(labels=own_labels, reference=atlas, transform=registered.forward_xfm),
-            name="LabelsToAtlas",
-        )
-        labels = to_atlas.propagated
+        to_atlas = PropagateLabels(labels=own_labels, reference=atlas, transform=registered.forward_xfm)
+        labels = workflow.add(to_atlas, name="LabelsToAtlas").propagated
         if labels_of_atlas is not None:
-            scored = workflow.add(
-                ScoreLabels(
-                    record=record,
-                    fixed_labels=labels_of_atlas,
-                    propagated_labels=labels,
-                    moving_labels=own_labels,
-                )
+            score = ScoreLabels(
+                record=record, fixed_labels=labels_of_atlas, propagated_labels=labels, moving_labels=own_labels
             )
-            record = scored.record
+            record = workflow.add(score).record
     if labels_of_atlas is not None:
-        to_subject = workflow.add(
-            PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm),
-            name="LabelsToSubject",
-        )
-        atlas_labels = to_subject.propagated
+        to_subject = PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm)
+        atlas_labels = workflow.add(to_subject, name="LabelsToSubject").propagated
     products = {
         "forward_xfm": registered.forward_xfm,
         "inverse_xfm": registered.inverse_xfm,
