@@ -14,7 +14,7 @@ from nio_pydra.profiles import BRAIN
 if TYPE_CHECKING:
     from nio_pydra.engines.methods import Method
 
-__all__ = ["add_engine_options", "method_of", "named_datasets", "named_path", "positive", "seed"]
+__all__ = ["add_engine_options", "add_runtime_options", "method_of", "named_datasets", "named_path", "positive", "seed"]
 
 
 def positive(text: str) -> int:
@@ -61,13 +61,19 @@ def named_datasets(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add --engine, --preset, --settings, --weights, --device, --precision and --random-seed, and set the profile."""
-    parser.set_defaults(profile=BRAIN)
+    """Add --engine, --preset, --settings and --weights, and what `add_runtime_options` adds."""
     group = parser.add_argument_group("registration")
     group.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: %(default)s)")
     group.add_argument("--preset", help="preset of the engine, as `nio engines` lists them (default: the first)")
     group.add_argument("--settings", type=Path, metavar="FILE", help="TOML or JSON: a preset, and settings that differ")
     group.add_argument("--weights", type=Path, help="network weights (default: those of the package)")
+    add_runtime_options(parser)
+
+
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """Add --device, --precision and --random-seed, and set the profile."""
+    parser.set_defaults(profile=BRAIN)
+    group = parser.add_argument_group("computation")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     group.add_argument(
         "--precision", choices=("auto", "float32"), default="auto",

@@ -13,6 +13,7 @@ from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
 from nio_pydra.bids.outputs import discard_leftovers, engine_desc, sink
 from nio_pydra.bids.products import PRODUCTS, Destination
+from nio_pydra.bids.records import Failure
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.engines.memory import require_memory
 from nio_pydra.engines.methods import Method
@@ -117,7 +118,20 @@ def register_dataset(
     cache = use_work_folder(work_dir)
     with in_use(work_dir, discard_locks=settings.worker != "slurm") as alone:
         discard_unfinished(cache, alone=alone)
-        return _register_all(scans, atlas, settings, out_dir, cache)
+        outcomes = _register_all(scans, atlas, settings, out_dir, cache)
+    _store_failures(outcomes, atlas, settings.method, out_dir)
+    return outcomes
+
+
+def _store_failures(outcomes: Sequence[Outcome], atlas: Atlas, method: Method, out_dir: Path) -> None:
+    """Store why scans failed, for the group level, and delete what earlier runs stored of scans that are done."""
+    desc = engine_desc(method.name)
+    for outcome in outcomes:
+        failure = Failure(outcome.scan.name, atlas.space, desc, method.name, method.preset, outcome.reason)
+        if outcome.reason:
+            failure.write(out_dir, outcome.details)
+        else:
+            failure.forget(out_dir)
 
 
 def _register_all(

@@ -15,7 +15,7 @@ from pydra.compose import python
 from pydra.engine.result import load_result
 from pydra.engine.submitter import Submitter
 
-from nio_pydra.cli.bids_app import _share_cores
+from nio_pydra.cli.dataset import _share_cores
 from nio_pydra.version import source_digest
 from nio_pydra.workflows import pydra_private
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
