@@ -291,6 +291,7 @@ def _name_points(
     boxes = [_box(centre, 10 * pixels, 10 * pixels) for centre in centres.values()]
     boxes += [np.array(text.get_window_extent().extents) for text in axis.texts]
     boxes += [_box(place, 3 * pixels, 3 * pixels) for place in axis.transData.transform(obstacles)]
+    taken = np.stack(boxes)
     for family in families:
         text = axis.annotate(
             _common_name(family), tuple(points[family[0]].place), xytext=(0, 0), textcoords="offset points",
@@ -304,13 +305,13 @@ def _name_points(
             for shift in _shifts(extent.width, extent.height, pixels):
                 box = _box(centres[name] + shift, extent.width + 2 * pixels, extent.height)
                 distance = float(np.hypot(*shift)) / pixels
-                cost = _covered(box, boxes) + 10 * _outside(box, frame) + distance * pixels**2
+                cost = _covered(box, taken) + 10 * _outside(box, frame) + distance * pixels**2
                 if cost < best[0]:
                     best = (cost, name, shift, box)
         _, name, shift, box = best
         text.xy = tuple(points[name].place)
         text.set_position(tuple(shift / pixels))
-        boxes.append(box)
+        taken = np.vstack([taken, box])
 
 
 def _common_name(family: Sequence[str]) -> str:
@@ -334,18 +335,15 @@ def _box(centre: NDArray[np.float64], width: float, height: float) -> NDArray[np
     return np.concatenate([centre - half, centre + half])
 
 
-def _covered(box: NDArray[np.float64], others: Sequence[NDArray[np.float64]]) -> float:
-    """Return the area of a box that others cover."""
-    if not others:
-        return 0.0
-    stacked = np.stack(others)
-    sides = np.minimum(box[2:], stacked[:, 2:]) - np.maximum(box[:2], stacked[:, :2])
+def _covered(box: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """Return the area of a box that others, ``(N, 4)``, cover."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     return float(np.clip(sides, 0, None).prod(axis=1).sum())
 
 
 def _outside(box: NDArray[np.float64], frame: NDArray[np.float64]) -> float:
     """Return the area of a box that lies outside a frame."""
-    return float((box[2:] - box[:2]).prod()) - _covered(box, [frame])
+    return float((box[2:] - box[:2]).prod()) - _covered(box, frame[None])
 
 
 def _values(cases: pd.DataFrame, column: str) -> NDArray[np.float64]:

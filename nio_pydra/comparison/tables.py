@@ -11,7 +11,7 @@ import pandas as pd
 
 from nio_pydra.comparison import paper
 from nio_pydra.comparison.cases import ALL
-from nio_pydra.comparison.results import Results
+from nio_pydra.comparison.results import MethodDescription, Results
 from nio_pydra.comparison.statistics import FEWEST_CASES, mark
 
 __all__ = [
@@ -42,7 +42,7 @@ FOOTNOTES = {
     "std|J|": "Standard deviation of the Jacobian determinant of the deformation in the atlas's mask.",
     "folds": "Voxels of the atlas's mask where the Jacobian determinant is not positive, %: as the method gives the "
     "deformation, and after folds were removed. A method whose folds are not removed has one number.",
-    "there and back": "Distance of a point of the atlas from where it ends after the forward and then the inverse "
+    "round trip": "Distance of a point of the atlas from where it ends after the forward and then the inverse "
     "transform, mm: median over voxels, mean over cases.",
     "T": "Seconds from images in memory to both transforms in memory, the same for every method: without the affine, "
     "which is common to all, the start of programs, the loading of weights, reading and writing, and measuring. "
@@ -122,7 +122,7 @@ DEFORMATION = (
     _Column("std|J| ↓", _spread("std_jacobian", 3), lambda row: row["std_jacobian_mean"], -1),
     _Column("folds, raw / final (%) ↓", _folds, _worst_folds, -1),
     _Column(
-        "there and back (mm) ↓",
+        "round trip (mm) ↓",
         _number("inverse_error_median_mm_mean", 3),
         lambda row: row["inverse_error_median_mm_mean"],
         -1,
@@ -164,10 +164,10 @@ def scores_table(results: Results, group: str = ALL) -> Table:
             else Cell(NONE)
             for column in columns
         ]
-        trained = [Cell(_trained(method.weights, method.training_data))] if whole else []
-        rows.append((Cell(name), *cells, *trained, Cell(_counts(results, name))))
+        trained = [Cell(_training_data(method) + (f" ({method.weights})" if method.weights else ""))] if whole else []
+        rows.append((Cell(name), *cells, Cell(_counts(results, name)), *trained))
     rows += [(Cell(name), Cell(f"left out: {reason}")) for name, reason in results.left_out.items()]
-    headings = [column.heading for column in columns] + (["trained on"] if whole else []) + ["cases"]
+    headings = [column.heading for column in columns] + ["cases"] + (["trained on"] if whole else [])
     return Table(f"{_group(group)}: {results.structure_count(group)}", ("Method", *headings), tuple(rows))
 
 
@@ -201,7 +201,7 @@ def methods_table(results: Results) -> Table:
     """Return what each method is."""
     rows = [
         (name, method.engine, method.preset, method.changes or NONE, method.weights or NONE,
-         method.training_data or NONE, method.citation)
+         _training_data(method), method.citation)
         for name, method in results.methods.items()
     ]  # fmt: skip
     columns = ("Method", "engine", "preset", "settings changed", "weights", "trained on", "citation")
@@ -338,10 +338,8 @@ def _counts(results: Results, name: str) -> str:
     return ", ".join(parts)
 
 
-def _trained(weights: str | None, data: str | None) -> str:
-    if weights is None:
-        return NONE
-    return f"{data} ({weights})" if data else f"not known ({weights})"
+def _training_data(method: MethodDescription) -> str:
+    return NONE if method.weights is None else method.training_data or "not known"
 
 
 def _group(group: str) -> str:
