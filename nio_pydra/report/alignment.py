@@ -8,8 +8,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
+from nio_pydra.report.axial import axial_view, draw_outlines
 from nio_pydra.system.files import atomic_path
 
 __all__ = ["Comparison", "draw_comparisons"]
@@ -59,27 +59,21 @@ def draw_comparisons(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    atlas = _canonical(labels)
-    window, level = _window(atlas), _level(atlas)
-
-    def cut(image: nib.Nifti1Image) -> NDArray[np.float64]:
-        return np.rot90(_canonical(image)[..., level][window])
-
-    outlines = np.rot90(atlas[..., level][window])
-    height, width = outlines.shape
+    view = axial_view(labels)
+    outlined = view.cut(labels)
+    height, width = outlined.shape
     # Without pyplot, which keeps figures and chooses a backend for the whole process.
     figure = Figure(figsize=(10.5, 0.8 + len(rows) * 2.25 * height / width), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     axes = np.atleast_2d(figure.subplots(len(rows), 4))
-    largest = max(np.nanpercentile(cut(row.error_before), 98) for row in rows)
+    largest = max(np.nanpercentile(view.cut(row.error_before), 98) for row in rows)
     for line, row in zip(axes, rows, strict=True):
         for axis, image in zip(line[:2], (row.before, row.after), strict=True):
-            shown = cut(image)
+            shown = view.cut(image)
             axis.imshow(shown, cmap="gray", vmin=0, vmax=np.percentile(shown[shown > 0], 99.5))
-            for label in np.unique(outlines[outlines > 0]):
-                axis.contour(outlines == label, [0.5], colors=CONTOUR, linewidths=0.7)
+            draw_outlines(axis, outlined, CONTOUR, 0.7)
         for axis, image in zip(line[2:], (row.error_before, row.error_after), strict=True):
-            error = axis.imshow(cut(image), cmap="magma", vmin=0, vmax=largest)
+            error = axis.imshow(view.cut(image), cmap="magma", vmin=0, vmax=largest)
             mean = np.nanmean(image.get_fdata())
             axis.set_title(f"mean {mean:.2f} mm", color="white", fontsize=9, y=-0.07)
         line[0].set_ylabel(row.name, color="white", fontsize=11)
@@ -95,21 +89,3 @@ def draw_comparisons(
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     return path
-
-
-def _canonical(image: nib.Nifti1Image) -> NDArray[np.float64]:
-    """Return voxels with their axes towards right, anterior and superior."""
-    return np.asarray(nib.as_closest_canonical(image).dataobj, dtype=np.float64)
-
-
-def _window(labels: NDArray[np.float64]) -> tuple[slice, slice]:
-    """Return the part of the axial plane that holds the labels, with a margin."""
-    inside = np.argwhere(labels.any(axis=2))
-    low, high = np.maximum(inside.min(axis=0) - 5, 0), inside.max(axis=0) + 6
-    return slice(low[0], high[0]), slice(low[1], high[1])
-
-
-def _level(labels: NDArray[np.float64]) -> int:
-    """Return the axial slice at 55 % of the labels' height, which shows the ventricles of a brain."""
-    filled = np.flatnonzero(labels.any(axis=(0, 1)))
-    return round(filled[0] + 0.55 * (filled[-1] - filled[0]))
