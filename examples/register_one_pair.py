@@ -9,7 +9,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from nio_pydra import __version__
 from nio_pydra.tasks import AffineAlign, Prepare, Register
 
 fixed, moving, out = (Path(argument).resolve() for argument in sys.argv[1:4])
@@ -19,18 +18,17 @@ stripped = "--skull-stripped" in sys.argv
 
 def brain(image: Path) -> Path:
     """Return the brain mask of an image."""
-    return Prepare(image=image, skull_stripped=stripped, version=__version__)(cache_root=cache).mask
+    return Prepare(image=image, skull_stripped=stripped)(cache_root=cache).mask
 
 
 pair = {"fixed": fixed, "moving": moving, "fixed_mask": brain(fixed), "moving_mask": brain(moving)}
-aligned = AffineAlign(**pair, version=__version__)(cache_root=cache)
+aligned = AffineAlign(**pair)(cache_root=cache)
 registered = Register(
     **pair,
     affine=aligned.affine,
     affine_record=aligned.record,
     engine="nio_m",
     preset="draft",
-    version=__version__,
 )(cache_root=cache)
 
 for file in (registered.forward_xfm, registered.inverse_xfm, registered.warped, registered.record):

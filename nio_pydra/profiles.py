@@ -1,4 +1,4 @@
-"""What is registered: the facts about an organ and its images that the rest of the package must not assume."""
+"""Profiles of what is registered: facts about an organ and its images that no other module may assume."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class Profile:
     Attributes
     ----------
     name : str
-        Name on command lines, and the word for the object in messages.
+        Name on command lines, and word for the object in messages.
     mask_maker : str
-        Function of `nio_pydra.engines.masks.MAKERS` that finds the object in an image.
+        Key of `nio_pydra.engines.masks.MAKERS`: the function that finds the object in an image.
     litres : tuple of float
         Smallest and largest plausible volume of the object.
     suffix, datatype : str
-        BIDS suffix and datatype of its images.
+        BIDS suffix and datatype of the images.
     largest_scale : float
-        Largest plausible stretch by an affine between two such objects; its inverse is the smallest.
+        Largest plausible scale of an affine between two such objects; its inverse is the smallest.
     smallest_overlap : float
-        Share of the fixed object that the moving one covers at least, once they are aligned.
+        Smallest plausible share of the fixed object that the aligned moving one covers.
     smallest_match : float
-        Similarity at 4 mm that two aligned objects have at least.
+        Smallest plausible similarity of two aligned objects at 4 mm.
     intensity_window : tuple of float or None
-        Lowest and highest intensity that mean something; what is beyond is clipped. None: all do.
+        Lowest and highest meaningful intensity; values beyond them are clipped. None: no limits.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Profile:
 BRAIN = Profile(
     name="brain",
     mask_maker="deepbet",
-    # Wide around human brains from newborn to adult, ventricles and cerebellum included.
+    # Wide limits for human brains from newborn to adult, with ventricles and cerebellum.
     litres=(0.3, 2.5),
     suffix="T1w",
     datatype="anat",
-    # Heads differ by far less in any direction, so a larger stretch (or its inverse) is a failed alignment.
+    # Heads differ by far less, so a larger scale (or a smaller one than its inverse) is a failed alignment.
     largest_scale=2.0,
     smallest_overlap=0.5,
-    # Between scans that are aligned, unusual ones too, and scans that ended the wrong way round:
-    # benchmarks/turns.py, docs/results/turns.md.
+    # Separates aligned scans, unusual ones included, from scans aligned the wrong way round (benchmarks/turns.py,
+    # docs/results/turns.md).
     smallest_match=0.3,
 )
 

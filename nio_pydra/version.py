@@ -1,4 +1,4 @@
-"""Which code this is: a version for people, which names the commit, and a digest of the source for caches."""
+"""The version of the code, which names the commit, and the digest of its source, for keys of caches."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pathlib import Path
 __all__ = ["RELEASE", "source_digest", "version"]
 
 RELEASE = "0.2.0.dev0"
-"""Release that this code is or will become; all that has to be edited, in the commit that is tagged and the next."""
+"""Release that this code is or will become. Edited in the commit that is tagged, and in the next one."""
 
 PACKAGE = Path(__file__).parent
 DIGITS = 10
-"""Of a commit or a digest in a version."""
+"""Digits of a commit, or of a digest, in a version."""
 
 
 @cache
 def version() -> str:
     """Return the version of this code.
 
-    A git checkout is asked at run time, because what an editable installation has noted goes stale with the next
-    commit. The tree's own changes to the package count, those elsewhere in the repository do not.
+    The commit is read at run time: the version that an editable installation noted is out of date after the next
+    commit. Uncommitted changes count inside the package only.
 
     Returns
     -------
     str
-        In a git checkout ``<release>+g<commit>``, and ``<release>+g<commit>.d<digest>`` where the package differs from
-        that commit. Of an installed or packed copy what was noted when it was built, which is one of those. Otherwise
+        In a git checkout ``<release>+g<commit>``, or ``<release>+g<commit>.d<digest>`` where the package differs from
+        that commit. In an installed or packed copy, the version noted when it was built. Otherwise
         ``<release>+d<digest>``. The digest is the start of `source_digest`.
     """
     changed = f"d{source_digest()[:DIGITS]}"
@@ -43,8 +43,8 @@ def version() -> str:
 def source_digest() -> str:
     """Return the SHA-256 of the package's Python files and their names, in hexadecimal.
 
-    Any change of the code changes it, committed or not, also one of an installed copy. So it is what keys of caches
-    hold; the version would miss the last, and would change with every commit that touches documents only.
+    Keys of caches hold it, because any change of the code changes it. The version would miss changes in an installed
+    copy, and would change with commits that touch only documents.
     """
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -54,16 +54,16 @@ def source_digest() -> str:
 
 
 def _git_state(package: Path) -> tuple[str, bool] | None:
-    """Return the commit that a package's checkout is at, and whether the package differs from it.
+    """Return the commit of a package's checkout, and whether the package differs from it.
 
-    None where the package lies in no checkout of this project (but perhaps inside another one, as a site-packages
-    folder may), or where git is absent or refuses.
+    None where the package is not in a checkout of this project, or where git is absent or refuses. A site-packages
+    folder may lie in a checkout of another project.
     """
     root = package.parent
     try:
         if not (root / ".git").exists() or "name = nio-pydra\n" not in (root / "setup.cfg").read_text():
             return None
-        # Variables of a hook that runs this would lead git to another repository.
+        # Inside a git hook these variables point to the repository of the hook.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", package.name]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=10)
@@ -77,7 +77,7 @@ def _git_state(package: Path) -> tuple[str, bool] | None:
 
 def _noted_version(package: Path) -> str | None:
     """Return the version that was noted beside a package when it was installed or packed."""
-    # Not importlib.metadata, which may find another installation, or what an editable one noted long ago.
+    # importlib.metadata may find another installation, or an old note of an editable one.
     for path in (package.parent / "PKG-INFO", *package.parent.glob("nio_pydra-*.dist-info/METADATA")):
         try:
             text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What every test stands on: few threads, the real scans, the BIDS validator, and a tiny BIDS dataset.
+"""Fixtures for all tests: two threads, the real scans, the BIDS validator, and a tiny BIDS dataset.
 
 The scans of the tiny dataset are brains of three tissues on a 6 mm grid, registered in seconds.
 """
@@ -23,13 +23,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-# A shell makes what it runs in the background ignore interrupts; the processes that tests start would inherit it.
+# A shell makes its background processes ignore interrupts. The processes that tests start would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads in every test, whatever the one before it asked for: sums depend on their number."""
+    """Use two threads in every test, because sums depend on the number of threads."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(2)
@@ -37,9 +37,9 @@ def same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of real scans that cannot be part of this repository; the test is skipped where it is absent.
+    """Folder of real scans, which cannot be part of this repository. Without it the test is skipped.
 
-    The environment variable NIO_TEST_DATA names it; otherwise it is looked for beside the repository.
+    The environment variable NIO_TEST_DATA names it. The default is shared/data beside the repository.
     """
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("NIO_TEST_DATA", beside))
@@ -50,7 +50,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def bids_errors() -> Callable[[Path], list[str]]:
-    """Function that gives the errors (not the warnings) that the BIDS validator finds in a dataset."""
+    """Function that returns the errors, without warnings, that the BIDS validator finds in a dataset."""
     program = Path(sys.executable).with_name("bids-validator-deno")
 
     def validate(dataset: Path) -> list[str]:
@@ -107,7 +107,7 @@ class Dataset:
         return _write_image(scan, self.root / folder / f"{name}_T1w.nii.gz")
 
     def command(self, out: Path, *more: str) -> list[str]:
-        """Arguments of a participant run with the affine engine; those in `more` come last and win."""
+        """Return the arguments of a participant run with the affine engine. Those in `more` override the others."""
         return [
             str(self.root), str(out), "participant", "-w", str(out.parent / "work"),
             "--atlas", str(self.atlas), "--atlas-name", "Tiny", "--atlas-labels", str(self.atlas_labels),

@@ -1,1 +1,1 @@
-"""BIDS datasets: what goes in, which atlas, and what comes out under which name."""
+"""BIDS datasets: input scans, atlases, and the names and sidecars of results."""

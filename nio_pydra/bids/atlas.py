@@ -1,4 +1,4 @@
-"""The atlas that scans are aligned to, and the atlas from files."""
+"""The atlas that scans are aligned to, and how to make one from files."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ class Atlas:
     Attributes
     ----------
     name : str
-        Letters and digits: its label in BIDS names.
-    image : pathlib.Path
-    mask : pathlib.Path or None
-        Mask of the object; None: it has to be made.
-    labels : pathlib.Path or None
+        Label in BIDS names: letters and digits.
+    image : Path
+        3-D image.
+    mask : Path or None
+        Mask of the object on the same grid. None: it has to be made.
+    labels : Path or None
         Label image on the same grid.
     skull_stripped : bool
-        Whether the image shows the object only, without what is around it.
+        Whether the image is zero outside the object.
     reference : str
-        The BIDS ``SpatialReference`` of images in its space.
+        BIDS ``SpatialReference`` of images in the atlas's space.
     cohort : str or None
-        Of a template that has cohorts.
+        Cohort of a template, if it has cohorts.
     resolution : str or None
-        Index of a template's resolution, where one was asked for.
+        Index of a template's resolution, if the user chose one.
     """
 
     name: str
@@ -47,12 +48,12 @@ class Atlas:
 
     @property
     def label(self) -> str:
-        """Its name where a name has one place for it, as in names of transforms: ``MNIInfant+1``."""
+        """Name and cohort as one label, for names of transforms: ``MNIInfant+1``."""
         return self.name if self.cohort is None else f"{self.name}+{self.cohort}"
 
     @property
     def space(self) -> dict[str, str]:
-        """Entities of images in its space, as fMRIPrep names them: space, cohort, res."""
+        """Entities of images in the atlas's space, as in fMRIPrep: space, cohort, res."""
         found = {"space": self.name, "cohort": self.cohort, "res": self.resolution}
         return {key: value for key, value in found.items() if value is not None}
 
@@ -60,18 +61,18 @@ class Atlas:
 def atlas_from_files(
     image: Path, name: str, *, labels: Path | None = None, mask: Path | None = None, skull_stripped: bool = False
 ) -> Atlas:
-    """Take an atlas from files.
+    """Return an atlas made of files.
 
     Parameters
     ----------
-    image : pathlib.Path
-        3-D image; a sidecar beside it may say ``SkullStripped``.
+    image : Path
+        3-D image. A sidecar beside it may hold ``SkullStripped``.
     name : str
-        Letters and digits.
-    labels, mask : pathlib.Path, optional
+        Label in BIDS names: letters and digits.
+    labels, mask : Path, optional
         Label image and mask of the object on the same grid.
     skull_stripped : bool
-        Whether the image shows the object only; the sidecar may say so too.
+        Whether the image is zero outside the object. A true ``SkullStripped`` of the sidecar says the same.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def atlas_from_files(
 
 
 def check_atlas(image: Path, labels: Path | None, mask: Path | None) -> None:
-    """Raise `InputError` where an image, or labels or a mask on its grid, cannot be used."""
+    """Raise `InputError` if the image of an atlas, its labels or its mask cannot be used."""
     loaded = load_image(image, role="atlas")
     if labels is not None:
         load_labels(labels, like=loaded)

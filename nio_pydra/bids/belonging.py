@@ -1,4 +1,4 @@
-"""Which masks, label images and sidecars belong to a scan: by their entities, as BIDS inherits them."""
+"""Masks, label images and sidecars of a scan, found by their BIDS entities."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from nio_pydra.errors import InputError
 from nio_pydra.profiles import Profile
 from nio_pydra.system.files import read_json
 
-__all__ = [
-    "LESION", "Name", "belonging_file", "fits", "images_named", "inherited", "object_mask", "of_several",
-    "segmentation",
-]  # fmt: skip
+__all__ = ["LESION", "belonging_file", "fits", "images_named", "inherited", "of_several"]
 
 Name = Mapping[str, str | None]
 LESION: tuple[Name, ...] = (
@@ -25,21 +22,11 @@ LESION: tuple[Name, ...] = (
 DESCRIBING = frozenset(
     ("suffix", "extension", "datatype", "desc", "label", "space", "res", "den", "atlas", "segmentation")
 )
-"""Entities that say what a file shows; all others say of which scan."""
-
-
-def object_mask(profile: Profile) -> tuple[Name, ...]:
-    """Return the name of masks of what is registered."""
-    return ({"suffix": "mask", "desc": profile.name, "label": None},)
-
-
-def segmentation(desc: str) -> tuple[Name, ...]:
-    """Return the name of label images with this ``desc``."""
-    return ({"suffix": "dseg", "desc": desc},)
+"""Entities that say what a file shows. All others say which scan it belongs to."""
 
 
 def images_named(files: Iterable[DatasetFile], names: Sequence[Name], profile: Profile) -> list[DatasetFile]:
-    """Return the images that have one of these names and lie in the space of the scan they were made from."""
+    """Return the images that have one of these names, in the space of the scan from which they were made."""
     own = profile.suffix
     return [
         file
@@ -47,14 +34,14 @@ def images_named(files: Iterable[DatasetFile], names: Sequence[Name], profile: P
         if file.entities.get("extension") in (".nii", ".nii.gz")
         and any(all(file.entities.get(key) == value for key, value in name.items()) for name in names)
         and file.entities.get("space", own) in (own, "orig")
-        # "sub-01_T2w_desc-lesion_mask" was drawn on another image.
+        # "sub-01_T2w_desc-lesion_mask" belongs to another image.
         and {part for part in file.path.name.split("_")[:-1] if "-" not in part} <= {own}
         and not file.misplaced
     ]
 
 
 def fits(entities: Mapping[str, Any], scan: Mapping[str, Any]) -> bool:
-    """Return whether all that a file says about its scan is true of this one; run numbers are numbers."""
+    """Return whether a scan has all entities of a file that say which scan it belongs to. Runs are numbers."""
     return _of_scan(entities).items() <= _of_scan(scan).items()
 
 
@@ -63,13 +50,14 @@ def belonging_file(
 ) -> Path | None:
     """Return the file that belongs to a scan, from the first dataset that has one.
 
-    The one whose entities are just those of the scan; or else the nearest that says less, as one without the session
-    of a participant who has a single one, if there is no other scan that it could belong to.
+    A file with exactly the entities of the scan comes first. Otherwise a file with fewer entities is taken, if it
+    cannot belong to another scan: a mask without a session, for example, of a participant with a single session. Of
+    several such files, the one with the most entities is taken.
 
     Parameters
     ----------
     datasets : sequence of sequence of DatasetFile
-        Files of one kind, as `images_named` gives them.
+        Files of one kind from each dataset, as `images_named` returns them.
     scan : mapping
         Entities of the scan.
     everyone : sequence of mapping
@@ -78,7 +66,7 @@ def belonging_file(
     Raises
     ------
     InputError
-        If several files of one dataset belong to it equally.
+        If several files of one dataset belong to the scan equally.
     """
     for files in datasets:
         exact = [file for file in files if _of_scan(file.entities) == _of_scan(scan)]
@@ -91,14 +79,14 @@ def belonging_file(
         found = exact or [file for file in wider if len(_of_scan(file.entities)) == nearest]
         if len(found) > 1:
             paths = ", ".join(str(file.path) for file in found)
-            raise InputError(f"There are {len(found)} files for one scan, where one was expected: {paths}.")
+            raise InputError(f"There are {len(found)} files for one scan, where one was expected: keep one of {paths}.")
         if found:
             return found[0].path
     return None
 
 
 def of_several(files: Sequence[DatasetFile], scans: Sequence[Mapping[str, Any]]) -> list[DatasetFile]:
-    """Return the files that could belong to several scans, so that they are used for none."""
+    """Return the files that could belong to several scans. They are used for none."""
     return [
         file
         for file in files
@@ -108,21 +96,21 @@ def of_several(files: Sequence[DatasetFile], scans: Sequence[Mapping[str, Any]])
 
 
 def inherited(sidecars: Iterable[DatasetFile], scan: DatasetFile, key: str) -> Any:
-    """Return what the sidecars of a scan say under a key: its own, or those in folders above it; the nearest wins.
+    """Return the value of a key in the sidecars of a scan, or in those of folders above it. The nearest one counts.
 
     Raises
     ------
     InputError
-        If one of them cannot be read.
+        If a sidecar cannot be read.
     """
-    own = scan.entities | {"extension": ".json"}
-    above = [
+    entities = scan.entities | {"extension": ".json"}
+    applicable = [
         sidecar
         for sidecar in sidecars
-        if sidecar.entities.items() <= own.items() and scan.path.is_relative_to(sidecar.path.parent)
+        if sidecar.entities.items() <= entities.items() and scan.path.is_relative_to(sidecar.path.parent)
     ]
     value = None
-    for sidecar in sorted(above, key=lambda file: (len(file.path.parts), len(file.entities))):
+    for sidecar in sorted(applicable, key=lambda file: (len(file.path.parts), len(file.entities))):
         value = read_json(sidecar.path).get(key, value)
     return value
 

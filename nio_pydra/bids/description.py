@@ -1,4 +1,4 @@
-"""What a derivative dataset says about itself: dataset_description.json, README and .bidsignore."""
+"""Description of the derivative dataset: dataset_description.json, README and .bidsignore."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def write_description(out_dir: Path, command: str, sources: Mapping[str, Path], 
 
     Parameters
     ----------
-    out_dir : pathlib.Path
+    out_dir : Path
+        Root of the derivative dataset.
     command : str
-        The command line, for ``GeneratedBy``.
-    sources : mapping of str to pathlib.Path
-        Source datasets by the name that BIDS URIs use for them.
+        Command line, for ``GeneratedBy``.
+    sources : mapping of str to Path
+        Source datasets, by their names in BIDS URIs.
     profile : Profile
         What is registered.
     """
@@ -50,13 +51,13 @@ def write_description(out_dir: Path, command: str, sources: Mapping[str, Path], 
 
 
 def _ignored(profile: Profile) -> str:
-    """Return what BIDS does not name yet, a pattern a line."""
+    """Return patterns of the files for which BIDS has no name yet, one a line."""
     own = [f"*_{_example_name(product, profile).rsplit('_', 1)[1]}" for product in PRODUCTS if not product.in_bids]
     return "".join(f"{pattern}\n" for pattern in dict.fromkeys([*own, "*_cohort-*", "group_*", "logs/"]))
 
 
 def _readme(profile: Profile) -> str:
-    """Return a text that says which files there are."""
+    """Return a text that lists the kinds of files."""
     names = {product.name: _example_name(product, profile) for product in PRODUCTS}
     width = max(map(len, names.values())) + 2
     lines = [f"{names[product.name]:{width}}{product.help(profile)}\n" for product in PRODUCTS]
@@ -67,8 +68,8 @@ def _readme(profile: Profile) -> str:
 
 
 def _example_name(product: Product, profile: Profile) -> str:
-    """Return the name of a product with stars for what differs, as ``*_space-ATLAS_desc-*_dseg.nii.gz``."""
-    anyone = Destination(
+    """Return the name of a product with stars where names differ, as ``*_space-ATLAS_desc-*_dseg.nii.gz``."""
+    example = Destination(
         out_dir="",
         entities={"subject": "X"},
         atlas="ATLAS",
@@ -79,13 +80,13 @@ def _example_name(product: Product, profile: Profile) -> str:
         labels_desc="*",
         profile=profile.name,
     )
-    return f"*{output_path(anyone, product).name.removeprefix('sub-X')}"
+    return f"*{output_path(example, product).name.removeprefix('sub-X')}"
 
 
 def require_writable(folder: Path, role: str) -> None:
-    """Make a folder and raise `InputError` if that, or writing into it, is impossible."""
+    """Make a folder. Raise `InputError` if it cannot be made or written to."""
     if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
-        what = "is a file" if folder.exists() else "is a link that leads nowhere"
+        what = "is a file" if folder.exists() else "is a broken link"
         raise InputError(f"The {role} {folder} cannot be written (it {what}): choose another place.")
     try:
         with temporary_file(folder) as probe:

@@ -1,4 +1,4 @@
-"""The records of all scans of a derivative dataset in one table."""
+"""A table of the records of all scans of a derivative dataset."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from nio_pydra.system.files import atomic_path
 
 __all__ = ["COLUMNS", "write_group_tables"]
 
-#: Column: (path inside record.json, description, unit). Those without a path come from the file. ``{object}`` in a
-#: description stands for what is registered.
 COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "participant_id": ((), "Participant", None),
     "session_id": ((), "Session", None),
@@ -63,27 +61,29 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "weights": (("weights", "name"), "Network weights", None),
     "version": (("versions", "nio_pydra"), "Version of nio_pydra", None),
 }  # fmt: skip
+"""Column: (path inside record.json, description, unit). A column without a path comes from the name of the file.
+``{object}`` in a description stands for the object that is registered."""
 
 
 def write_group_tables(out_dir: Path, profile: Profile = BRAIN) -> list[Path]:
-    """Gather the records of all scans below a folder, of those that are done and of those that failed.
+    """Write tables of the records of all scans in a folder, both done and failed.
 
     Parameters
     ----------
-    out_dir : pathlib.Path
-        A derivative dataset made by the participant level.
+    out_dir : Path
+        Derivative dataset made by the participant level.
     profile : Profile
         What was registered.
 
     Returns
     -------
-    list of pathlib.Path
-        One ``group_desc-<desc>_registration.tsv`` per ``desc`` with its json, in that order.
+    list of Path
+        For each ``desc``, the table ``group_desc-<desc>_registration.tsv`` and its json.
 
     Raises
     ------
     InputError
-        If there is no record, or one cannot be read.
+        If there is no record, or a record cannot be read.
     """
     done = {path.stem.removesuffix("_record"): path for path in done_records(out_dir)}
     failed = {path.stem.removesuffix("_error"): path for path in failures(out_dir)}
@@ -95,7 +95,7 @@ def write_group_tables(out_dir: Path, profile: Profile = BRAIN) -> list[Path]:
         name = name_entities(path)
         row = _row(name, read_record(path))
         if stem in failed:
-            # What there is of a scan that was done before is not what the latest run was asked for.
+            # An earlier run may have left results, but not those that the latest run was asked for.
             earlier = " (The files in its folder are those of an earlier run.)" if stem in done else ""
             row |= {"status": "failed", "reason": " ".join(str(row["reason"]).split()) + earlier}
         rows.setdefault(name["desc"], []).append(row)
@@ -128,7 +128,7 @@ def _row(name: dict[str, str], record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(record: dict[str, Any], place: tuple[str, ...]) -> Any:
-    """Look a value up; ``n/a`` where it is missing, a count where it is a table, four digits where it is a float."""
+    """Return a value of a record: ``n/a`` if missing, the count of a table, four digits of a float."""
     found: Any = record
     for key in place:
         found = found.get(key) if isinstance(found, dict) else None

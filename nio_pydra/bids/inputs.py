@@ -1,4 +1,4 @@
-"""The scans of a BIDS dataset to be registered, with the masks and label images that there are for them."""
+"""The scans of a BIDS dataset, with their masks and label images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nio_pydra.bids.belonging import (
-    LESION,
-    belonging_file,
-    fits,
-    images_named,
-    inherited,
-    object_mask,
-    of_several,
-    segmentation,
-)  # fmt: skip
+from nio_pydra.bids.belonging import LESION, belonging_file, fits, images_named, inherited, of_several
 from nio_pydra.bids.listing import (
     DatasetFile,
     Listing,
@@ -26,7 +17,7 @@ from nio_pydra.bids.listing import (
     list_participant,
     list_sidecars,
     participant_labels,
-    read_root,
+    require_dataset,
 )  # fmt: skip
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
@@ -37,10 +28,10 @@ __all__ = ["Scan", "find_scans", "read_filters", "scan_name"]
 log = logging.getLogger("nio_pydra")
 
 NAME_ENTITIES = ("subject", "session", "acquisition", "ceagent", "reconstruction", "run")
-"""What tells one scan from another; output names repeat these."""
+"""Entities that identify a scan. Names of outputs repeat them."""
 PREFIXES = dict(zip(NAME_ENTITIES, ("sub", "ses", "acq", "ce", "rec", "run"), strict=True))
 PRESENT, ABSENT = "*", None
-"""Values of a filter that ask for an entity, whatever it says, and for none."""
+"""Values of a filter: the entity must be there, with any value; it must not be there."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +40,25 @@ class Scan:
 
     Attributes
     ----------
-    t1w : pathlib.Path
-        The image. Absolute; may be a link, as in a DataLad dataset.
+    image : Path
+        Absolute path. It may be a link, as in a DataLad dataset.
     relative : str
-        The same, from the dataset's root.
+        Path from the dataset's root.
     entities : dict of str to str
-        Those of `NAME_ENTITIES` that its name has.
+        Those of `NAME_ENTITIES` that are in its name.
     skull_stripped : bool
-        What its sidecar (or one it inherits) says under ``SkullStripped``.
-    mask, lesion, labels : pathlib.Path or None
-        Mask of the object and label image from derivatives, lesion mask from there or from the dataset itself.
+        ``SkullStripped`` in its sidecar, or in one that it inherits.
+    mask : Path or None
+        Mask of the object, from derivatives.
+    lesion : Path or None
+        Lesion mask, from derivatives or from the dataset itself.
+    labels : Path or None
+        Label image, from derivatives.
     problem : str
-        Why it cannot be registered, in a sentence; mostly empty.
+        A sentence that says why it cannot be registered. Empty where it can.
     """
 
-    t1w: Path
+    image: Path
     relative: str
     entities: dict[str, str]
     skull_stripped: bool = False
@@ -74,12 +69,12 @@ class Scan:
 
     @property
     def name(self) -> str:
-        """The part of its file name that identifies it, as ``sub-01_ses-02_run-1``."""
+        """Part of the file name that identifies the scan, as ``sub-01_ses-02_run-1``."""
         return scan_name(self.entities)
 
 
 def scan_name(entities: Mapping[str, str]) -> str:
-    """Return the part of a scan's file name that identifies it, from its `NAME_ENTITIES`."""
+    """Return the part of a file name that identifies a scan with these `NAME_ENTITIES`."""
     return "_".join(f"{PREFIXES[key]}-{value}" for key, value in entities.items())
 
 
@@ -93,22 +88,23 @@ def find_scans(
     labels_desc: str | None = None,
     profile: Profile = BRAIN,
 ) -> list[Scan]:
-    """Find the scans of a dataset that show what is to be registered, and say which masks are not used.
+    """Find the scans of a dataset, and log which masks are not used.
 
-    Files of participants that were not asked for are not looked at. A file that cannot be used, as a sidecar that is
-    not JSON, is the `problem` of the scans that it concerns.
+    Only files of the chosen participants are read. A file that cannot be used, for example a sidecar that is not JSON,
+    is the `problem` of its scans.
 
     Parameters
     ----------
-    bids_dir : pathlib.Path
+    bids_dir : Path
+        Root of the dataset.
     participants, sessions : sequence of str
-        Labels, with or without ``sub-`` / ``ses-``; empty means all.
+        Labels, with or without ``sub-`` or ``ses-``. Empty: all.
     filters : mapping, optional
-        Entities that the scans must have, as `read_filters` gives them.
-    derivatives : mapping of str to pathlib.Path, optional
-        Derivative datasets by name; the first that has a file for a scan is used.
+        Entities that the scans must have, as `read_filters` returns them.
+    derivatives : mapping of str to Path, optional
+        Derivative datasets by name. The first one that has a file for a scan is used.
     labels_desc : str, optional
-        Label images are ``desc-<labels_desc>_dseg``; None looks for none.
+        Label images are ``desc-<labels_desc>_dseg``. None: no label images.
     profile : Profile
         What is registered.
 
@@ -120,48 +116,48 @@ def find_scans(
     Raises
     ------
     InputError
-        If a dataset cannot be read, a label does not exist, or no scan is left.
+        If a dataset cannot be read, a label does not exist, or no scan is found.
     """
     others = list((derivatives or {}).values())
     for root in (bids_dir, *others):
-        read_root(root)
+        require_dataset(root)
     filters = dict(filters or {})
     if unknown := sorted(set(filters) - entity_names()):
         raise InputError(
             f"The filter for {profile.suffix} images cannot be used: BIDS has no entity {', '.join(unknown)}."
         )
     existing = participant_labels(bids_dir)
-    asked = _known(participants, existing, "sub-", "participant", bids_dir) if participants else existing
+    chosen = _known(participants, existing, "sub-", "participant", bids_dir) if participants else existing
     if sessions:
         filters["session"] = [label.removeprefix("ses-") for label in sessions]
     top = list_sidecars(bids_dir)
     scans: list[Scan] = []
-    there: set[str] = set()
-    masks = False
-    for label in asked:
+    found_sessions: set[str] = set()
+    any_mask = False
+    for label in chosen:
         raw = list_participant(bids_dir, label, profile)
         derived = [list_participant(root, label, profile) for root in others]
-        there |= {str(file.entities["session"]) for file in raw.files if "session" in file.entities}
-        masks = masks or any(
-            file.path.match(f"*_desc-{profile.name}_mask.nii*") for found in derived for file in found.files
+        found_sessions |= {str(file.entities["session"]) for file in raw.files if "session" in file.entities}
+        any_mask |= any(
+            file.path.match(f"*_desc-{profile.name}_mask.nii*") for listing in derived for file in listing.files
         )
         scans += _scans_of(raw, derived, top, filters, labels_desc, profile)
-    _known(sessions, sorted(there), "ses-", "session", bids_dir)
+    _known(sessions, sorted(found_sessions), "ses-", "session", bids_dir)
     if not scans:
-        given = {**({"subject": asked} if participants else {}), **filters}
-        chosen = ", ".join(f"{key}={value}" for key, value in given.items())
+        wanted = {**({"subject": chosen} if participants else {}), **filters}
+        conditions = " with " * bool(wanted) + ", ".join(f"{key}={value}" for key, value in wanted.items())
         raise InputError(
-            f"{bids_dir} has no {profile.suffix} image{f' with {chosen}' if chosen else ''}: expected files named "
+            f"{bids_dir} has no {profile.suffix} image{conditions}: expected files named "
             f"sub-<label>/{profile.datatype}/sub-<label>_{profile.suffix}.nii.gz."
         )
-    if participants and (missing := sorted(set(asked) - {scan.entities["subject"] for scan in scans})):
+    if participants and (missing := sorted(set(chosen) - {scan.entities["subject"] for scan in scans})):
         absent = ", ".join(missing)
         raise InputError(f"{bids_dir} has no {profile.suffix} image of participant {absent}: leave them out.")
     if labels_desc and not any(scan.labels or scan.problem for scan in scans):
         raise InputError(f"No scan has a label image desc-{labels_desc}_dseg in the derivatives: is the name right?")
     scans.sort(key=lambda scan: scan.name)
     without = [scan.name for scan in scans if not (scan.mask or scan.problem)]
-    if masks and without:
+    if any_mask and without:
         log.info("%d scans have no %s mask in the derivatives: %s", len(without), profile.name, _shortened(without))
     return scans
 
@@ -174,7 +170,7 @@ def _scans_of(
     labels: str | None,
     profile: Profile,
 ) -> list[Scan]:
-    """Return the scans of one participant, each with what belongs to it."""
+    """Return the scans of one participant, each with its masks and labels."""
     images = [
         file
         for file in raw.files
@@ -184,10 +180,14 @@ def _scans_of(
     ]
     chosen = [image for image in images if all(_matches(image.entities.get(k), v) for k, v in filters.items())]
     everyone = [image.entities for image in images]
+    sources = {
+        "mask": (derived, [{"suffix": "mask", "desc": profile.name, "label": None}]),
+        "lesion": ((*derived, raw), LESION),
+        "labels": (derived if labels else (), [{"suffix": "dseg", "desc": labels}]),
+    }
     kinds = {
-        "mask": [images_named(listing.files, object_mask(profile), profile) for listing in derived],
-        "lesion": [images_named(listing.files, LESION, profile) for listing in (*derived, raw)],
-        "labels": [images_named(listing.files, segmentation(labels), profile) for listing in derived] if labels else [],
+        kind: [images_named(listing.files, names, profile) for listing in listings]
+        for kind, (listings, names) in sources.items()
     }
     for files in chain.from_iterable(kinds.values()):
         for file in of_several(files, everyone):
@@ -199,7 +199,7 @@ def _scans_of(
         try:
             if twin := scans.get(scan.name):
                 raise InputError(
-                    f"{twin.t1w} and {scan.t1w} would get the same output names: choose one (--bids-filter-file)."
+                    f"{twin.image} and {scan.image} would get the same output names: choose one (--bids-filter-file)."
                 )
             if image.misplaced:
                 raise InputError(
@@ -219,7 +219,7 @@ def _scans_of(
         scans[scan.name] = scan
     for entities, problem in raw.unreadable:
         if "session" not in entities or _matches(entities["session"], filters.get("session", PRESENT)):
-            # Nobody knows which scans are in there.
+            # The scans in this folder are unknown: one stands for all.
             scan = Scan(Path(), "", _name_entities(entities), problem=problem)
             scans.setdefault(scan.name, scan)
     return list(scans.values())
@@ -230,7 +230,7 @@ def _name_entities(entities: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _matches(value: Any, wanted: Any) -> bool:
-    """Return whether an entity (None: absent) is what a filter asks for; numbers are compared as numbers."""
+    """Return whether an entity (None: absent) is what a filter asks for. Numbers are compared as numbers."""
     if isinstance(wanted, list):
         return any(_matches(value, one) for one in wanted)
     if wanted is ABSENT or value is None:
@@ -240,18 +240,24 @@ def _matches(value: Any, wanted: Any) -> bool:
     return wanted == PRESENT or str(value) == str(wanted)
 
 
-def _shortened(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def read_filters(path: Path, profile: Profile = BRAIN) -> dict[str, Any]:
-    """Read the entry of a BIDS filter file, as fMRIPrep defines it, whose key is the suffix in small letters: ``t1w``.
+    """Read the filter for images of a profile from a BIDS filter file, as fMRIPrep defines it.
+
+    Parameters
+    ----------
+    path : Path
+        JSON file.
+    profile : Profile
+        What is registered. The key in the file is its suffix in small letters: ``t1w``.
 
     Returns
     -------
     dict
-        Entities and values; None asks for the entity's absence, ``*`` for any value.
+        Value by entity. None: the entity must be absent. ``*``: it must be there, with any value.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Results of one scan as BIDS derivatives: names, sidecars, and the copy into the output folder."""
+"""Results of one scan as BIDS derivatives: names, sidecars, and the copies in the output folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nio_pydra.system.files import discard_leftovers as discard_dead_files
 
 __all__ = ["discard_leftovers", "engine_desc", "output_path", "sink"]
 
-# pybids's own patterns lose `atlas` and know no `xfm`.
+# The patterns of pybids leave out `atlas`, and have no `xfm`.
 PATTERN = (
     "sub-{subject}[/ses-{session}]/{datatype}/sub-{subject}[_ses-{session}]"
     "[_acq-{acquisition}][_ce-{ceagent}][_rec-{reconstruction}][_run-{run}]"
@@ -25,7 +25,7 @@ PATTERN = (
 
 
 def engine_desc(engine: str) -> str:
-    """Return the ``desc`` label of an engine's results: ``nio`` for NIO in both its forms."""
+    """Return the ``desc`` label of an engine's results: ``nio`` for both ``nio`` and ``nio_m``."""
     return {"nio_m": "nio"}.get(engine, engine)
 
 
@@ -35,9 +35,11 @@ def output_path(destination: Destination, product: Product, extension: str | Non
     Parameters
     ----------
     destination : Destination
+        Scan, atlas and output folder.
     product : Product
+        Kind of file.
     extension : str, optional
-        Another one than that of the product itself, as of its sidecar.
+        Extension of a file beside the product, as ``.json``. Default: that of the product.
     """
     from bids.layout.writing import build_path
 
@@ -56,24 +58,24 @@ def output_path(destination: Destination, product: Product, extension: str | Non
 def sink(files: Mapping[str, Path | None], destination: Destination) -> list[Path]:
     """Copy the results of one scan under their BIDS names and write the sidecars.
 
-    A file that is there with the same content is left alone, so calling this again is cheap; a file is either
-    whole or absent at every moment.
+    A file with the same content is not written again. A file is either whole or absent at every moment.
 
     Parameters
     ----------
-    files : mapping of str to path or None
-        By the names of `PRODUCTS`; None where a product is optional and this scan has none.
+    files : mapping of str to Path or None
+        Files by the names of `PRODUCTS`. None: this scan has no such file, and the product is optional.
     destination : Destination
+        Scan, atlas and output folder.
 
     Returns
     -------
-    list of pathlib.Path
-        The files, sidecars included.
+    list of Path
+        Files and sidecars.
 
     Raises
     ------
     InputError
-        If the output folder cannot be written.
+        If the output folder cannot be written to.
     """
     if absent := [product.name for product in PRODUCTS if not product.optional and files[product.name] is None]:
         raise ValueError(f"{', '.join(absent)}: expected a file, as every scan has one")
@@ -85,14 +87,14 @@ def sink(files: Mapping[str, Path | None], destination: Destination) -> list[Pat
         _copy(path, target)
         written.append(target)
         if product.sidecar is not None:
-            beside = output_path(destination, product, ".json")
-            _write_text(json.dumps(product.sidecar(destination), indent=2) + "\n", beside)
-            written.append(beside)
+            sidecar = output_path(destination, product, ".json")
+            _write_text(json.dumps(product.sidecar(destination), indent=2) + "\n", sidecar)
+            written.append(sidecar)
     return written
 
 
 def discard_leftovers(destination: Destination) -> None:
-    """Delete what killed runs left half-written in the folder of one scan."""
+    """Delete unfinished files of killed runs in the folder of one scan."""
     discard_dead_files(output_path(destination, PRODUCTS[0]).parent)
 
 
@@ -101,8 +103,8 @@ def _copy(source: Path, target: Path) -> None:
         return
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
-        found = source.stat()
-        os.utime(temporary, ns=(found.st_atime_ns, found.st_mtime_ns))  # makes the next comparison quick
+        times = source.stat()
+        os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))  # makes the next comparison quick
 
 
 def _write_text(text: str, target: Path) -> None:

@@ -1,35 +1,39 @@
-"""Whose an output folder is: results of other programs, and a run's own inputs, are never overwritten."""
+"""Checks of the output folder: results of other programs and inputs of the run are never overwritten."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 from nio_pydra.errors import InputError
 from nio_pydra.system.files import read_json
 from nio_pydra.system.places import same_place
 
-__all__ = ["GENERATOR", "refuse_foreign_folder", "refuse_inputs_as_output", "refuse_other_dataset"]
+__all__ = ["refuse_foreign_folder", "refuse_inputs_as_output", "refuse_other_dataset"]
 
-GENERATOR = "nio_pydra"
-"""Its name in the ``GeneratedBy`` of derivative datasets."""
-OWN_FILES = ("README", ".bidsignore", "dataset_description.json")
+DESCRIPTION_FILES = ("README", ".bidsignore", "dataset_description.json")
 
 
-def refuse_foreign_folder(folder: Path, generator: str = GENERATOR) -> None:
-    """Refuse to write into a BIDS dataset that another program, or nobody known, has made.
+def refuse_foreign_folder(folder: Path, generator: str = "nio_pydra") -> None:
+    """Refuse an output folder with a BIDS dataset that another program made, or that names no program.
 
-    An absent or empty folder is fine, and so is one that names `generator` and no other.
+    Parameters
+    ----------
+    folder : Path
+        Output folder. It may be absent or empty.
+    generator : str
+        The only program that ``GeneratedBy`` may name.
 
     Raises
     ------
     InputError
-        If the folder holds somebody else's dataset.
+        If the folder cannot be used as output folder.
     """
     advice = "give an output folder of its own."
     try:
-        # Listed before the description is read: another run may be writing both, the description first.
+        # Listed before the description is read: another run may be writing, and it writes the description first.
         entries = sorted(path.name for path in folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return
@@ -37,28 +41,28 @@ def refuse_foreign_folder(folder: Path, generator: str = GENERATOR) -> None:
         raise InputError(f"The output folder {folder} cannot be read ({error.strerror}): {advice}") from None
     description = folder / "dataset_description.json"
     if not description.exists():
-        if held := [name for name in entries if name.startswith(("sub-", "group_")) or name in OWN_FILES]:
+        if held := [name for name in entries if name.startswith(("sub-", "group_")) or name in DESCRIPTION_FILES]:
             raise InputError(
                 f"The output folder {folder} holds {held[0]} and no dataset_description.json that says which program "
                 f"made it: {advice}"
             )
         return
-    content = read_json(description, f"nobody knows which program made the output folder, {advice.removesuffix('.')}")
+    content = read_json(description, f"the program that made the output folder is unknown, {advice.removesuffix('.')}")
     names = _generators(content)
     if names != {generator}:
-        whose = " and ".join(sorted(names - {generator})) or "a program that it does not name"
-        raise InputError(f"The output folder {folder} holds the dataset of {whose} ({description.name}): {advice}")
+        makers = " and ".join(sorted(names - {generator})) or "a program that it does not name"
+        raise InputError(f"The output folder {folder} holds the dataset of {makers} ({description.name}): {advice}")
 
 
 def refuse_other_dataset(folder: Path, bids_dir: Path) -> None:
     """Refuse an output folder of nio_pydra that holds the results of another dataset.
 
-    A dataset that was moved, or copied to the place of a job, is the same one: its old folder is gone.
+    A dataset whose old folder is gone counts as the same one: it was moved, or copied for a job.
 
     Raises
     ------
     InputError
-        If the dataset that the folder's description names is another folder than `bids_dir`, and exists.
+        If the folder's description names a dataset that exists and is not `bids_dir`.
     """
     try:
         link = read_json(folder / "dataset_description.json")["DatasetLinks"]["raw"]
@@ -73,31 +77,32 @@ def refuse_other_dataset(folder: Path, bids_dir: Path) -> None:
 
 
 def refuse_inputs_as_output(folder: Path, role: str, inputs: Mapping[str, Path]) -> None:
-    """Refuse a folder to be written that is one of those that are read, by whatever path it is given.
+    """Refuse to write to a folder that is also read, even under another path.
 
     Parameters
     ----------
-    folder : pathlib.Path
+    folder : Path
+        Folder to be written to.
     role : str
-        What it is for the sentence, as ``output folder``.
-    inputs : mapping of str to pathlib.Path
-        Folders that are read, by what they are for the sentence.
+        Name of the folder in the message, as ``output folder``.
+    inputs : mapping of str to Path
+        Folders that are read, by their names in the message.
 
     Raises
     ------
     InputError
-        If the folder is one of them, or is a participant's folder inside one of them.
+        If the folder is one of the inputs, or lies in a participant's folder of one.
     """
     for name, path in inputs.items():
         if same_place(folder, path):
             raise InputError(f"The {role} {folder} is {name}: give a folder of its own.")
-        inside = folder.resolve()
-        if inside.is_relative_to(path.resolve()) and inside.relative_to(path.resolve()).parts[0].startswith("sub-"):
+        resolved, root = folder.resolve(), path.resolve()
+        if resolved.is_relative_to(root) and resolved.relative_to(root).parts[0].startswith("sub-"):
             raise InputError(f"The {role} {folder} lies in a participant's folder of {name}: give a folder of its own.")
 
 
-def _generators(description: object) -> set[str]:
-    """Names of the programs that a dataset_description.json says have made the dataset."""
-    listed = description.get("GeneratedBy") if isinstance(description, dict) else None
-    found = [entry.get("Name") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return {str(name) for name in found if name}
+def _generators(description: Mapping[str, Any]) -> set[str]:
+    """Return the programs that a dataset_description.json names as makers of the dataset."""
+    listed = description.get("GeneratedBy")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return {str(entry["Name"]) for entry in entries if entry.get("Name")}

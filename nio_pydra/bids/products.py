@@ -1,7 +1,7 @@
-"""The table of products: every file that registering one scan gives, its BIDS name, its sidecar and what it is.
+"""The table of products: each file that results from registering a scan, with its BIDS name, sidecar and description.
 
 The outputs of the `Subject` workflow, the sink, and the README and .bidsignore of the output take their names from
-here. Another product is one row of the table, and one line in `Subject` that says where the file comes from.
+here. A new product needs one row here, and one line in `Subject` that says where the file comes from.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ __all__ = ["PRODUCTS", "Destination", "Product"]
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the results of one scan go, and what their names and sidecars say.
+    """Output folder of the results of one scan, and the facts for their names and sidecars.
 
     Attributes
     ----------
     out_dir : str
         Root of the derivative dataset.
     entities : dict of str to str
-        pybids entities of the scan.
+        Entities of the scan, under pybids's names.
     atlas : str
-        Name of the atlas in names of transforms, as ``MNIInfant+1``.
+        Label of the atlas in names of transforms, as ``MNIInfant+1``.
     space : dict of str to str
-        Entities of images in its space: space, and perhaps cohort and res.
+        Entities of images in the atlas's space: space, and cohort and res if there are any.
     desc : str
-        What `nio_pydra.bids.outputs.engine_desc` gives.
+        ``desc`` of the results, from `nio_pydra.bids.outputs.engine_desc`.
     source : str
         BIDS URI of the scan.
     atlas_reference : str
         URI of the atlas image.
     skull_stripped : bool
-        The scan shows the object only.
+        Whether the scan is zero outside the object.
     labels_desc : str or None
-        ``desc`` of the scan's own label image.
+        ``desc`` of the scan's label image.
     labels_source : str or None
         URI of that label image.
     profile : str
@@ -64,31 +64,31 @@ class Destination:
 
     @property
     def resolution(self) -> dict[str, str]:
-        """What sidecars of images in the atlas's space say about a resolution that was asked for."""
-        return (
-            {"Resolution": f"Resolution {res} of the template {self.atlas}"} if (res := self.space.get("res")) else {}
-        )
+        """Entry for sidecars of images in the atlas's space, if the user chose a resolution."""
+        res = self.space.get("res")
+        return {"Resolution": f"Resolution {res} of the template {self.atlas}"} if res else {}
 
 
 @dataclass(frozen=True)
 class Product:
-    """One kind of file that registering a scan gives.
+    """One kind of file that results from registering a scan.
 
     Attributes
     ----------
     name : str
         Name in `Subject` and in the sink.
     text : str
-        What it is, in a line; ``{image}`` and ``{object}`` stand for suffix and name of the profile.
+        Description in a line. ``{image}`` and ``{object}`` stand for suffix and name of the profile.
     entities : callable
-        The pybids entities of its own, from a `Destination`; one of them is the suffix.
+        Returns the entities of the product for a `Destination`, among them the suffix.
     sidecar : callable or None
-        Content of the JSON file beside it, from a `Destination`; None: it has no such file.
+        Returns the content of its JSON sidecar for a `Destination`. None: no sidecar.
     extension : str
+        Extension of its name.
     optional : bool
-        Not every scan has one.
+        Whether a scan may have none.
     in_bids : bool
-        BIDS has a name for such files. Otherwise .bidsignore lists them.
+        Whether BIDS has a name for such files. Otherwise .bidsignore lists them.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Product:
     in_bids: bool = True
 
     def help(self, profile: Profile = BRAIN) -> str:
-        """Return what it is, in a line."""
+        """Return the description in a line."""
         return self.text.format(image=profile.suffix, object=profile.name)
 
 

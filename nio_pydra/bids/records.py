@@ -1,4 +1,4 @@
-"""Records of single scans in a derivative dataset: of those that are done, and of those that failed."""
+"""Records of single scans in a derivative dataset, both done and failed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ __all__ = ["Failure", "done_records", "failures", "name_entities", "read_record"
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one scan could not be registered; kept in the folder ``logs`` until it can.
+    """Record of a scan that could not be registered. The folder ``logs`` keeps it until the scan is done.
 
     Attributes
     ----------
     scan : str
-        Its name, as ``sub-01_ses-a``.
+        Name of the scan, as ``sub-01_ses-a``.
     space : dict of str to str
         Entities of the atlas's space.
     desc : str
-        Of the engine's results.
+        ``desc`` of the engine's results.
     engine, preset : str
+        Names of the engine and of its preset.
     reason : str
-        In a sentence.
+        Why it failed, in a sentence.
     """
 
     scan: str
@@ -39,14 +40,14 @@ class Failure:
     reason: str
 
     def write(self, out_dir: Path, details: str) -> None:
-        """Store it, with all that is known beside it."""
+        """Write the record, and beside it a text file with the details."""
         with atomic_path(self._path(out_dir)) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         with atomic_path(out_dir / "logs" / f"{self.scan}_error.txt") as temporary:
             temporary.write_text(details or f"{self.reason}\n", encoding="utf-8")
 
     def forget(self, out_dir: Path) -> None:
-        """Delete what an earlier run stored: the scan is done."""
+        """Delete the record of an earlier run, because the scan is done."""
         self._path(out_dir).unlink(missing_ok=True)
         if not any((out_dir / "logs").glob(f"{self.scan}_space-*_error.json")):  # of another atlas
             (out_dir / "logs" / f"{self.scan}_error.txt").unlink(missing_ok=True)
@@ -57,9 +58,9 @@ class Failure:
 
 
 def name_entities(path: Path) -> dict[str, str]:
-    """Return the entities of a record's name, by their short names; empty where it is not named like a record."""
-    found = dict(part.split("-", 1) for part in path.stem.split("_") if "-" in part)
-    return found if {"sub", "space", "desc"} <= set(found) else {}
+    """Return the entities of a record's name, by their short names. Empty if it is not the name of a record."""
+    entities = dict(part.split("-", 1) for part in path.stem.split("_") if "-" in part)
+    return entities if {"sub", "space", "desc"} <= set(entities) else {}
 
 
 def done_records(out_dir: Path) -> list[Path]:
@@ -78,20 +79,20 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If it is damaged.
+        If the record is damaged.
     """
     advice = "delete it and run its scan again"
     record = read_json(path, advice)
     if not isinstance(record.get("engine"), str):
-        raise InputError(f"{path} is no record of a registration: {advice}.")
+        raise InputError(f"{path} is not the record of a registration: {advice}.")
     return record
 
 
 def refuse_mixture(out_dir: Path, space: Mapping[str, str], engine: str, atlas: Path) -> None:
-    """Raise `InputError` where the folder holds results that this run would overwrite in part.
+    """Raise `InputError` if the folder holds results that this run would overwrite in part.
 
-    Names of transforms and label images say neither the engine nor the resolution, nor which image it is that has the
-    atlas's name. A damaged record stops nobody here: its scan gets a new one, or the group level names it.
+    Names of transforms and label images do not tell the engine, the resolution, or which image the atlas is. Damaged
+    records are ignored here: either the scan gets a new record, or the group level reports it.
     """
     digest = contents_digest(atlas)
     for path in done_records(out_dir):

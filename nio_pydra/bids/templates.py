@@ -18,21 +18,23 @@ __all__ = ["atlas_from_template"]
 
 ARCHIVE = "https://templateflow.s3.amazonaws.com"
 Variant = tuple[int | None, int | None]
-"""Cohort and resolution of an image; None where its name says none."""
+"""Cohort and resolution of an image. None: not in its name."""
 
 
 def atlas_from_template(
     spec: str, *, labels: Path | None = None, mask: Path | None = None, profile: Profile = BRAIN
 ) -> Atlas:
-    """Get a template's image and its mask of the object from TemplateFlow.
+    """Return an atlas that is a template of TemplateFlow.
 
     Parameters
     ----------
     spec : str
-        TemplateFlow identifier, with a cohort and a resolution where wanted: ``MNI152NLin2009cAsym``,
-        ``MNIInfant:cohort-1``, ``MNIInfant:cohort-1:res-2``. Without a resolution the first is taken, mostly 1 mm.
-    labels, mask : pathlib.Path, optional
-        Label image, and a mask instead of the template's, on the template's grid.
+        TemplateFlow identifier, with or without cohort and resolution: ``MNI152NLin2009cAsym``,
+        ``MNIInfant:cohort-1``, ``MNIInfant:cohort-1:res-2``. Default: resolution 1, which is mostly 1 mm.
+    labels : Path, optional
+        Label image on the template's grid.
+    mask : Path, optional
+        Mask of the object on the template's grid. Default: the template's own mask.
     profile : Profile
         What is registered.
 
@@ -45,20 +47,22 @@ def atlas_from_template(
     suffix = profile.suffix
     api, home = _templateflow()
     try:
-        here = _variants(api.ls(name, suffix=suffix, desc=None, extension=".nii.gz"), name, suffix)
+        at_hand = _variants(api.ls(name, suffix=suffix, desc=None, extension=".nii.gz"), name, suffix)
         templates = set(api.templates())
-    except Exception as error:  # whatever its index of the folder trips over
+    except Exception as error:  # TemplateFlow does not say which errors its index raises
         raise InputError(f"TEMPLATEFLOW_HOME {home} cannot be read ({error}): repair it, or use another one.") from None
     packed = _packed_files()
-    known = here | _variants(packed, name, suffix)
-    everywhere = templates | {path.parts[0].removeprefix("tpl-") for path in packed if path.parts[0].startswith("tpl-")}
-    if name not in everywhere:
-        raise InputError(f"TemplateFlow has no template {name}: it has {', '.join(sorted(everywhere))}.")
+    known = at_hand | _variants(packed, name, suffix)
+    all_templates = templates | {
+        path.parts[0].removeprefix("tpl-") for path in packed if path.parts[0].startswith("tpl-")
+    }
+    if name not in all_templates:
+        raise InputError(f"TemplateFlow has no template {name}: it has {', '.join(sorted(all_templates))}.")
     cohort, resolution = _chosen(name, asked, known, suffix)
-    if (cohort, resolution) not in here:
-        held = ", ".join(sorted(templates)) or "no template"
+    if (cohort, resolution) not in at_hand:
+        available = ", ".join(sorted(templates)) or "no template"
         raise InputError(
-            f"TemplateFlow has {spec}, but TEMPLATEFLOW_HOME {home} does not, it holds {held}: run `templateflow "
+            f"TemplateFlow has {spec}, but TEMPLATEFLOW_HOME {home} does not (it holds {available}): run `templateflow "
             "update` where you are online, or set TEMPLATEFLOW_HOME to a folder that has it."
         )
 
@@ -93,23 +97,23 @@ def atlas_from_template(
 
 
 def _parsed(spec: str) -> tuple[str, dict[str, int]]:
-    """Take NAME:cohort-C:res-R apart."""
+    """Split NAME:cohort-C:res-R into the name and the numbers."""
     name, *modifiers = spec.split(":")
     asked: dict[str, int] = {}
     for modifier in modifiers:
-        found = re.fullmatch(r"(cohort|res)-(\d+)", modifier)
-        if found is None or found[1] in asked:
+        match = re.fullmatch(r"(cohort|res)-(\d+)", modifier)
+        if match is None or match[1] in asked:
             raise InputError(
                 f"--template {spec}: {modifier!r} is not understood, expected NAME, NAME:cohort-C, NAME:res-R or "
                 "NAME:cohort-C:res-R with numbers C and R."
             )
-        asked[found[1]] = int(found[2])
+        asked[match[1]] = int(match[2])
     return name, asked
 
 
 def _templateflow() -> tuple[Any, Path]:
-    """Return TemplateFlow's functions, and the folder where it keeps its templates."""
-    # It reads its settings once, when it is imported; it must not look for news at every run.
+    """Return TemplateFlow's functions, and its folder of templates."""
+    # TemplateFlow reads its settings when it is imported. It must not look for updates at every run.
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "off")
     try:
         from templateflow import api
@@ -123,14 +127,14 @@ def _templateflow() -> tuple[Any, Path]:
 
 
 def _packed_files() -> list[Path]:
-    """Return the files of all templates that this version of TemplateFlow knows, whatever is in its folder."""
+    """Return the files of all templates that this version of TemplateFlow knows."""
     archive = importlib.resources.files("templateflow") / "conf" / "templateflow-skel.zip"
     with archive.open("rb") as stream, zipfile.ZipFile(stream) as packed:
         return [Path(name) for name in packed.namelist()]
 
 
 def _variants(paths: Iterable[Path], name: str, suffix: str | None, desc: str | None = None) -> set[Variant]:
-    """Return cohort and resolution of the images of a template that say nothing else about themselves."""
+    """Return cohort and resolution of those images of a template that have no other entity than `desc`."""
     tail = f"(?:_desc-{desc})?_{suffix}" if desc else f"_{suffix}"
     pattern = re.compile(rf"tpl-{re.escape(name)}(?:_cohort-(\d+))?(?:_res-(\d+))?{tail}\.nii\.gz")
     found = [match for path in paths if (match := pattern.fullmatch(path.name))]
@@ -144,20 +148,20 @@ def _chosen(name: str, asked: dict[str, int], known: set[Variant], suffix: str) 
     cohorts = sorted({cohort for cohort, _ in known if cohort is not None})
     cohort = asked.get("cohort")
     if cohort not in {cohort for cohort, _ in known}:
-        there = f"the cohorts {', '.join(map(str, cohorts))}" if cohorts else "no cohorts"
+        existing = f"the cohorts {', '.join(map(str, cohorts))}" if cohorts else "no cohorts"
         wanted = "one must be chosen" if cohort is None else f"cohort {cohort} is none of them"
         advice = f": give --template {name}:cohort-{cohorts[0]}, for example." if cohorts else ": leave it out."
-        raise InputError(f"The template {name} has {there}, and {wanted}{advice}")
+        raise InputError(f"The template {name} has {existing}, and {wanted}{advice}")
     resolutions = {resolution for found, resolution in known if found == cohort}
     if "res" in asked:
         if asked["res"] in resolutions:
             return cohort, asked["res"]
     else:
-        for usual in (1, None):
-            if usual in resolutions:
-                return cohort, usual
+        for default in (1, None):
+            if default in resolutions:
+                return cohort, default
     numbers = sorted(resolution for resolution in resolutions if resolution is not None)
-    there = f"the resolutions {', '.join(map(str, numbers))}" if numbers else "a single resolution, without a number"
+    existing = f"the resolutions {', '.join(map(str, numbers))}" if numbers else "a single resolution, without a number"
     advice = f"give --template {name}:res-{numbers[0]}, for example" if numbers else "leave :res- out"
     wanted = f"not {asked['res']}" if "res" in asked else "not 1"
-    raise InputError(f"The template {name} has {suffix} images in {there}, {wanted}: {advice}.")
+    raise InputError(f"The template {name} has {suffix} images in {existing}, {wanted}: {advice}.")

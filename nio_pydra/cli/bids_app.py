@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.cli.errors import exit_status, heeded
+from nio_pydra.cli.errors import exit_status, signals_handled
 from nio_pydra.cli.options import add_engine_options, method_of, named_datasets, named_path, positive
 from nio_pydra.cli.version import ShowVersion
 from nio_pydra.errors import InputError
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 log = logging.getLogger("nio_pydra")
-
-FOUND = ("mask", "lesion", "labels")
-"""What scans have of their own, counted at the start."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     finally:
         _end_log()
-        for folder in absent:  # made by a run that was refused: empty
-            with suppress(OSError):
+        for folder in absent:
+            with suppress(OSError):  # only empty folders can be deleted: those of a run that was refused
                 folder.rmdir()
 
 
@@ -61,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Align every T1w scan of a BIDS dataset to an atlas by Neural Instance Optimization.",
     )
     parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="root of the BIDS dataset")
-    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="takes the derivatives")
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder for the derivatives")
     parser.add_argument(
-        "level", choices=("participant", "group"), help="register the scans, or gather their records in one table"
+        "level", choices=("participant", "group"), help="register the scans, or write a table of their records"
     )
     parser.add_argument("--version", action=ShowVersion)
 
@@ -74,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     scans.add_argument(
         "-d", "--derivatives", action="append", default=[], type=named_path, metavar="NAME=PATH",
         help="derivative dataset with brain masks (desc-brain_mask), lesion masks (desc-lesion_mask, "
-        "label-lesion_mask or label-lesion_roi) or label images; may be repeated",
+        "label-lesion_mask or label-lesion_roi) or label images; can be repeated",
     )  # fmt: skip
     scans.add_argument(
-        "--labels-desc", metavar="DESC", help="the scans' label images are desc-DESC_dseg of the derivatives"
+        "--labels-desc", metavar="DESC", help="label images of the scans are desc-DESC_dseg in the derivatives"
     )
     scans.add_argument(
         "--skull-stripped", action="store_true", help="scans and --atlas show brains only, whatever sidecars say"
@@ -90,8 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[:cohort-C][:res-R]",
         help="TemplateFlow template, as MNI152NLin2009cAsym or MNIInfant:cohort-1:res-2",
     )
-    which.add_argument("--atlas", type=Path, metavar="IMAGE", help="an image of your own")
-    atlas.add_argument("--atlas-name", metavar="NAME", help="its name in BIDS file names: letters and digits")
+    which.add_argument("--atlas", type=Path, metavar="IMAGE", help="image file")
+    atlas.add_argument("--atlas-name", metavar="NAME", help="name of --atlas in BIDS file names: letters and digits")
     atlas.add_argument("--atlas-labels", type=Path, metavar="DSEG", help="label image on the atlas's grid")
     atlas.add_argument("--atlas-mask", type=Path, metavar="MASK", help="brain mask on the atlas's grid")
 
@@ -101,13 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--nprocs", type=positive, default=1, metavar="N", help="scans at a time (default: %(default)s)")
     work.add_argument(
         "--omp-nthreads", type=positive, metavar="N",
-        help="threads of each (default: OMP_NUM_THREADS; where that is not set, all cores shared out, and no more "
+        help="threads of each scan (default: OMP_NUM_THREADS; without it, scans share all cores, and there are no more "
         "scans at a time than cores)",
     )  # fmt: skip
     work.add_argument(
         "--worker", choices=("debug", "cf", "slurm"),
-        help="one task after another, processes, or SLURM jobs, which take their options from SBATCH_* variables "
-        "(default: cf if N of --nprocs is above 1, else debug)",
+        help="debug: one task after another, cf: processes, slurm: SLURM jobs, with options from SBATCH_* variables "
+        "(default: cf if --nprocs is above 1, else debug)",
     )  # fmt: skip
     return parser
 
@@ -118,7 +115,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     if options.template is not None and options.atlas_name is not None:
         raise InputError("--atlas-name belongs to --atlas IMAGE: a template has its own name.")
     if options.labels_desc and not options.derivatives:
-        raise InputError("--labels-desc names label images of a derivative dataset: give that with -d NAME=PATH.")
+        raise InputError("--labels-desc names label images of a derivative dataset: give it with -d NAME=PATH as well.")
     if not options.bids_dir.is_dir():
         raise InputError(f"{options.bids_dir} is not a folder: expected the root of a BIDS dataset.")
     from nio_pydra.bids.ownership import refuse_other_dataset
@@ -133,7 +130,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     require_writable(options.work_dir, "work folder")
     _begin_log(options.out_dir)
     worker = options.worker or ("cf" if options.nprocs > 1 else "debug")
-    at_a_time, threads = _share_cores(worker, options.nprocs, options.omp_nthreads)
+    n_scans, threads = _share_cores(worker, options.nprocs, options.omp_nthreads)
 
     from nio_pydra.bids.inputs import find_scans, read_filters
 
@@ -141,9 +138,10 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         options.bids_dir,
         participants=options.participant_label,
         sessions=options.session_label,
-        filters=read_filters(options.bids_filter_file) if options.bids_filter_file else None,
+        filters=read_filters(options.bids_filter_file, options.profile) if options.bids_filter_file else None,
         derivatives=derivatives,
         labels_desc=options.labels_desc,
+        profile=options.profile,
     )
     atlas = _atlas(options)
     refuse_mixture(options.out_dir, atlas.space, options.engine, atlas.image)
@@ -158,46 +156,47 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         Runtime(device=options.device, precision=options.precision, seed=options.random_seed),
         skull_stripped=options.skull_stripped,
         worker=worker,
-        n_procs=at_a_time,
+        n_procs=n_scans,
         labels_desc=options.labels_desc,
+        profile=options.profile,
     )
-    write_description(options.out_dir, command, {"raw": options.bids_dir, **derivatives})
+    write_description(options.out_dir, command, {"raw": options.bids_dir, **derivatives}, options.profile)
     log.info(
-        "nio_pydra %s: %d scans (found: %d brain masks, %d lesion masks, %d label images) to %s by %s (%s), "
+        "nio_pydra %s: %d scans (found: %d %s masks, %d lesion masks, %d label images) to %s by %s (%s), "
         "%s at a time with %s threads",
-        version(), len(scans), *(sum(1 for scan in scans if getattr(scan, kind)) for kind in FOUND),
-        atlas.label, method.name, method.preset,
-        "all" if worker == "slurm" else at_a_time, threads or "all",
+        version(), len(scans), sum(scan.mask is not None for scan in scans), options.profile.name,
+        sum(scan.lesion is not None for scan in scans), sum(scan.labels is not None for scan in scans),
+        atlas.label, method.name, method.preset, "all" if worker == "slurm" else n_scans, threads or "all",
     )  # fmt: skip
-    begin = time.perf_counter()
-    with _ended_by_interrupt():
+    start = time.perf_counter()
+    with _ended_by_signals():
         outcomes = register_dataset(scans, atlas, settings, out_dir=options.out_dir, work_dir=options.work_dir)
-    return _report(outcomes, atlas, settings, options.out_dir, time.perf_counter() - begin)
+    return _report(outcomes, atlas, settings, options.out_dir, time.perf_counter() - start)
 
 
 def _refuse_loss(options: argparse.Namespace) -> dict[str, Path]:
-    """Return the derivative datasets, after making sure that nothing of anybody will be overwritten."""
+    """Return the derivative datasets. Raise `InputError` if inputs or results of others would be overwritten."""
     from nio_pydra.bids.ownership import refuse_foreign_folder, refuse_inputs_as_output
 
     derivatives = named_datasets(options.derivatives)
-    read = {"the dataset itself": options.bids_dir, **{f"-d {name}={path}": path for name, path in derivatives.items()}}
-    refuse_inputs_as_output(options.out_dir, "output folder", read)
-    refuse_inputs_as_output(options.work_dir, "work folder", read)
+    used = {"the dataset itself": options.bids_dir, **{f"-d {name}={path}": path for name, path in derivatives.items()}}
+    refuse_inputs_as_output(options.out_dir, "output folder", used)
+    refuse_inputs_as_output(options.work_dir, "work folder", used)
     refuse_foreign_folder(options.out_dir)
     return derivatives
 
 
 def _share_cores(worker: str, scans: int, threads: int | None) -> tuple[int, int | None]:
-    """Return how many scans run at a time, and the threads of each, set before any library reads them.
+    """Return the number of scans at a time and the threads of each, and set OMP_NUM_THREADS.
 
-    None: each SLURM job uses what it was given.
+    It must be set before a library reads it. None: each SLURM job uses the cores that it was given.
     """
     from nio_pydra.system.cores import core_count, threads_asked_for
 
     if worker == "debug":
         scans = 1
-    if threads is None and (asked := threads_asked_for()):
-        return scans, asked
+    if threads is None and (chosen := threads_asked_for()):
+        return scans, chosen
     if threads is None and worker == "slurm":
         return scans, None
     if threads is None:
@@ -212,10 +211,10 @@ def _group(options: argparse.Namespace, command: str) -> int:
     from nio_pydra.bids.group import write_group_tables
 
     if not options.out_dir.is_dir():
-        raise InputError(f"{options.out_dir} is not a folder: expected what the participant level wrote.")
+        raise InputError(f"{options.out_dir} is not a folder: expected the output folder of the participant level.")
     _refuse_loss(options)
     require_writable(options.out_dir, "output folder")
-    for path in write_group_tables(options.out_dir):
+    for path in write_group_tables(options.out_dir, options.profile):
         print(path)
     return 0
 
@@ -223,23 +222,18 @@ def _group(options: argparse.Namespace, command: str) -> int:
 def _atlas(options: argparse.Namespace) -> Atlas:
     from nio_pydra.bids.atlas import atlas_from_files
 
+    files = {"labels": options.atlas_labels, "mask": options.atlas_mask}
     if options.template is not None:
         from nio_pydra.bids.templates import atlas_from_template
 
-        return atlas_from_template(options.template, labels=options.atlas_labels, mask=options.atlas_mask)
-    return atlas_from_files(
-        options.atlas,
-        options.atlas_name,
-        labels=options.atlas_labels,
-        mask=options.atlas_mask,
-        skull_stripped=options.skull_stripped,
-    )
+        return atlas_from_template(options.template, **files, profile=options.profile)
+    return atlas_from_files(options.atlas, options.atlas_name, **files, skull_stripped=options.skull_stripped)
 
 
 def _begin_log(out_dir: Path) -> None:
-    """Send progress to stdout and to OUT_DIR/logs; pydra's own messages only repeat what the report says."""
+    """Log to stdout and to OUT_DIR/logs. Messages of pydra are left out, because the report repeats them."""
     logging.getLogger("pydra").setLevel(logging.CRITICAL)
-    logging.raiseExceptions = False  # a full disk is told by what fails for it, not by a traceback at every line
+    logging.raiseExceptions = False  # otherwise a full disk gives a traceback for every line
     folder = out_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     _end_log()
@@ -251,7 +245,7 @@ def _begin_log(out_dir: Path) -> None:
 
 
 def _end_log() -> None:
-    """Close the log, and delete its file where nothing was said."""
+    """Close the log, and delete its file if it is empty."""
     for handler in log.handlers:
         handler.close()
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).stat().st_size == 0:
@@ -260,7 +254,7 @@ def _end_log() -> None:
 
 
 def _log_file(folder: Path) -> logging.Handler:
-    """Open a file that no other run has: not one of the same second, nor one of the same id in another container."""
+    """Open a file for this run alone. Another run may have the same second, or the same id in another container."""
     name = f"nio-pydra_{time.strftime('%Y%m%d-%H%M%S')}_{socket.gethostname()}_{os.getpid()}"
     for number in count():
         with suppress(FileExistsError):
@@ -269,27 +263,27 @@ def _log_file(folder: Path) -> logging.Handler:
 
 
 @contextmanager
-def _ended_by_interrupt() -> Iterator[None]:
+def _ended_by_signals() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGHUP end this process at once.
 
-    An exception instead would unwind through pydra, which stores the running jobs as finished while it does, and
-    would wait for the registrations that run. Nothing is lost: files are written whole, the worker processes and the
-    programs that they run end with their parent, and the next run goes on from the last finished task.
+    With an exception, pydra would store the running jobs as finished, and wait for them. Nothing is lost by ending at
+    once: files are whole or absent, worker processes and their programs end with their parent, and the next run goes
+    on from the last finished task.
     """
 
     def stop(number: int, frame: object) -> None:
         end_programs()
         discard_scratch()
-        what = "interrupted" if number == signal.SIGINT else "terminated"
-        print(f"\nnio-pydra: {what}; the same command goes on from here", file=sys.stderr, flush=True)
+        reason = "interrupted" if number == signal.SIGINT else "terminated"
+        print(f"\nnio-pydra: {reason}; the same command goes on from here", file=sys.stderr, flush=True)
         os._exit(128 + number)
 
-    with heeded((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop):
+    with signals_handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop):
         yield
 
 
 def _report(outcomes: Sequence[Outcome], atlas: Atlas, settings: DatasetSettings, out_dir: Path, seconds: float) -> int:
-    """Say what became of the scans, and keep it for the group level."""
+    """Log the results of all scans, and store failures for the group level; return the exit status."""
     from nio_pydra.bids.outputs import engine_desc
     from nio_pydra.bids.records import Failure
 

@@ -1,4 +1,4 @@
-"""`nio demo`: simulate subjects, register them by the BIDS App, and compare with the truth."""
+"""`nio demo`: simulate subjects, register them with the BIDS App, and compare with the truth."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from nio_pydra.cli.options import positive, seed
 from nio_pydra.engines.names import ENGINES, get_engine
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from nio_pydra.report import Comparison
     from nio_pydra.simulation import SimulatedDataset, TrueMap
     from nio_pydra.spatial.transforms import Transform
@@ -26,18 +24,22 @@ ATLAS = "MNI152"
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one subject: affine alone against the whole registration.
+    """Measures of one subject, for the affine alone and for the whole registration.
 
     Attributes
     ----------
     subject : str
+        Name, as ``sub-01``.
     dice_before, dice_after : float
-        Mean over the tissues.
+        Mean Dice overlap of the tissues.
     error_before, error_after : tuple of float
-        Mean and 95th percentile over the brain of the distance to the true position, mm.
-    std_jacobian, fold_percent : float
+        Distance to the true position in mm: mean and 95th percentile over the brain.
+    std_jacobian : float
+        Standard deviation of the Jacobian determinant.
+    fold_percent : float
+        Percentage of voxels with folds.
     seconds : float
-        Affine, registration, reading and writing.
+        Wall time, from affine to measures.
     """
 
     subject: str
@@ -51,15 +53,19 @@ class Result:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Define the options of `nio demo`."""
-    parser.add_argument("--out", type=Path, default=Path("nio_demo"), metavar="DIR", help="default: nio_demo")
-    parser.add_argument("--subjects", type=positive, default=3, metavar="N", help="how many (default: 3)")
-    parser.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: nio_m)")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="another seed simulates other subjects")
+    """Add the options of `nio demo`."""
+    parser.add_argument("--out", type=Path, default=Path("nio_demo"), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument(
+        "--subjects", type=positive, default=3, metavar="N", help="number of subjects (default: %(default)s)"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="random seed of the simulation (default: %(default)s)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the demo; the exit status is that of the BIDS App."""
+    """Run the demo; return the exit status of the BIDS App."""
     from nio_pydra.bids.ownership import refuse_foreign_folder
     from nio_pydra.cli import bids_app
 
@@ -67,24 +73,20 @@ def main(args: argparse.Namespace) -> int:
     print(f"Simulating {args.subjects} subject(s): the MNI152 template under known deformations", flush=True)
     from nio_pydra.simulation import make_dataset
 
-    out: Path = args.out
-    dataset = make_dataset(out, args.subjects, args.seed)
-    derivatives = out / f"derivatives_{args.engine}"
+    dataset = make_dataset(args.out, args.subjects, args.seed)
+    derivatives = args.out / f"derivatives_{args.engine}"
     preset = ["--preset", "draft"] if "draft" in get_engine(args.engine).presets else []
     arguments = [dataset.bids_dir, derivatives, "participant", "--participant-label", *dataset.truth]
     arguments += ["--atlas", dataset.atlas, "--atlas-name", ATLAS, "--atlas-labels", dataset.atlas_labels]
     arguments += ["-d", f"simulation={dataset.derivatives}", "--labels-desc", "tissue", "--skull-stripped"]
-    arguments += ["--engine", args.engine, *preset, "-w", out / "work"]
+    arguments += ["--engine", args.engine, *preset, "-w", args.out / "work"]
     command = [str(argument) for argument in arguments]
     print(f"\n{shlex.join(['nio-pydra', *command])}\n", flush=True)
-    status = bids_app.main(command)
-    if status:
-        return status
-    return _report(dataset, derivatives, out, args.engine)
+    return bids_app.main(command) or _report(dataset, derivatives, args.out, args.engine)
 
 
 def _report(dataset: SimulatedDataset, derivatives: Path, out: Path, engine: str) -> int:
-    """Compare with the truth; draw the picture and print the table."""
+    """Compare with the truth, draw the picture and print the table; return 0."""
     from nio_pydra.report import draw_comparisons
     from nio_pydra.spatial.images import load_labels
     from nio_pydra.system.files import atomic_path
@@ -99,17 +101,17 @@ def _report(dataset: SimulatedDataset, derivatives: Path, out: Path, engine: str
         engine=engine,
     )
     text = table(results, engine)
-    written = out / f"demo_{engine}.txt"
-    with atomic_path(written) as temporary:
+    table_path = out / f"demo_{engine}.txt"
+    with atomic_path(table_path) as temporary:
         temporary.write_text(text + "\n")
-    print(f"\n{text}\n\npicture      {picture}\ntable        {written}\nderivatives  {derivatives}")
+    print(f"\n{text}\n\npicture      {picture}\ntable        {table_path}\nderivatives  {derivatives}")
     return 0
 
 
 def _evaluate(
     dataset: SimulatedDataset, derivatives: Path, subject: str, truth: TrueMap, engine: str
 ) -> tuple[Result, Comparison]:
-    """Compare the transform that was written for one subject with the true one."""
+    """Compare the transform of one subject with the true one."""
     import nibabel as nib
     import numpy as np
 
@@ -123,7 +125,7 @@ def _evaluate(
     stem = f"sub-{subject}/anat/sub-{subject}"
     record = json.loads((derivatives / f"{stem}_space-{ATLAS}_desc-{engine_desc(engine)}_record.json").read_text())
     whole = read_h5(derivatives / f"{stem}_from-T1w_to-{ATLAS}_mode-image_xfm.h5")
-    # The file ends with the linear alignment that the deformation started from.
+    # The last step is the affine that the deformation started from.
     affine = Transform((whole.steps[-1],))
 
     labels = load_labels(dataset.atlas_labels)
@@ -135,17 +137,14 @@ def _evaluate(
         distances = np.linalg.norm(estimate.map_points(points) - goal, axis=1)
         image = np.full(labels.shape, np.nan)
         image[tuple(inside.T)] = distances
-        return nib.Nifti1Image(image, labels.affine), (
-            float(distances.mean()),
-            float(np.percentile(distances, 95)),
-        )
+        return nib.Nifti1Image(image, labels.affine), (float(distances.mean()), float(np.percentile(distances, 95)))
 
     scan = load_image(dataset.bids_dir / f"{stem}_T1w.nii.gz")
     tissues = load_labels(dataset.derivatives / f"{stem}_desc-tissue_dseg.nii.gz")
 
     def mean_dice(estimate: Transform) -> float:
         moved = resample(tissues, labels, estimate, "nearest")
-        return float(np.mean([*dice(_voxels(labels), _voxels(moved)).values()]))
+        return float(np.mean([*dice(np.asarray(labels.dataobj), np.asarray(moved.dataobj)).values()]))
 
     before, after = errors(affine), errors(whole)
     comparison = Comparison(
@@ -164,19 +163,15 @@ def _evaluate(
     return result, comparison
 
 
-def _voxels(image: object) -> np.ndarray:
-    import numpy as np
-
-    return np.asarray(image.dataobj)  # type: ignore[attr-defined]
-
-
 def table(results: list[Result], engine: str) -> str:
-    """Format the results, with a title that says that the subjects are simulated.
+    """Return the results as a text table. Its title says that the subjects are simulated.
 
     Parameters
     ----------
     results : list of Result
+        One for each subject.
     engine : str
+        Name of the engine.
     """
     heads = ["subject", "Dice of tissues", "true error, mm", "95 % below, mm", "std|J|", "folds %", "seconds"]
     rows = [

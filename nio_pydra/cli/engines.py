@@ -1,4 +1,4 @@
-"""List the registration engines, their presets, and how to install those that are missing."""
+"""List the registration engines with their presets, and how to install missing ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["add_arguments", "main"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no options: there is nothing to choose."""
+    """Add no options."""
 
 
 def main(args: argparse.Namespace) -> int:

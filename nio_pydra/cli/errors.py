@@ -1,4 +1,4 @@
-"""How commands end."""
+"""How commands end: exit status, error messages, signals."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from nio_pydra.errors import ComputationError, InputError, ProgramError
 from nio_pydra.system.disk import full_disk
 
-__all__ = ["exit_status", "heeded"]
+__all__ = ["exit_status", "signals_handled"]
 
 
 class _Terminated(BaseException):
-    """A signal arrived that ends everything, as an interrupt does; temporary folders go on the way."""
+    """A signal that ends the command. As an exception it lets temporary folders be deleted."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -24,22 +24,22 @@ class _Terminated(BaseException):
 
 
 def exit_status(program: str, action: Callable[[], int], folders: Sequence[Path] = ()) -> int:
-    """Run a command; what the user can put right is said in one line on stderr.
+    """Run a command. An error that the user can correct is one line on stderr.
 
     Parameters
     ----------
     program : str
-        Named at the start of the line.
+        Name of the command, at the start of that line.
     action : callable
-        Returns the exit status.
+        Function that runs the command and returns the exit status.
     folders : sequence of Path
-        Where it writes; the one whose disk is full is named.
+        Folders that it writes to. The message about a full disk names one of them.
 
     Returns
     -------
     int
-        What `action` returned, 1 after an error of `nio_pydra.errors` or of the system, 130 after an
-        interrupt (SIGINT), 143 after SIGTERM and 129 after SIGHUP.
+        Status that `action` returned. 1 after an error of `nio_pydra.errors` or of the system, 130 after an interrupt
+        (SIGINT), 143 after SIGTERM, 129 after SIGHUP.
     """
     try:
         with _termination_raised():
@@ -48,12 +48,12 @@ def exit_status(program: str, action: Callable[[], int], folders: Sequence[Path]
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        said = full_disk(folders, error)
-        if said is None and isinstance(error, OSError) and error.strerror is not None:
-            said = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}"
-        if said is None:
+        message = full_disk(folders, error)
+        if message is None and isinstance(error, OSError) and error.strerror is not None:
+            message = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}"
+        if message is None:
             raise
-        print(f"{program}: error: {said}", file=sys.stderr)
+        print(f"{program}: error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -65,20 +65,20 @@ def exit_status(program: str, action: Callable[[], int], folders: Sequence[Path]
 
 @contextmanager
 def _termination_raised() -> Iterator[None]:
-    """Turn SIGTERM, and SIGHUP of a terminal that is closed, into an exception, as Python does with SIGINT."""
+    """Turn SIGTERM and SIGHUP into an exception, as Python does with SIGINT. A closed terminal sends SIGHUP."""
 
     def stop(number: int, frame: object) -> None:
         raise _Terminated(number)
 
-    with heeded((signal.SIGTERM, signal.SIGHUP), stop):
+    with signals_handled((signal.SIGTERM, signal.SIGHUP), stop):
         yield
 
 
 @contextmanager
-def heeded(numbers: Sequence[int], handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle signals, except those that a script made this process ignore, as of what it runs in the background.
+def signals_handled(numbers: Sequence[int], handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Handle signals, except those that this process was started to ignore, as in the background of a script.
 
-    Python lets only the main thread do so; in another one nothing is changed.
+    Python allows this in the main thread only. In another thread nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

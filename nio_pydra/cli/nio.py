@@ -1,4 +1,4 @@
-"""`nio`: one pair of images, weights, the demo, training."""
+"""`nio`: registration of one pair, weights, the demo, training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["main"]
 
 COMMANDS = {
     "register": "register one image to another",
-    "engines": "list the registration engines, their presets, and how to install them",
-    "orient": "write a copy of an image with one clear orientation in its header",
+    "engines": "list the registration engines, and how to install missing ones",
+    "orient": "write a copy of an image with an unambiguous orientation in its header",
     "weights": "convert or show network weights",
-    "demo": "simulate three subjects, register them and show what came out",
+    "demo": "simulate subjects, register them and compare with the truth",
     "train": "train network weights",
 }
-"""Each is a module of this package with `add_arguments(parser)` and `main(args)`."""
+"""Help by command. Each command is a module of this package with `add_arguments(parser)` and `main(args)`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((word for word in words if word in COMMANDS), None)
     for name, text in COMMANDS.items():
         subparser = commands.add_parser(name, help=text)
-        if name == chosen:  # the others need not be imported
+        if name == chosen:  # importing the others takes time
             module = import_module(f"nio_pydra.cli.{name}")
             subparser.description = module.__doc__
             module.add_arguments(subparser)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their values must be."""
+"""Options that several commands share, and checks of their values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nio_pydra.engines.names import ENGINES, LARGEST_SEED
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN
 
 if TYPE_CHECKING:
     from nio_pydra.engines.methods import Method
@@ -25,9 +26,9 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """Parse a random seed: negative ones, and larger ones, would make ANTs take the clock or another seed."""
+    """Parse a random seed. With a negative or larger one, ANTs would use the clock or another seed."""
     if not text.isdecimal() or int(text) > LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"{text} is no seed: expected a whole number from 0 to {LARGEST_SEED}")
+        raise argparse.ArgumentTypeError(f"{text} is not a seed: expected a whole number from 0 to {LARGEST_SEED}")
     return int(text)
 
 
@@ -45,34 +46,32 @@ def named_datasets(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
     Raises
     ------
     InputError
-        If a name is given twice, or stands for something else in BIDS URIs.
+        If a name is given twice, or is the name of the dataset itself in BIDS URIs.
     """
     found: dict[str, Path] = {}
     for name, path in given:
         if name.lower() == "raw":
-            raise InputError(f"-d {name}={path}: {name} stands for the dataset itself in BIDS URIs, give another name.")
+            raise InputError(
+                f"-d {name}={path}: {name} stands for the dataset itself in BIDS URIs, choose another name."
+            )
         if twin := next((other for other in found if other.lower() == name.lower()), None):
-            raise InputError(f"-d {name}={path}: {twin}={found[twin]} has that name already, give another one.")
+            raise InputError(f"-d {name}={path}: {twin}={found[twin]} has that name already, choose another one.")
         found[name] = path
     return found
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add --engine, --preset, --settings, --weights, --device, --precision and --random-seed."""
+    """Add --engine, --preset, --settings, --weights, --device, --precision and --random-seed, and set the profile."""
+    parser.set_defaults(profile=BRAIN)
     group = parser.add_argument_group("registration")
     group.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: %(default)s)")
-    group.add_argument("--preset", help="one of the engine's, which `nio engines` lists (default: its first)")
-    group.add_argument(
-        "--settings",
-        type=Path,
-        metavar="FILE",
-        help="TOML or JSON: a preset to start from, and the settings that differ",
-    )
+    group.add_argument("--preset", help="preset of the engine, as `nio engines` lists them (default: the first)")
+    group.add_argument("--settings", type=Path, metavar="FILE", help="TOML or JSON: a preset, and settings that differ")
     group.add_argument("--weights", type=Path, help="network weights (default: those of the package)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     group.add_argument(
         "--precision", choices=("auto", "float32"), default="auto",
-        help="auto lets the network compute in bfloat16 where that is faster (default: %(default)s)",
+        help="auto: the network computes in bfloat16 where that is faster (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--random-seed", type=seed, default=0, metavar="N", help="(default: %(default)s)")
 
@@ -80,12 +79,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 def method_of(args: argparse.Namespace) -> Method:
     """Return the method that the options name.
 
-    It is looked at in full, weights included: better now than after the first scan's affine.
+    Weights are checked as well, so that an error comes before the first scan.
 
     Raises
     ------
     InputError
-        If there is no such method, or it cannot be used here.
+        If the method does not exist, or cannot be used here.
     """
     from nio_pydra.engines.methods import choose_method, read_settings_file
 

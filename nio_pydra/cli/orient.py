@@ -1,4 +1,4 @@
-"""Write a copy of a NIfTI image whose header says in one way only how its voxels lie in the body."""
+"""Write a copy of a NIfTI image with an unambiguous orientation in its header."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ __all__ = ["add_arguments", "main"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `nio orient`."""
     parser.add_argument("image", type=Path, metavar="IN", help="NIfTI image (.nii or .nii.gz)")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the copy; its voxels are unchanged")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the copy, with the same voxels")
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument(
         "--axes", type=_axes, metavar="XYZ",
-        help="where the three axes of the voxels run to, as LAS or RPI: Left or Right, Anterior or Posterior, "
-        "Superior or Inferior; the image's middle becomes the origin",
+        help="directions of the three voxel axes, as LAS or RPI: Left or Right, Anterior or Posterior, "
+        "Superior or Inferior; the origin becomes the middle of the image",
     )  # fmt: skip
-    choice.add_argument("--keep", choices=("qform", "sform"), help="the form that is right; the other becomes like it")
+    choice.add_argument(
+        "--keep", choices=("qform", "sform"), help="the form that is right; the other is replaced by it"
+    )
 
 
 def main(args: argparse.Namespace) -> int:

@@ -15,13 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images = parser.add_argument_group("images")
     images.add_argument("--fixed", type=Path, required=True, metavar="F", help="image to align to (the atlas)")
     images.add_argument("--moving", type=Path, required=True, metavar="M", help="image to be aligned")
-    images.add_argument("--out", type=Path, required=True, metavar="DIR", help="takes the results")
-    images.add_argument("--fixed-labels", type=Path, metavar="L", help="with --moving-labels: for the Dice overlap")
-    images.add_argument("--moving-labels", type=Path, metavar="L", help="to be carried onto the fixed image")
+    images.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    images.add_argument("--fixed-labels", type=Path, metavar="L", help="for the Dice overlap with --moving-labels")
+    images.add_argument("--moving-labels", type=Path, metavar="L", help="to be resampled onto the fixed image")
     images.add_argument("--fixed-mask", type=Path, metavar="MASK", help="brain mask (default: made)")
     images.add_argument("--moving-mask", type=Path, metavar="MASK", help="brain mask (default: made)")
     images.add_argument("--lesion-mask", type=Path, metavar="MASK", help="region of the moving image to leave out")
-    images.add_argument("--skull-stripped", action="store_true", help="both images show brains only")
+    images.add_argument("--skull-stripped", action="store_true", help="both images are zero outside the brain")
     add_engine_options(parser)
     parser.add_argument(
         "--threads", type=positive, default=0, metavar="N", help="(default: OMP_NUM_THREADS, else all cores)"
@@ -42,6 +42,7 @@ def main(args: argparse.Namespace) -> int:
         ScanFiles(args.moving, args.moving_mask, args.moving_labels, args.lesion_mask, args.skull_stripped),
         args.out,
         method,
+        profile=args.profile,
         runtime=Runtime(device=args.device, threads=args.threads, seed=args.random_seed, precision=args.precision),
     )
     overlap = f", mean Dice {record['dice']['mean']:.3f}" if record.get("dice") else ""

@@ -183,7 +183,7 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
                 log(f"left out {scan.name}: {scan.problem}")
                 continue
             skull_stripped = args.skull_stripped or scan.skull_stripped
-            files = ScanFiles(scan.t1w, scan.mask, scan.labels, skull_stripped=skull_stripped)
+            files = ScanFiles(scan.image, scan.mask, scan.labels, skull_stripped=skull_stripped)
             first.setdefault(scan.entities["subject"], files)
         scans = list(first.values())
         if len(scans) < len(found):

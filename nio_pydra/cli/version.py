@@ -9,7 +9,7 @@ __all__ = ["ShowVersion"]
 
 
 class ShowVersion(argparse.Action):
-    """Print the version and end. It is found only when it is asked for: that takes a look at the repository."""
+    """Print the version and end. It is found only then, because git must be run."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="show program's version number and exit")

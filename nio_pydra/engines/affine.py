@@ -1,4 +1,4 @@
-"""Affine alignment by ANTs, done once per pair and shared by every engine; also the engine ``affine``."""
+"""Affine alignment by ANTs, computed once per pair for every engine, and the engine ``affine``."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from nio_pydra.spatial.itk import write_h5
 from nio_pydra.spatial.transforms import Transform
 from nio_pydra.system.scratch import scratch_folder
 
-__all__ = ["AFFINE", "AffineSettings", "align", "align_images"]
+__all__ = ["AFFINE", "align", "align_images"]
 
 log = logging.getLogger("nio_pydra")
 
 PLAIN = AntsOptions("Affine")
 SEARCHES = ((45.0, True), (45.0, False), (30.0, False))
-"""Where to look for a start, in order: degrees between turns, and whether the principal axes are aligned first. Each
-finds some of all turns; docs/results/turns.md says what they find together."""
+"""Searches for a start, in order: degrees between turns, and whether the principal axes are aligned first. Each search
+alone misses some turns; docs/results/turns.md reports what all three find together."""
 
 
 @dataclass(frozen=True)
 class AffineSettings:
-    """The engine has nothing to set: it adds no deformation to the affine."""
+    """The engine has no settings, because it adds no deformation to the affine."""
 
 
 class AffineEngine(Engine):
     """The affine alone."""
 
-    what = "affine alignment by ANTs, the start of every other engine, and nothing after it"
+    what = "affine alignment by ANTs alone, which is the start of every other engine"
     citation = "Avants et al. 2011, NeuroImage 54, doi:10.1016/j.neuroimage.2010.09.025"
     presets = MappingProxyType({"default": AffineSettings()})
 
     def run(self, pair: Pair, settings: AffineSettings, runtime: Runtime) -> Deformation:
-        """Return no deformation: the pair's affine is the whole registration."""
+        """Return no deformation, because the pair's affine is the whole registration."""
         return Deformation(None, None, Spent(0.0, 0.0))
 
     def fingerprint(self, settings: Any) -> str:
@@ -61,19 +61,19 @@ AFFINE = AffineEngine()
 def align(
     fixed: ScanFiles, moving: ScanFiles, out: Path, runtime: Runtime, *, profile: Profile = BRAIN
 ) -> dict[str, float]:
-    """Align two objects by an affine that maximizes their mutual information, as :func:`align_images` says.
+    """Align two objects by an affine that maximizes their mutual information (see :func:`align_images`).
 
     Parameters
     ----------
     fixed, moving : ScanFiles
-        Images and masks; without a mask the image is zero outside the object. A lesion of the moving image is taken
-        out of the similarity.
+        Images and masks. Without a mask the image is zero outside the object. The similarity ignores a lesion of the
+        moving image.
     out : Path
-        The ITK composite ``.h5`` to write, holding one affine, fixed to moving points.
+        ITK composite ``.h5`` to write, with one affine from fixed to moving points.
     runtime : Runtime
-        Gives the seed; the same seed gives the same bits.
+        Seed; the same seed gives the same bits.
     profile : Profile
-        What the images show.
+        Profile of the images.
 
     Returns
     -------
@@ -110,59 +110,57 @@ def align_images(
     lesion: Nifti1Image | None = None,
     profile: Profile = BRAIN,
 ) -> AntsResult:
-    """Do the work of :func:`align` on images in memory.
+    """Align images in memory, as :func:`align` does for files.
 
-    The search starts where the centres of mass of the two objects meet, so positions far apart and different
-    orientation codes do no harm. Where that does not align them, as it may not if one is turned by more than about 40
-    degrees, the start is looked for among turns in all directions, at 4 mm. It runs on one thread whatever
-    `runtime.threads` says: ITK adds up this metric in the order in which threads finish, and the optimum found then
-    differs from run to run.
+    The search starts with the centres of mass of the two objects aligned, so distant positions and different
+    orientation codes do no harm. It can fail if one object is turned by more than about 40 degrees. Then a start is
+    searched among turns in all directions, at 4 mm. ANTs always runs on one thread: ITK sums this metric in the order
+    in which threads finish, so with several the result would differ between runs.
 
     Parameters
     ----------
     fixed, moving : Nifti1Image
         ``(X, Y, Z)``, zero outside the object.
     runtime : Runtime
-        Gives the seed.
+        Seed.
     names : tuple of Path
-        What the fixed and the moving one are called in messages.
+        Names of the fixed and the moving image in messages.
     lesion : Nifti1Image, optional
-        On the moving grid, see :func:`run_ants`.
+        Lesion mask on the moving grid (see :func:`run_ants`).
     profile : Profile
-        What the images show.
+        Profile of the images.
 
     Returns
     -------
     AntsResult
-        Its affine leads from fixed to moving, RAS mm.
+        Result with the affine from fixed to moving points, RAS mm.
 
     Raises
     ------
     InputError, ProgramError
-        As :func:`align` does.
+        As :func:`align`.
     """
 
     def ants(
         pair: tuple[Nifti1Image, Nifti1Image], options: AntsOptions, start: NDArray[np.floating] | None = None
     ) -> AntsResult:
         with scratch_folder(runtime.scratch) as folder:
-            return run_ants(*pair, options, folder, runtime, affine=start, lesion=lesion, threads=1)
+            return run_ants(*pair, options, folder, replace(runtime, threads=1), affine=start, lesion=lesion)
 
     def check(affine: NDArray[np.floating]) -> None:
         check_alignment(fixed, moving, affine, names=names, lesion=lesion, profile=profile)
 
     if lesion is not None and not (np.asanyarray(moving.dataobj) * (np.asanyarray(lesion.dataobj) == 0)).any():
         raise InputError(
-            f"{names[1]}: its lesion mask covers the whole {profile.name}, so that nothing is left to compare."
+            f"{names[1]}: its lesion mask covers the whole {profile.name}, expected a part of it. Give another mask."
         )
     result = ants((fixed, moving), PLAIN)
     try:
         check(result.affine)
+        return result
     except InputError as error:
         failure = error
-    else:
-        return result
-    log.info("%s: not aligned from where the centres meet, other starts are tried", names[1])
+    log.info("%s: not aligned from its centre of mass, other starts are tried", names[1])
     small, spent = (coarse(fixed), coarse(moving)), result.spent
     for search in SEARCHES:
         start = ants(small, replace(PLAIN, search=search))

@@ -1,4 +1,4 @@
-"""Whether an affine can be right: one that no pair can need, or that does not align the objects, is refused."""
+"""Check of an affine: an implausible one, or one that does not align the objects, is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_alignment(
     lesion: Nifti1Image | None = None,
     profile: Profile = BRAIN,
 ) -> None:
-    """Refuse an affine that does not bring two objects onto each other.
+    """Refuse an affine that does not align two objects.
 
     Parameters
     ----------
@@ -39,16 +39,16 @@ def check_alignment(
     affine : ndarray
         4x4, RAS mm, fixed to moving points.
     names : tuple of Path
-        What the fixed and the moving one are called in messages.
+        Names of the fixed and the moving image in messages.
     lesion : Nifti1Image, optional
-        On the moving grid; where it is not zero nothing is compared.
+        Lesion mask on the moving grid. Voxels where it is not zero are not compared.
     profile : Profile
-        What the images show, and so which limits hold.
+        Profile of the images, which gives the limits.
 
     Raises
     ------
     InputError
-        As :func:`check_affine`, and if the moving object lies beside the fixed one, or they do not look alike.
+        As :func:`check_affine`, and if the moving object does not cover the fixed one, or they are not similar.
     """
     check_affine(affine, names[1], names[0], profile)
     overlap, match = match_of(fixed, moving, affine, lesion)
@@ -62,15 +62,15 @@ def check_alignment(
     else:
         return
     raise InputError(
-        f"{names[1]} could not be aligned to {names[0]}: {found}. Look at both images "
-        "with their headers. Correct the orientation, or the masks if they are wrong."
+        f"{names[1]} could not be aligned to {names[0]}: {found}. Check both images and their headers. "
+        "Correct the orientation, or the masks if they are wrong."
     )
 
 
 def match_of(
     fixed: Nifti1Image, moving: Nifti1Image, affine: NDArray[np.floating], lesion: Nifti1Image | None = None
 ) -> tuple[float, float]:
-    """Compare two objects at 4 mm, where noise and single folds do not matter.
+    """Compare two objects at 4 mm, where noise and small structures do not matter.
 
     Parameters
     ----------
@@ -82,38 +82,36 @@ def match_of(
     overlap : float
         Share of the fixed object that the moving one covers.
     match : float
-        Mean squared local cross-correlation, window 7, of their insides: edges of two objects meet also where one of
-        them is turned round.
+        Mean squared local cross-correlation, window 7, inside both objects. Their edges are left out, because they
+        also match if one object is the wrong way round.
     """
     grid = _coarse_grid(fixed)
-    there = Transform((np.asarray(affine, float),))
-    still, warped = _on_grid(fixed, grid, Transform(())), _on_grid(moving, grid, there)
-    both = (still != 0) & (warped != 0)
-    overlap = float(both.sum() / max(1, np.count_nonzero(still)))
+    to_moving = Transform((np.asarray(affine, float),))
+    reference, warped = _on_grid(fixed, grid, Transform(())), _on_grid(moving, grid, to_moving)
+    both = (reference != 0) & (warped != 0)
+    overlap = float(both.sum() / max(1, np.count_nonzero(reference)))
     if lesion is not None:
-        both &= _voxels(resample(lesion, grid, there, "nearest")) == 0
-    if not both.any():
-        return overlap, 0.0
-    return overlap, local_similarity(still, warped, both)
+        both &= _voxels(resample(lesion, grid, to_moving, "nearest")) == 0
+    return overlap, local_similarity(reference, warped, both) if both.any() else 0.0
 
 
 def check_affine(affine: NDArray[np.floating], moving: Path, fixed: Path, profile: Profile = BRAIN) -> None:
-    """Refuse an affine that no pair of such objects can need.
+    """Refuse an affine that is implausible for two objects of a profile.
 
     Parameters
     ----------
     affine : ndarray
         4x4, world to world, mm.
     moving, fixed : Path
-        Named in the message.
+        Names of the images in the message.
     profile : Profile
-        What the images show.
+        Profile of the images.
 
     Raises
     ------
     InputError
-        If the affine is singular, mirrors, or stretches or shrinks any direction by more than
-        the profile's `largest_scale`.
+        If the affine is not finite, is singular, mirrors, or scales any direction by more than the profile's
+        `largest_scale` or less than its inverse.
     """
     linear, largest = affine[:3, :3], profile.largest_scale
     if not np.isfinite(affine).all():
@@ -127,8 +125,8 @@ def check_affine(affine: NDArray[np.floating], moving: Path, fixed: Path, profil
             return
         found = f"an affine that scales by {scales[-1]:.2f} to {scales[0]:.2f}"
     raise InputError(
-        f"{moving} could not be aligned to {fixed}: found {found}, expected scales "
-        f"from {1 / largest:g} to {largest:g}; are both {profile.name} scans with the right headers?"
+        f"{moving} could not be aligned to {fixed}: found {found}, expected scales from {1 / largest:g} to "
+        f"{largest:g}. Check that both are {profile.name} scans with the right headers."
     )
 
 
@@ -137,7 +135,7 @@ def _voxels(image: Nifti1Image) -> NDArray[Any]:
 
 
 def coarse(image: Nifti1Image) -> Nifti1Image:
-    """Return an object, zero outside, on a grid of 4 mm along its own axes."""
+    """Resample an object to 4 mm along its own axes, zero outside."""
     grid = _coarse_grid(image)
     return Nifti1Image(_on_grid(image, grid, Transform(())), grid.affine)
 
@@ -149,7 +147,7 @@ def _coarse_grid(image: Nifti1Image) -> Nifti1Image:
 
 
 def _on_grid(image: Nifti1Image, grid: Nifti1Image, to_image: Transform) -> NDArray[np.float32]:
-    """Bring an object onto a coarse grid; what is outside it stays zero, and nothing inside it becomes so."""
+    """Resample an object onto a coarse grid, zero outside it and positive inside."""
     mask = Nifti1Image((_voxels(image) != 0).astype(np.uint8), image.affine)
     inside = _voxels(resample(mask, grid, to_image, "nearest")) > 0
     values = _voxels(resample(_smooth(image), grid, to_image))
@@ -157,7 +155,7 @@ def _on_grid(image: Nifti1Image, grid: Nifti1Image, to_image: Transform) -> NDAr
 
 
 def _smooth(image: Nifti1Image) -> Nifti1Image:
-    """Blur an object to the resolution of the coarse grid, without the darkness around it."""
+    """Blur an object to the resolution of the coarse grid, without its background."""
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
     sigma = np.where(spacing < COARSE_MM, COARSE_MM / spacing, 0) * FWHM_TO_SIGMA
     voxels = _voxels(image)

@@ -1,4 +1,4 @@
-"""One registration by antspyx, in a process of its own."""
+"""Registration by antspyx in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
-from nio_pydra.engines.child import answer, run_child, store_image
+from nio_pydra.engines.child import answer, run_child, store_images
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.spatial.lps import swap_ras_lps
 
@@ -22,22 +22,22 @@ __all__ = ["AntsOptions", "AntsResult", "run_ants"]
 
 @dataclass(frozen=True)
 class AntsOptions:
-    """The arguments of `ants.registration` that this project sets.
+    """Arguments of `ants.registration` that this package sets.
 
     Attributes
     ----------
     type_of_transform : str
-        antspyx's name of the schedule: ``"Affine"`` or ``"SyNOnly"``.
+        Name of the schedule in antspyx: "Affine" or "SyNOnly".
     syn_metric : str
-        Similarity of the deformable stage: ``"mattes"`` or ``"CC"``.
+        Similarity of the deformable stage: "mattes" or "CC".
     syn_sampling : int
-        Histogram bins of ``mattes``, window radius in voxels of ``CC``.
+        Number of histogram bins of "mattes", or window radius of "CC" in voxels.
     reg_iterations : tuple of int
-        Iterations of the deformable stage per level, coarse to fine; each level doubles the resolution, up to
-        full resolution at the last.
+        Iterations of the deformable stage per level, coarse to fine. Each level doubles the resolution; the last has
+        full resolution.
     search : tuple of float and bool, or None
-        Look for the start of an affine among turns in all directions: degrees between two of them, and whether to
-        begin with the principal axes aligned.
+        Search for the start of an affine among turns in all directions: degrees between two turns, and whether the
+        principal axes are aligned first. None: no search.
     """
 
     type_of_transform: str
@@ -49,19 +49,19 @@ class AntsOptions:
 
 @dataclass(frozen=True)
 class AntsResult:
-    """What one registration left in its folder.
+    """Result of a registration by ANTs.
 
     Attributes
     ----------
     affine : ndarray
-        ``(4, 4)``, fixed to moving points, RAS mm.
+        4x4, fixed to moving points, RAS mm.
     warp, inverse_warp : Path or None
-        ITK displacement fields (LPS mm) on the fixed grid; None after a linear registration.
+        ITK displacement fields (LPS mm) on the fixed grid. None after a linear registration.
     spent : Spent
-        By `ants.registration` alone: no start-up, no reading of the images. antspyx writes its warps inside that
-        call, so a few seconds of compression are in it.
+        Time of `ants.registration` alone, without start-up and reading. antspyx writes its warps inside that call, so
+        it contains a few seconds of compression.
     peak_memory_mb : float
-        Largest resident memory of the child, MiB.
+        Peak memory of the process, MiB.
     """
 
     affine: NDArray[np.float64]
@@ -80,26 +80,23 @@ def run_ants(
     *,
     affine: NDArray[np.floating] | None = None,
     lesion: Nifti1Image | None = None,
-    threads: int | None = None,
 ) -> AntsResult:
     """Run one `ants.registration`.
 
     Parameters
     ----------
     fixed, moving : Nifti1Image
-        ``(X, Y, Z)``, as they are compared: zero outside the object.
+        ``(X, Y, Z)``, zero outside the object.
     options : AntsOptions
         Schedule.
     folder : Path
-        An existing, empty folder that takes all files of this run.
+        Existing empty folder for all files of this run.
     runtime : Runtime
-        Gives the seed and the number of threads.
+        Seed and number of threads.
     affine : ndarray, optional
-        ``(4, 4)``, fixed to moving points, RAS mm: the start. None starts where the centres of mass meet.
+        4x4, fixed to moving points, RAS mm: the start. Default: the centres of mass are aligned.
     lesion : Nifti1Image, optional
-        On the moving grid. Where it is not zero, nothing counts for the similarity.
-    threads : int, optional
-        Overrides the number of `runtime`.
+        Lesion mask on the moving grid. The similarity ignores voxels where it is not zero.
 
     Raises
     ------
@@ -107,18 +104,15 @@ def run_ants(
         If ANTs fails or is killed.
     """
     folder = Path(folder).resolve()
-    sound = None if lesion is None else Nifti1Image(np.float32(np.asanyarray(lesion.dataobj) == 0), lesion.affine)
-    images = {"fixed": fixed, "moving": moving, "sound": sound}
-    request: dict[str, Any] = {
+    images = {"fixed": fixed, "moving": moving}
+    if lesion is not None:
+        images["healthy"] = Nifti1Image(np.float32(np.asanyarray(lesion.dataobj) == 0), lesion.affine)
+    request = {
         "options": asdict(options),
         "affine": None if affine is None else swap_ras_lps(affine).tolist(),
-        **{
-            role: None if image is None else store_image(image, folder / f"{role}.npy")
-            for role, image in images.items()
-        },
+        "images": store_images(images, folder),
     }
-    name = f"ANTs {options.type_of_transform} registration"
-    found = run_child(__name__, request, folder, runtime, name=name, threads=threads)
+    found = run_child(__name__, request, folder, runtime, name=f"ANTs {options.type_of_transform} registration")
     return AntsResult(
         affine=swap_ras_lps(np.array(found["affine"])),
         warp=Path(found["warp"]) if found["warp"] else None,
@@ -129,19 +123,16 @@ def run_ants(
 
 
 def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, Any]]:
-    """Do the work, in the child."""
+    """Register in the child process."""
     import ants
 
-    def read(role: str) -> Any:
-        entry = request[role]
-        if entry is None:
-            return None
-        return ants.from_numpy(
-            np.load(entry["path"]),
-            origin=entry["origin"], spacing=entry["spacing"], direction=np.array(entry["direction"]),
-        )  # fmt: skip
-
-    fixed, moving, sound = read("fixed"), read("moving"), read("sound")
+    images = {
+        role: ants.from_numpy(
+            np.load(stored["path"]),
+            origin=stored["origin"], spacing=stored["spacing"], direction=np.array(stored["direction"]),
+        )
+        for role, stored in request["images"].items()
+    }  # fmt: skip
     initial = None
     if request["affine"] is not None:
         matrix = np.array(request["affine"])
@@ -156,16 +147,16 @@ def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, A
     if options["search"] is not None:
         degrees, principal = options["search"]
         initial = ants.affine_initializer(
-            fixed, moving,
+            images["fixed"], images["moving"],
             search_factor=degrees, radian_fraction=1.0, use_principal_axis=principal, local_search_iterations=20,
             txfn=str(folder / "initial.mat"),
         )  # fmt: skip
     ants.registration(
-        fixed, moving,
+        images["fixed"], images["moving"],
         type_of_transform=options["type_of_transform"],
         initial_transform=initial,
         outprefix=str(folder / "out_"),
-        moving_mask=sound,
+        moving_mask=images.get("healthy"),
         syn_metric=options["syn_metric"],
         syn_sampling=options["syn_sampling"],
         reg_iterations=tuple(options["reg_iterations"]),

@@ -1,4 +1,4 @@
-"""The chain for one pair: prepare both images, affine, registration, labels, score."""
+"""All steps for one pair: preparation of both images, affine, registration, labels, score."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nio_pydra.system.scratch import scratch_folder
 __all__ = ["register_pair"]
 
 RESULTS = ("record.json", "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz")
-"""In the order in which they appear: the record tells that all of them are ours."""
+"""In order of creation. The record comes first and shows that the others belong to a registration."""
 
 
 def register_pair(
@@ -32,33 +32,33 @@ def register_pair(
     profile: Profile = BRAIN,
     runtime: Runtime | None = None,
 ) -> dict[str, Any]:
-    """Mask, align, register, propagate labels and score one pair.
+    """Prepare, align and register one pair, propagate its labels and score them.
 
     Parameters
     ----------
     fixed, moving : ScanFiles
-        Scans with their masks and labels. With both label maps the record holds Dice.
+        Scans with their masks and labels. If both have labels, the record holds their Dice.
     out_dir : Path
-        Takes ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz``, ``record.json`` and, if the moving scan has
-        labels, ``labels.nii.gz`` (these labels on the fixed grid).
+        Folder for ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz``, ``record.json`` and, if the moving scan
+        has labels, ``labels.nii.gz`` (these labels on the fixed grid).
     method : Method, optional
-        Default: that of :func:`nio_pydra.engines.methods.choose_method`.
+        Engine and settings. Default: that of :func:`nio_pydra.engines.methods.choose_method`.
     profile : Profile
-        What the scans show.
+        Profile of the scans.
     runtime : Runtime, optional
         Device, threads, seed.
 
     Returns
     -------
     dict
-        The record.
+        Record of the registration.
 
     Raises
     ------
     InputError
-        If an input cannot be used, or a file would be lost; nothing is written then.
+        If an input cannot be used, or a file would be lost. Nothing is written then.
     ProgramError, ComputationError
-        If a step fails; nothing is written then.
+        If a step fails. Nothing is written then.
     """
     runtime, method = runtime or Runtime(), method or choose_method()
     out_dir = Path(out_dir)
@@ -75,20 +75,20 @@ def register_pair(
         )
         record = dict(json.loads(files.record.read_text()))
         if moving.labels is not None:
-            moved = propagate_labels(moving.labels, fixed.image, files.forward_xfm, results / "labels.nii.gz")
+            propagated = propagate_labels(moving.labels, fixed.image, files.forward_xfm, results / "labels.nii.gz")
             if fixed.labels is not None:
-                record = score(files.record, fixed.labels, moved, files.record, moving.labels)
+                record = score(files.record, fixed.labels, propagated, files.record, moving.labels)
         for name in RESULTS:
             if (results / name).exists():
                 (results / name).replace(out_dir / name)
-            else:  # of an earlier registration into the same folder
+            else:  # left by an earlier registration
                 (out_dir / name).unlink(missing_ok=True)
     return record
 
 
 def _refuse_loss(out_dir: Path, inputs: list[Path | None]) -> None:
-    """Raise `InputError` where a result would replace an input, or a file that no earlier registration has made."""
-    refuse_same_file([out_dir / name for name in RESULTS], [path for path in inputs if path is not None])
+    """Raise `InputError` if a result would replace an input, or a file that is not of an earlier registration."""
+    refuse_same_file([out_dir / name for name in RESULTS], inputs)
     try:
         earlier = "engine" in json.loads((out_dir / "record.json").read_text())
     except (OSError, ValueError, TypeError):

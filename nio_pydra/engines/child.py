@@ -1,8 +1,8 @@
-"""Modules of this package that register in a process of their own.
+"""Registration by a module of this package in a process of its own.
 
-Other programs' libraries read seeds and numbers of threads from the environment once, before their first call. A
-process of its own can be given them reliably, its peak memory is that of the registration alone, and a crash inside
-the library does not end the caller. Images travel as arrays with their geometry, as ITK and nibabel disagree about
+The libraries of other programs read the seed and the number of threads from the environment once, before their first
+call. A separate process gets them reliably, its peak memory is that of the registration alone, and a crash inside the
+library does not end the caller. Images are passed as arrays with their geometry, because ITK and nibabel disagree on
 which of a header's two affines counts.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,39 +28,29 @@ from nio_pydra.system.processes import last_lines, run_program
 if TYPE_CHECKING:
     from nio_pydra.engines.contract import Runtime
 
-__all__ = ["answer", "run_child", "store_image"]
+__all__ = ["answer", "run_child", "store_images"]
 
 
-def run_child(
-    module: str,
-    request: dict[str, Any],
-    folder: Path,
-    runtime: Runtime,
-    *,
-    name: str,
-    threads: int | None = None,
-) -> dict[str, Any]:
-    """Let a module register in a process of its own, and return its answer.
+def run_child(module: str, request: dict[str, Any], folder: Path, runtime: Runtime, *, name: str) -> dict[str, Any]:
+    """Run the registration of a module in a process of its own, and return its result.
 
     Parameters
     ----------
     module : str
         Module that calls :func:`answer` when it is run.
     request : dict
-        JSON values.
+        JSON values for the module's function.
     folder : Path
-        An existing, empty folder that takes all files of this run, the child's temporary ones too.
+        Existing empty folder for all files of this run, including temporary files of the child.
     runtime : Runtime
-        Gives the seed and the number of threads.
+        Seed and number of threads.
     name : str
-        What the program is called in messages.
-    threads : int, optional
-        Overrides the number of `runtime`.
+        Name of the program in messages.
 
     Returns
     -------
     dict
-        What the module's function returned, with ``spent`` as :class:`Spent` and ``peak_memory_mb``.
+        Result of the module's function, with ``spent`` as :class:`Spent` and ``peak_memory_mb``.
 
     Raises
     ------
@@ -69,11 +59,11 @@ def run_child(
     """
     (folder / "request.json").write_text(json.dumps(request))
     environment = os.environ | {
-        # ANTs takes seed 0 to mean "use the clock".
+        # For ANTs, seed 0 means the time of day.
         "ANTS_RANDOM_SEED": str(runtime.seed + 1),
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads or runtime.thread_count),
+        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(runtime.thread_count),
         "TMPDIR": str(folder),
-        # The child finds this package the way the parent did, installed or not.
+        # The child finds this package where the parent did, installed or not.
         "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path),
     }
     log, result = folder / "log.txt", folder / "result.json"
@@ -85,12 +75,12 @@ def run_child(
 
 
 def answer(work: Callable[[dict[str, Any], Path], tuple[Spent, dict[str, Any]]]) -> None:
-    """Serve :func:`run_child` in the child: the request goes to a function, what it returns goes back.
+    """Call a function with the request of :func:`run_child`, in the child, and send its result back.
 
     Parameters
     ----------
     work : callable
-        Takes the request and the folder; returns what the registration alone took, and JSON values.
+        Function of the request and the folder. It returns the time of the registration alone, and JSON values.
     """
     folder = Path(sys.argv[1])
     spent, found = work(json.loads((folder / "request.json").read_text()), folder)
@@ -98,13 +88,12 @@ def answer(work: Callable[[dict[str, Any], Path], tuple[Spent, dict[str, Any]]])
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def store_image(image: Nifti1Image, path: Path) -> dict[str, Any]:
-    """Store voxels ``(X, Y, Z)`` as float32 .npy; return the path with the spacing, origin and direction of ITK."""
-    np.save(path, np.ascontiguousarray(image.get_fdata(dtype=np.float32, caching="unchanged")))
-    spacing, origin, direction = itk_geometry(image.affine)
-    return {
-        "path": str(path),
-        "spacing": spacing.tolist(),
-        "origin": origin.tolist(),
-        "direction": direction.tolist(),
-    }
+def store_images(images: Mapping[str, Nifti1Image], folder: Path) -> dict[str, dict[str, Any]]:
+    """Store voxels ``(X, Y, Z)`` as float32 .npy files; return their paths and ITK geometry, as JSON values."""
+    stored = {}
+    for role, image in images.items():
+        path = folder / f"{role}.npy"
+        np.save(path, np.ascontiguousarray(image.get_fdata(dtype=np.float32, caching="unchanged")))
+        spacing, origin, direction = (values.tolist() for values in itk_geometry(image.affine))
+        stored[role] = {"path": str(path), "spacing": spacing, "origin": origin, "direction": direction}
+    return stored

@@ -1,4 +1,4 @@
-"""What every registration engine takes and returns; nothing downstream knows which engine ran."""
+"""Input and output of every registration engine. Later steps do not know which engine ran."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ __all__ = ["Deformation", "Engine", "Memory", "Pair", "Runtime", "ScanFiles", "f
 
 @dataclass(frozen=True)
 class ScanFiles:
-    """An image and what belongs to it, as files.
+    """Files of an image: the image itself, its masks and its labels.
 
     Attributes
     ----------
     image : Path
         3-D image.
     mask : Path or None
-        Where the object is. None: it is found in the image.
+        Mask of the object. None: it is made from the image.
     labels : Path or None
         Label map on the image's grid.
     lesion_mask : Path or None
-        Region without a counterpart in other images.
+        Mask of a region without a counterpart in other images.
     skull_stripped : bool
-        Whether the image shows nothing but the object: a missing mask is then read off the image.
+        Whether the image is zero outside the object, so that a missing mask can be read from it.
     """
 
     image: Path
@@ -49,22 +49,22 @@ class ScanFiles:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how to compute; none of it should change a result by more than rounding.
+    """Device, threads and other choices of the computation. None should change a result by more than rounding.
 
     Attributes
     ----------
     device : {"auto", "cpu", "cuda"}
-        "auto" takes a GPU where there is one.
+        "auto" takes a GPU if there is one.
     threads : int
-        0: as many as OMP_NUM_THREADS says; where that is not set, all cores that the process may use.
+        Number of threads. 0: OMP_NUM_THREADS, or all cores of the process if that is not set.
     seed : int
         Random seed, 0 or more.
     precision : {"auto", "float32"}
-        "auto" lets the network's convolutions run in bfloat16 where that is faster.
+        "auto" runs the network's convolutions in bfloat16 where that is faster.
     progress : bool or None
-        None: a bar on a terminal, log lines otherwise.
+        Whether to report progress. None: a bar on a terminal, log lines otherwise.
     scratch : Path or None
-        Folder for large temporary files. None: the system's.
+        Folder for large temporary files. None: that of the system.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -92,7 +92,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images and how they are aligned so far.
+    """Two images and their affine alignment.
 
     Attributes
     ----------
@@ -103,9 +103,9 @@ class Pair:
     fixed_mask, moving_mask : Nifti1Image or None
         Masks of the object on the grids of their images. None: the image is zero outside the object.
     lesion_mask : Nifti1Image or None
-        Region of the moving image without a counterpart, on its grid; taken out of the similarity.
+        Mask, on the moving grid, of a region without a counterpart. The similarity ignores it.
     profile : Profile
-        What the images show.
+        Profile of the images.
     """
 
     fixed: Nifti1Image
@@ -118,35 +118,36 @@ class Pair:
 
     @property
     def fixed_foreground(self) -> NDArray[np.bool_]:
-        """Voxels of the object in the fixed image, ``(X, Y, Z)``: where results are measured."""
+        """Voxels of the object in the fixed image, ``(X, Y, Z)``, in which results are measured."""
         return inside(self.fixed, self.fixed_mask)
 
     @property
     def fixed_object(self) -> Nifti1Image:
-        """The fixed image as it is compared, zero outside the object; see :func:`foreground_only`."""
+        """Fixed image for the comparison, zero outside the object; see :func:`foreground_only`."""
         return foreground_only(self.fixed, self.fixed_mask, self.profile)
 
     @property
     def moving_object(self) -> Nifti1Image:
-        """The moving image as it is compared."""
+        """Moving image for the comparison, zero outside the object."""
         return foreground_only(self.moving, self.moving_mask, self.profile)
 
 
 @dataclass(frozen=True)
 class Deformation:
-    """What an engine found beyond the affine.
+    """Deformation that an engine found after the affine.
 
     Attributes
     ----------
     forward : DisplacementField or None
-        On the fixed grid: a fixed point x goes to ``x + u(x)`` (then through the affine). None: the identity.
+        Field u on the fixed grid. A fixed point x goes to ``x + u(x)``, and then through the affine. None: the
+        identity.
     inverse : DisplacementField or None
-        On the fixed grid: a moving point, brought back through the affine's inverse, goes to ``y + v(y)``. None where
-        the engine gives no inverse; it is then computed from `forward`.
+        Field v on the fixed grid. A moving point goes through the affine's inverse to y, and then to ``y + v(y)``.
+        None: the engine gives no inverse, and it is computed from `forward`.
     spent : Spent
-        From images in memory to the fields in memory: without the start of a process and the loading of weights.
+        Time from images in memory to fields in memory, without the start of a process and the loading of weights.
     details : dict
-        What else belongs in the record (JSON values).
+        Other values for the record (JSON).
     """
 
     forward: DisplacementField | None
@@ -162,9 +163,9 @@ class Memory:
     Attributes
     ----------
     process : float
-        Of the process.
+        Memory of the process.
     device : float
-        Of the GPU; 0 where none is used.
+        Memory of the GPU; 0 if none is used.
     """
 
     process: float
@@ -172,16 +173,16 @@ class Memory:
 
 
 class Engine(ABC):
-    """A registration method: one module with one of these, and one line in `nio_pydra.engines.names`.
+    """A registration engine. Each has a module with a subclass, and a line in `nio_pydra.engines.names`.
 
     Attributes
     ----------
     what : str
-        What it is, in a line.
+        Description in one line.
     citation : str
-        Whom to cite.
+        Reference to cite.
     presets : mapping of str to dataclass instance
-        Frozen settings by name, the default first. A field ``weights`` says that a network's weights can be chosen.
+        Frozen settings by name, the default first. If they have a field ``weights``, a network's weights can be chosen.
     """
 
     what: str
@@ -190,7 +191,7 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, pair: Pair, settings: Any, runtime: Runtime) -> Deformation:
-        """Find the deformation that is left after the pair's affine.
+        """Find the deformation that remains after the pair's affine.
 
         Raises
         ------
@@ -201,7 +202,7 @@ class Engine(ABC):
         """
 
     def fingerprint(self, settings: Any) -> str:
-        """Return what results depend on beside this package's code and the settings: weights, a program's version.
+        """Return the version of programs and weights: what results depend on besides this package and the settings.
 
         Raises
         ------
@@ -211,44 +212,44 @@ class Engine(ABC):
         return ""
 
     def memory_mb(self, fixed: Nifti1Image, mask: Nifti1Image | None, settings: Any, runtime: Runtime) -> Memory | None:
-        """Predict the peak memory from the fixed image and its mask; None where nothing is known."""
+        """Predict the peak memory from the fixed image and its mask. None: unknown."""
         return None
 
     def available(self) -> str | None:
-        """Return None, or a sentence that says what is missing and how to install it."""
+        """Return None, or a sentence about what is missing and how to install it."""
         return None
 
 
 def inside(image: Nifti1Image, mask: Nifti1Image | None) -> NDArray[np.bool_]:
-    """Return the voxels of an image that count: those of its mask, or all that are not zero; ``(X, Y, Z)``."""
+    """Return the voxels ``(X, Y, Z)`` of a mask; without one, the voxels of the image that are not zero."""
     return np.asanyarray((image if mask is None else mask).dataobj) != 0
 
 
 def foreground_only(image: Nifti1Image, mask: Nifti1Image | None, profile: Profile = BRAIN) -> Nifti1Image:
-    """Set everything outside a mask to zero, and keep zero the darkest value.
+    """Set all voxels outside a mask to zero, and make zero the darkest value.
 
-    A standardised image has negative voxels. If its background were left between its tissues, the edge of the object
-    would be invisible to a registration and interpolation would draw a bright rim. Such an image is raised by its
-    darkest voxel; the images that have none are left as they are.
+    A standardised image has negative voxels. With a background of zero between its tissues, a registration could not
+    see the edge of the object, and interpolation would draw a bright rim. So the darkest voxel is subtracted from such
+    an image. Images without negative voxels keep their values.
 
     Parameters
     ----------
     image : Nifti1Image
         ``(X, Y, Z)``.
     mask : Nifti1Image or None
-        Non-zero inside, on the image's grid; None takes all voxels that are not zero.
+        Mask on the image's grid, not zero inside. None: all voxels that are not zero.
     profile : Profile
-        What the image shows: its `intensity_window` is applied first.
+        Profile of the image, whose `intensity_window` is applied first.
 
     Returns
     -------
     Nifti1Image
-        float32, the image's affine, no voxel below zero.
+        float32 without negative voxels, with the image's affine.
 
     Raises
     ------
     InputError
-        If nothing is left.
+        If all voxels inside the mask are zero.
     """
     data, kept = image.get_fdata(dtype=np.float32, caching="unchanged"), inside(image, mask)
     if profile.intensity_window is not None:
@@ -256,7 +257,7 @@ def foreground_only(image: Nifti1Image, mask: Nifti1Image | None, profile: Profi
     if not data[kept].any():
         raise InputError(
             f"{image.get_filename() or 'The image'} is zero in all of its {profile.name} mask: "
-            f"expected the mask to cover the {profile.name}. Is it the mask of another image, or inverted?"
+            f"expected a mask that covers the {profile.name}. Is it the mask of another image, or inverted?"
         )
     darkest = np.float32(min(0.0, data[kept].min()))
     return Nifti1Image(np.where(kept, data - darkest, np.float32(0)), image.affine)

@@ -1,4 +1,4 @@
-"""Engine ``greedy``: the greedy diffeomorphic registration of PICSL (Yushkevich et al. 2016)."""
+"""Engine ``greedy``: greedy diffeomorphic registration of PICSL (Yushkevich et al. 2016)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
-from nio_pydra.engines.child import answer, run_child, store_image
+from nio_pydra.engines.child import answer, run_child, store_images
 from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.spatial.lps import field_from_itk
@@ -24,14 +24,14 @@ __all__ = ["GREEDY", "GreedySettings"]
 
 @dataclass(frozen=True)
 class GreedySettings:
-    """What greedy does at each level.
+    """Schedule and smoothing of greedy.
 
     Attributes
     ----------
     radius : int
         Radius of the windows of the local cross-correlation, in voxels of the level.
     iterations : tuple of int
-        Per level, coarse to fine; the last level is full resolution.
+        Iterations per level, coarse to fine. The last level has full resolution.
     update_smoothing_mm, field_smoothing_mm : float
         Standard deviation of the Gaussians that smooth each update and the whole field.
     """
@@ -54,20 +54,20 @@ class GreedySettings:
 
 
 class GreedyEngine(Engine):
-    """Greedy as the package picsl-greedy runs it."""
+    """Greedy, run by the package picsl-greedy."""
 
     what = "greedy diffeomorphic registration by local cross-correlation, the fast classical baseline"
     citation = "Yushkevich et al. 2016, Alzheimer's & Dementia 12(7), P126"
     presets = MappingProxyType({"default": GreedySettings()})
 
     def run(self, pair: Pair, settings: GreedySettings, runtime: Runtime) -> Deformation:
-        """Register a pair, starting from and keeping its affine.
+        """Register a pair, with its affine as the start.
 
         Parameters
         ----------
         pair : Pair
-            Its masks blank everything outside. Its lesion mask takes the lesion out of the similarity, at the place
-            where the affine brings it: greedy weights voxels of the fixed image only.
+            The images are zero outside their masks. The similarity ignores the lesion at the place to which the
+            affine maps it, because greedy weights voxels of the fixed image only.
         settings : GreedySettings
             Schedule.
         runtime : Runtime
@@ -76,26 +76,23 @@ class GreedyEngine(Engine):
         Returns
         -------
         Deformation
-            Forward field on the fixed grid; no inverse. Its details hold ``peak_memory_mb``.
+            Forward field on the fixed grid, without an inverse. The details hold ``peak_memory_mb``.
 
         Raises
         ------
         ProgramError
             If greedy fails.
         """
-        images = {
-            "fixed": pair.fixed_object,
-            "moving": pair.moving_object,
-        }
+        images = {"fixed": pair.fixed_object, "moving": pair.moving_object}
         if pair.lesion_mask is not None:
-            images["sound"] = _sound_on_fixed(pair, pair.lesion_mask)
+            images["healthy"] = _healthy_on_fixed(pair, pair.lesion_mask)
         with scratch_folder(runtime.scratch) as folder:
             request = {
                 "settings": asdict(settings),
                 "affine": np.asarray(pair.affine).tolist(),
                 "threads": runtime.thread_count,
-                "seed": runtime.seed + 1,  # 0 means the clock to greedy
-                "images": {role: store_image(image, folder / f"{role}.npy") for role, image in images.items()},
+                "seed": runtime.seed + 1,  # for greedy, 0 means the time of day
+                "images": store_images(images, folder),
             }
             found = run_child(__name__, request, folder, runtime, name="greedy")
             vectors = np.load(found["warp"])
@@ -109,23 +106,23 @@ class GreedyEngine(Engine):
         return f"picsl-greedy-{version('picsl-greedy')}"
 
     def available(self) -> str | None:
-        """Say how to install picsl-greedy where it is missing."""
+        """Return how to install picsl-greedy if it is missing."""
         if find_spec("picsl_greedy") is None:
-            return "picsl-greedy is not installed; install it by `pip install nio-pydra[greedy]`."
+            return "picsl-greedy is not installed. Install it with `pip install nio-pydra[greedy]`."
         return None
 
 
 GREEDY = GreedyEngine()
 
 
-def _sound_on_fixed(pair: Pair, lesion: Nifti1Image) -> Nifti1Image:
-    """Return the mask of what is no lesion on the fixed grid, float32."""
-    moved = np.asanyarray(resample(lesion, pair.fixed, Transform((pair.affine,)), "nearest").dataobj)
-    return Nifti1Image(np.float32(moved == 0), pair.fixed.affine)
+def _healthy_on_fixed(pair: Pair, lesion: Nifti1Image) -> Nifti1Image:
+    """Return the mask of voxels without lesion on the fixed grid, float32."""
+    lesion = resample(lesion, pair.fixed, Transform((pair.affine,)), "nearest")
+    return Nifti1Image(np.float32(np.asanyarray(lesion.dataobj) == 0), lesion.affine)
 
 
 def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, Any]]:
-    """Do the work, in the child."""
+    """Register in the child process."""
     import SimpleITK
     from picsl_greedy import Greedy3D
 
@@ -137,18 +134,18 @@ def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, A
         return image
 
     images = {role: itk_image(stored) for role, stored in request["images"].items()}
-    # Version 1.4 loses a matrix that is handed over in memory. In a file it is RAS, as here.
+    # Version 1.4 loses a matrix that is passed in memory. In a file it is RAS, as here.
     affine = folder / "affine.mat"
     np.savetxt(affine, request["affine"], fmt="%.15g")
     settings = request["settings"]
     command = [
         "-d 3 -V 0 -threads", request["threads"], "-seed", request["seed"],
-        "-i fixed moving", "-gm sound" if "sound" in images else "",
+        "-i fixed moving", "-gm healthy" if "healthy" in images else "",
         "-it", affine, "-o warp",
         "-m WNCC", "x".join([str(settings["radius"])] * 3),
         "-n", "x".join(map(str, settings["iterations"])),
         "-s", f"{settings['update_smoothing_mm']}mm", f"{settings['field_smoothing_mm']}mm",
-        "-wp 0",  # the field is returned without rounding
+        "-wp 0",  # no rounding of the field
     ]  # fmt: skip
     program, watch = Greedy3D(), Stopwatch()
     program.execute(" ".join(map(str, command)), **images, warp=None)

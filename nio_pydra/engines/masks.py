@@ -1,4 +1,4 @@
-"""Masks of the object: given, read off an image that shows nothing else, or found by a program."""
+"""Masks of the object: given, read from an image that is zero outside it, or found by a program."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from nio_pydra.spatial.transforms import Transform, resample
 __all__ = ["MAKERS", "make_mask", "prepare"]
 
 NOTHING_FOUND = ("argmax of an empty sequence", "Not enough foreground")
-"""How deepbet's steps for the largest component and its box say that no voxel was predicted."""
+"""Errors by which deepbet's steps for the largest component and its box report that no voxel was predicted."""
 
 
 def prepare(scan: ScanFiles, folder: Path, runtime: Runtime, *, role: str, profile: Profile = BRAIN) -> ScanFiles:
-    """Check an image and what belongs to it, and bring its masks onto its grid.
+    """Check the files of an image, and resample its masks onto its grid.
 
-    This comes first, so that a wrong file is found before a registration and not after it.
+    This is the first step, so that wrong files are found before the registration.
 
     Parameters
     ----------
     scan : ScanFiles
-        As given. A lesion mask without a voxel is no lesion mask: lesion segmentation writes one where it finds none.
+        Files of the user. An empty lesion mask is ignored, because lesion segmentation writes one if it finds nothing.
     folder : Path
-        Takes ``mask.nii.gz`` and, if there is a lesion, ``lesion_mask.nii.gz``; both are uint8, 0 and 1.
+        Folder for ``mask.nii.gz`` and, if there is a lesion, ``lesion_mask.nii.gz`` (uint8, 0 and 1).
     runtime : Runtime
         Device and threads for the program that finds the object.
     role : str
-        What the image is called in messages.
+        Name of the image in messages.
     profile : Profile
-        What the image shows.
+        Profile of the image.
 
     Returns
     -------
     ScanFiles
-        The same scan with those masks.
+        The same scan with the new masks.
 
     Raises
     ------
     InputError
-        If a file cannot be used, a mask lies beside the image, or the mask made is not plausible.
+        If a file cannot be used, a mask lies outside the image, or the mask found is not plausible.
     ProgramError
         If the program that finds the object fails.
     """
@@ -58,8 +58,10 @@ def prepare(scan: ScanFiles, folder: Path, runtime: Runtime, *, role: str, profi
     if scan.labels is not None:
         load_labels(scan.labels, like=image, role=f"labels of the {role}")
     lesion_mask = None
-    if scan.lesion_mask is not None and _has_voxels(scan.lesion_mask):
-        lesion_mask = _onto_image(scan.lesion_mask, image, "lesion mask", folder / "lesion_mask.nii.gz")
+    if scan.lesion_mask is not None:
+        lesion = load_image(scan.lesion_mask, "lesion mask", may_be_empty=True)
+        if np.asanyarray(lesion.dataobj).any():
+            lesion_mask = _onto_image(scan.lesion_mask, image, "lesion mask", folder / "lesion_mask.nii.gz")
     out = folder / "mask.nii.gz"
     if scan.mask is not None:
         mask = _onto_image(scan.mask, image, f"{profile.name} mask", out)
@@ -78,13 +80,14 @@ def make_mask(
     image : Path
         3-D image.
     out : Path
-        NIfTI file to write: uint8, 1 in the object, on the image's grid.
+        NIfTI file to write, on the image's grid: uint8, 1 in the object.
     runtime : Runtime
         Device and threads.
     skull_stripped : bool
-        Whether the image is zero outside the object; its holes are filled. Otherwise a program finds the object.
+        Whether the image is zero outside the object. If so, holes in the object are filled. Otherwise a program finds
+        the object.
     profile : Profile
-        What the image shows.
+        Profile of the image.
 
     Returns
     -------
@@ -94,43 +97,39 @@ def make_mask(
     Raises
     ------
     InputError
-        If the image cannot be used, or the mask found is empty or of no plausible volume.
+        If the image cannot be used, or the mask is empty or has no plausible volume.
     ProgramError
         If the program fails.
     """
     scan = load_image(image)
     if skull_stripped:
         mask = binary_fill_holes(scan.get_fdata(dtype=np.float32, caching="unchanged") != 0)
-        advice = "is it really skull-stripped, with a background of zero?"
+        advice = "Is it really skull-stripped, with a background of zero?"
     else:
         mask = MAKERS[profile.mask_maker](scan, runtime)
-        advice = f"check that it is a whole {profile.suffix} scan in mm, or give a {profile.name} mask of your own."
+        advice = f"Check that it is a whole {profile.suffix} scan in mm, or give a {profile.name} mask of your own."
     litres, (smallest, largest) = float(mask.sum()) * abs(np.linalg.det(scan.affine[:3, :3])) / 1e6, profile.litres
     if not smallest <= litres <= largest:
         found = f"a {profile.name} mask of {litres:.2f} litres" if litres else f"no {profile.name}"
-        raise InputError(f"{image}: found {found}, expected {smallest} to {largest} litres; {advice}")
+        raise InputError(f"{image}: found {found}, expected {smallest} to {largest} litres. {advice}")
     return save_image(mask.astype(np.uint8), scan.affine, out, dtype=np.uint8)
 
 
-def _has_voxels(path: Path) -> bool:
-    return bool(np.asanyarray(load_image(path, "lesion mask", may_be_empty=True).dataobj).any())
-
-
 def _onto_image(path: Path, image: Nifti1Image, role: str, out: Path) -> Path:
-    """Write a mask on an image's grid; masks of other programs lie on their own copies of the image."""
+    """Write a mask on an image's grid, because masks of other programs can lie on another grid."""
     mask = load_mask(path, role=role)
     if not same_grid(mask, image):
         mask = resample(mask, image, Transform(()), "nearest")
     voxels = np.asanyarray(mask.dataobj)
     if not voxels.any():
         raise InputError(
-            f"{path} ({role}) lies beside {image.get_filename()}: expected a mask in the space of that image."
+            f"{path} ({role}) lies outside {image.get_filename()}: expected a mask in the space of that image."
         )
     return save_image(voxels, image.affine, out, dtype=np.uint8)
 
 
 def _deepbet(scan: Nifti1Image, runtime: Runtime) -> NDArray[np.bool_]:
-    """Find the brain with deepbet (Fisch et al. 2024); (X, Y, Z) on the scan's grid, all False if there is none."""
+    """Return the brain found by deepbet (Fisch et al. 2024), ``(X, Y, Z)``; all False if there is none."""
     import torch
     from deepbet import BrainExtraction
 
@@ -138,7 +137,7 @@ def _deepbet(scan: Nifti1Image, runtime: Runtime) -> NDArray[np.bool_]:
     torch.set_num_threads(runtime.thread_count)
     try:
         network = BrainExtraction(no_gpu=runtime.device == "cpu")
-        # A float image with a clean header: deepbet copies the header, scaling included, to what it returns.
+        # A float image with a new header, because deepbet copies the header with its scaling to the mask.
         image = nib.Nifti1Image(scan.get_fdata(dtype=np.float32, caching="unchanged"), scan.affine)
         try:
             _, mask, _ = network.run(image)
@@ -152,4 +151,4 @@ def _deepbet(scan: Nifti1Image, runtime: Runtime) -> NDArray[np.bool_]:
 
 
 MAKERS: dict[str, Callable[[Nifti1Image, Runtime], NDArray[np.bool_]]] = {"deepbet": _deepbet}
-"""Programs that find an object: image ``(X, Y, Z)`` in, its voxels out."""
+"""Functions that find an object in an image ``(X, Y, Z)`` and return its voxels."""

@@ -1,4 +1,4 @@
-"""How much memory a registration takes, and how much there is."""
+"""Memory that a registration needs, and memory of the machine."""
 
 from __future__ import annotations
 
@@ -12,48 +12,41 @@ from pathlib import Path
 
 from nio_pydra.errors import InputError
 
-__all__ = [
-    "device_memory_mb",
-    "forget_peak_memory",
-    "machine_memory_mb",
-    "peak_memory_mb",
-    "predicted_memory_mb",
-    "require_memory",
-]
+__all__ = ["forget_peak_memory", "machine_memory_mb", "peak_memory_mb", "predicted_memory_mb", "require_memory"]
 
 log = logging.getLogger("nio_pydra")
 
 BASE_MB = 400.0
-"""Libraries, images and transforms, whatever the network's grid."""
+"""Memory of libraries, images and transforms, the same for every grid."""
 BYTES_PER_VOXEL_KEPT = 970.0
-"""Of the network's grid, where all of it is optimised and freed memory is kept (`optimize.resources`)."""
+"""Per voxel of the network's grid, if all levels are optimised and freed memory is kept (`optimize.resources`)."""
 BYTES_PER_VOXEL = 500.0
-"""The same on larger grids."""
+"""The same on larger grids, where freed memory is returned."""
 BYTES_PER_VOXEL_PREDICTED = 400.0
-"""Where the highest level only predicts."""
+"""The same if the highest level only predicts."""
 FLOAT32_FACTOR = 1.6
-"""How much more it is in float32: not all of it is activations."""
+"""Factor for float32; less than 2, because not all memory holds activations."""
 CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: bool) -> float:
-    """Predict the peak memory, in MiB, of a registration by the default network, on the CPU or on a GPU.
+    """Return the predicted peak memory, in MiB, of a registration by the default network on the CPU or a GPU.
 
     Parameters
     ----------
     shape : tuple of int
-        Of the network's grid.
+        Shape of the network's grid.
     optimised : bool
-        Whether the network is optimised at full resolution, or only predicts there.
+        Whether the network is optimised at full resolution; otherwise it only predicts there.
     float32 : bool
-        Whether convolutions are in float32 in place of bfloat16.
+        Whether convolutions run in float32 instead of bfloat16.
 
     Notes
     -----
-    Measured with LapIRN of 28 channels in bfloat16: optimised, 5113 MiB at 160x160x200, 3746 MiB at 160x192x224 and
-    8127 MiB at 256x256x256; level 3 predicting only, 2232 MiB at 160x160x200 (`docs/results`).
-    In float32, 7879 MiB, optimised at 160x160x200. On a GPU, which was not measured, the same tensors are kept; what
-    the CPU needs for libraries stands for the context of CUDA there.
+    Measured with LapIRN of 28 channels (`docs/results`). Optimised in bfloat16: 5113 MiB at 160x160x200, 3746 MiB at
+    160x192x224 and 8127 MiB at 256x256x256. Optimised in float32: 7879 MiB at 160x160x200. Level 3 predicting only, in
+    bfloat16: 2232 MiB at 160x160x200. The GPU was not measured. It keeps the same tensors, and its CUDA context is
+    estimated by the memory of the libraries on the CPU.
     """
     from nio_pydra.optimize.resources import KEPT_VOXELS
 
@@ -65,7 +58,7 @@ def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: boo
 
 
 def machine_memory_mb() -> float:
-    """Return the memory that this process and its children may use together, in MiB."""
+    """Return the memory, in MiB, that this process and its children can use together."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in CONTAINER_LIMITS:
         with suppress(OSError, ValueError):  # no container, or "max"
@@ -73,18 +66,8 @@ def machine_memory_mb() -> float:
     return min(limits) / 2**20
 
 
-def device_memory_mb() -> float:
-    """Return the memory of the GPU that is not taken yet, in MiB."""
-    import torch
-
-    return torch.cuda.mem_get_info()[0] / 2**20
-
-
 def forget_peak_memory() -> None:
-    """Start measuring the peak anew, that of the GPU too: earlier work of this process must not count.
-
-    That of the process is forgotten where the system can (Linux).
-    """
+    """Reset the peak memory of the process (on Linux) and of the GPU, so that earlier work does not count."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
@@ -92,7 +75,7 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident size in MiB since :func:`forget_peak_memory`; elsewhere than on Linux, of the process's life."""
+    """Return the peak memory of the process in MiB, on Linux since :func:`forget_peak_memory`, else since its start."""
     with suppress(OSError):
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
@@ -100,31 +83,35 @@ def peak_memory_mb() -> float:
 
 
 def require_memory(each: float, scans: int, *, device: bool = False) -> None:
-    """Refuse to register more scans at a time than memory holds; a single one is only warned about.
+    """Refuse to register more scans at a time than fit into memory; for a single one, log a warning.
 
     Parameters
     ----------
     each : float
-        Predicted for one scan, MiB.
+        Predicted memory of one scan, MiB.
     scans : int
-        Registered at the same time.
+        Number of scans that are registered at the same time.
     device : bool
-        Of the GPU, in place of the machine's.
+        Whether the memory is that of the GPU.
 
     Raises
     ------
     InputError
-        If more than one scan is predicted not to fit.
+        If several scans do not fit.
     """
-    there = device_memory_mb() if device else machine_memory_mb()
-    if scans * each <= there:
+    if device:
+        import torch
+
+        available, machine, outcome = torch.cuda.mem_get_info()[0] / 2**20, "the GPU has {:.1f} GiB free", "fail"
+    else:
+        available, machine, outcome = machine_memory_mb(), "this machine has {:.1f} GiB", "be killed"
+    if scans * each <= available:
         return
     need = f"{scans * each / 2**10:.1f} GiB are needed for {scans} scan(s) at a time ({each / 2**10:.1f} GiB for each)"
-    where = "the GPU has {:.1f} GiB free" if device else "this machine has {:.1f} GiB"
-    found = f"{need} and {where.format(there / 2**10)}"
+    has = machine.format(available / 2**10)
     if scans == 1:
-        log.warning("About %s: the run may %s.", found, "fail" if device else "be killed")
+        log.warning("About %s and %s: the run may %s.", need, has, outcome)
         return
-    fit = int(there // each)
-    may = "" if fit else f", which may still {'fail' if device else 'be killed'}"
-    raise InputError(f"About {found}: use --nprocs {max(1, fit)}{may}.")
+    fit = int(available // each)
+    warning = "" if fit else f", which may still {outcome}"
+    raise InputError(f"About {need} and {has}: use --nprocs {max(1, fit)}{warning}.")

@@ -1,4 +1,4 @@
-"""A method: an engine together with its settings."""
+"""Methods: an engine together with its settings."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["Method", "choose_method", "parse_method", "read_settings_file"]
 
 @dataclass(frozen=True)
 class Method:
-    """What registers, and how.
+    """An engine and its settings.
 
     Attributes
     ----------
     name : str
         Name of the engine.
     preset : str
-        Preset that the settings began as; empty for settings made by hand.
+        Preset from which the settings come; empty for settings made by hand.
     settings : dataclass instance
-        One of the engine's kind.
+        Settings of the engine's type.
     """
 
     name: str
@@ -37,15 +37,15 @@ class Method:
 
     @property
     def engine(self) -> Engine:
-        """The engine itself."""
+        """Engine of that name."""
         return get_engine(self.name)
 
     def fingerprint(self) -> str:
-        """Return what results depend on beside the code and the settings; see :meth:`Engine.fingerprint`."""
+        """Return the version of programs and weights (:meth:`Engine.fingerprint`)."""
         return self.engine.fingerprint(self.settings)
 
     def record(self) -> dict[str, Any]:
-        """Return JSON values that name the method in full."""
+        """Return the engine, the preset and all settings, as JSON values."""
         return {"engine": self.name, "preset": self.preset or None, "settings": plain(self.settings)}
 
 
@@ -56,7 +56,7 @@ def choose_method(
     weights: Path | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Method:
-    """Return a method by names, checked to be possible here.
+    """Return a method by its names, and check that it can be used here.
 
     Parameters
     ----------
@@ -65,9 +65,9 @@ def choose_method(
     preset : str, optional
         Default: the engine's first.
     weights : Path, optional
-        Network weights in the place of the package's.
+        Network weights instead of those of the package.
     changes : mapping, optional
-        Settings that differ from the preset's, see :func:`nio_pydra.system.settings.with_changes`.
+        Settings that differ from the preset (:func:`nio_pydra.system.settings.with_changes`).
 
     Raises
     ------
@@ -91,25 +91,26 @@ def choose_method(
     except ValueError as error:
         raise InputError(f"These settings cannot be used for {engine} ({preset}): {error}.") from None
     if (path := getattr(settings, "weights", None)) is not None:
-        settings = replace(settings, weights=path.absolute())  # tasks run in folders of their own
+        settings = replace(settings, weights=path.absolute())  # tasks run in other folders
     return Method(engine, preset, settings)
 
 
 def read_settings_file(path: Path, preset: str | None = None) -> tuple[str | None, dict[str, Any]]:
-    """Read a preset to start from and the settings that differ, from TOML or JSON.
+    """Read a preset, and the settings that differ from it, from TOML or JSON.
 
     Parameters
     ----------
     path : Path
-        Holds ``preset``, or not, and settings.
+        File with settings and optionally ``preset``.
     preset : str, optional
-        Chosen elsewhere; must not contradict the file.
+        Preset chosen by the caller, which must not contradict the file.
 
     Returns
     -------
     preset : str or None
+        Preset of the file or the caller.
     changes : dict
-        As :func:`choose_method` takes them.
+        Settings for :func:`choose_method`.
 
     Raises
     ------
@@ -117,28 +118,28 @@ def read_settings_file(path: Path, preset: str | None = None) -> tuple[str | Non
         If the file cannot be read or contradicts `preset`.
     """
     changes = read_table(Path(path))
-    own = changes.pop("preset", None)
-    if own is not None and not isinstance(own, str):
-        raise InputError(f"{path} (settings): preset is {own!r}, expected a name.")
-    if own and preset and own != preset:
-        raise InputError(f"{path} (settings) starts from the preset {own}, but --preset says {preset}: leave out one.")
-    return own or preset, changes
+    named = changes.pop("preset", None)
+    if named is not None and not isinstance(named, str):
+        raise InputError(f"{path} (settings): preset is {named!r}, expected a name.")
+    if named and preset and named != preset:
+        raise InputError(f"{path} (settings) starts from the preset {named}, but --preset is {preset}: leave out one.")
+    return named or preset, changes
 
 
 def parse_method(text: str) -> Method:
-    """Return the method that a short text names, as in a list of methods to compare.
+    """Return the method that a short text names, for example in a list of methods to compare.
 
     Parameters
     ----------
     text : str
-        ``ENGINE[:PRESET][@WEIGHTS][?SETTING=VALUE[&SETTING=VALUE]]``, as ``syn:precise``,
-        ``lapirn@mine.safetensors`` or ``nio_m:fast?network.objective.weight=0.2``. Settings are named from the outside
-        in; values are those of TOML.
+        ``ENGINE[:PRESET][@WEIGHTS][?SETTING=VALUE[&SETTING=VALUE]]``, for example ``syn:precise``,
+        ``lapirn@mine.safetensors`` or ``nio_m:fast?network.objective.weight=0.2``. Settings are written as in
+        TOML.
 
     Raises
     ------
     InputError
-        As :func:`choose_method` does, and if the text has another form.
+        As :func:`choose_method`, and if the text has another form.
     """
     form = re.fullmatch(r"(\w+)(?::(\w+))?(?:@([^?]+))?(?:\?(.+))?", text.strip())
     if form is None:

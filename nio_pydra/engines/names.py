@@ -1,4 +1,4 @@
-"""The engines by name. Nothing heavy is imported here, so that command lines are quick to say what they know."""
+"""Table of the engines. It imports nothing slow, so that command lines start quickly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["ENGINES", "LARGEST_SEED", "get_engine"]
 
 LARGEST_SEED = 2**31 - 2
-"""ANTs takes the seed plus one, as 0 means the clock to it, in 32 bits with a sign."""
+"""ANTs gets the seed plus one, because 0 means the time of day, as a signed 32-bit number."""
 
 ENGINES = {
     "nio_m": "nio:NIO_M",
@@ -23,8 +23,9 @@ ENGINES = {
     "affine": "affine:AFFINE",
     "syn": "syn:SYN",
     "greedy": "greedy:GREEDY",
+    "mpr": "mpr:MPR",
 }
-"""Module of `nio_pydra.engines` and the engine's name in it. The first one is the default."""
+"""Module in `nio_pydra.engines` and name of the engine in it. The first engine is the default."""
 
 
 def get_engine(name: str) -> Engine:

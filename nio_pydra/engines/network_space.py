@@ -1,4 +1,4 @@
-"""A pair in the space of a network: both images on the network's grid, and the field back on the fixed grid."""
+"""A pair in the space of a network: images on the network's grid, and the field back on the fixed grid."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from nio_pydra.engines.contract import Pair
 from nio_pydra.errors import InputError
+from nio_pydra.networks import Network
+from nio_pydra.networks.lapirn import SIZE_MULTIPLE
 from nio_pydra.optimize.problem import Problem
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities, to_displacement_field
 from nio_pydra.spatial.transforms import DisplacementField
@@ -22,7 +24,7 @@ __all__ = ["NetworkSpace", "grid_around"]
 
 @dataclass(frozen=True)
 class NetworkSpace:
-    """A pair as a network sees it.
+    """A pair in the space of a network.
 
     Attributes
     ----------
@@ -47,44 +49,41 @@ class NetworkSpace:
         pair : Pair
             Images, affine and masks.
         grid : NetworkGrid
-            What :func:`grid_around` gives.
+            Grid of :func:`grid_around`.
         fixed : Nifti1Image
-            The foreground of the pair's fixed image.
+            `pair.fixed_object`, which the caller already has.
         scaling : str
-            Intensity scaling of the network, see :func:`nio_pydra.spatial.conform.scale_intensities`.
+            Intensity scaling of the network (:func:`nio_pydra.spatial.conform.scale_intensities`).
         device : torch.device
-            Where the problem is to be solved.
+            Device of the problem.
 
         Raises
         ------
         InputError
-            If the affine brings no part of the moving object onto the grid.
+            If no part of the moving object lies on the grid.
         """
-        images = (
-            grid.sample(fixed),
-            grid.sample(pair.moving_object, pair.affine),
-        )
+        images = (grid.sample(fixed), grid.sample(pair.moving_object, pair.affine))
         if not images[1].any():
             raise InputError(
-                "after the affine alignment no part of the moving object lies on the fixed one: "
-                "the alignment failed, check both images and masks."
+                "No part of the moving object lies on the fixed one after the affine alignment, which has failed. "
+                "Check both images and their masks."
             )
         weights = None
         if pair.lesion_mask is not None:
-            outside = (np.asanyarray(pair.lesion_mask.dataobj) == 0).astype(np.float32)
-            # Sampled as a lesion and inverted afterwards, so that beyond the image there is no lesion.
-            lesion = grid.sample(Nifti1Image(1 - outside, pair.lesion_mask.affine), pair.affine)
+            lesion_voxels = (np.asanyarray(pair.lesion_mask.dataobj) != 0).astype(np.float32)
+            # The lesion itself is sampled, so that there is none outside the image.
+            lesion = grid.sample(Nifti1Image(lesion_voxels, pair.lesion_mask.affine), pair.affine)
             weights = torch.from_numpy(1 - lesion)[None, None].to(device)
         scaled = [scale_intensities(image, scaling).to(device) for image in images]
         return cls(grid, Problem(scaled[0], scaled[1], moving_weights=weights), pair.fixed)
 
     def back(self, field: Tensor) -> DisplacementField:
-        """Bring a unit field ``(1, 3, D, H, W)`` of the problem onto the fixed image's grid, in mm."""
+        """Convert a unit field ``(1, 3, D, H, W)`` of the problem to mm on the fixed image's grid."""
         return to_displacement_field(field, self.grid, self.fixed)
 
 
-def grid_around(foreground: Nifti1Image, conventions: Mapping[str, Any], multiple: int) -> NetworkGrid:
-    """Return the grid of a network around the object in an image.
+def grid_around(foreground: Nifti1Image, conventions: Mapping[str, Any], network: Network | None) -> NetworkGrid:
+    """Return a network's grid around the object in an image.
 
     Parameters
     ----------
@@ -92,13 +91,13 @@ def grid_around(foreground: Nifti1Image, conventions: Mapping[str, Any], multipl
         ``(X, Y, Z)``, zero outside the object.
     conventions : mapping
         ``orientation`` and ``voxel_size_mm`` of the network's metadata.
-    multiple : int
-        Every axis is a multiple of this.
+    network : Network or None
+        Network that gives the multiple of every axis. None: that of LapIRN.
     """
     return network_grid(
         foreground,
         np.asanyarray(foreground.dataobj) != 0,
         orientation=conventions["orientation"],
         voxel_size_mm=conventions["voxel_size_mm"],
-        multiple=multiple,
+        multiple=SIZE_MULTIPLE if network is None else network.size_multiple,
     )

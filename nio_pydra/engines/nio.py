@@ -1,15 +1,15 @@
-"""The engines ``nio_m``, ``nio``, ``io`` and ``lapirn``: one chain, four schedules.
+"""The engines ``nio_m``, ``nio``, ``io`` and ``lapirn``, which differ in their settings only.
 
-Both images go into the network's space. A first field is predicted there, or is zero; refiners improve it; the result
-comes back to the fixed grid. A new network is one new file in `nio_pydra.networks`, and a new refiner one in
-`nio_pydra.optimize` and a field of :class:`NetworkSettings`.
+Both images are converted to the network's space. The first field is predicted there or is zero, refiners improve it,
+and the result is converted back to the fixed grid. A new network needs a file in `nio_pydra.networks`. A new refiner
+needs a file in `nio_pydra.optimize` and a field of :class:`NetworkSettings`.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,6 @@ from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.metrics import regularity
 from nio_pydra.networks import Network, load_network
 from nio_pydra.networks.checkpoints import condition_for, default_weights, weights_digest
-from nio_pydra.networks.lapirn import SIZE_MULTIPLE
 from nio_pydra.optimize.estimate import Estimate, Refiner
 from nio_pydra.optimize.io import IOSettings
 from nio_pydra.optimize.nio import NIOSettings
@@ -37,7 +36,7 @@ __all__ = ["IO", "LAPIRN", "NIO", "NIO_M", "NetworkEngine", "NetworkSettings"]
 log = logging.getLogger("nio_pydra")
 
 NO_NETWORK = {"orientation": "LIA", "voxel_size_mm": 1.0, "intensity_scaling": "percentile"}
-"""Space and intensities where the first field is zero."""
+"""Space and intensities if the first field is zero."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class NetworkSettings:
     network : NIOSettings or None
         Optimisation of the network. None: it only predicts.
     field : IOSettings or None
-        Optimisation of the field after that.
+        Optimisation of the field after that. None: there is none.
     weights : Path or None
-        Checkpoint. None: the package's.
+        Checkpoint of the network. None: that of the package.
     """
 
     start: Literal["network", "zero"] = "network"
@@ -63,13 +62,11 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         if self.start == "zero" and (self.network is not None or self.weights is not None):
-            raise ValueError(
-                "start is 'zero', where no network is used: expected no settings of a network and no weights"
-            )
+            raise ValueError("start is 'zero', which uses no network: expected no settings of a network and no weights")
 
     @property
     def refiners(self) -> list[Refiner]:
-        """What improves the first field, in order."""
+        """Refiners of the first field, in order."""
         return [refiner for refiner in (self.network, self.field) if refiner is not None]
 
 
@@ -80,10 +77,18 @@ class NetworkEngine(Engine):
     ----------
     what, citation, presets
         See :class:`nio_pydra.engines.contract.Engine`.
+    weights : callable
+        Function that returns the checkpoint if the settings name none.
     """
 
-    def __init__(self, what: str, citation: str, presets: Mapping[str, NetworkSettings]) -> None:
-        self.what, self.citation, self.presets = what, citation, presets
+    def __init__(
+        self,
+        what: str,
+        citation: str,
+        presets: Mapping[str, NetworkSettings],
+        weights: Callable[[], Path] = default_weights,
+    ) -> None:
+        self.what, self.citation, self.presets, self._weights = what, citation, presets, weights
 
     def run(self, pair: Pair, settings: NetworkSettings, runtime: Runtime) -> Deformation:
         """Register a pair in the network's space.
@@ -93,36 +98,38 @@ class NetworkEngine(Engine):
         pair : Pair
             Images, affine and masks.
         settings : NetworkSettings
-            One of the presets, or settings made by hand.
+            First field and refiners.
         runtime : Runtime
-            Device, threads, precision.
+            Device, precision and seed.
 
         Returns
         -------
         Deformation
-            Forward field on the fixed grid, without folds; no inverse. Its details hold ``weights`` and the
-            regularity of the field before folds were removed, ``before_unfolding``.
+            Forward field on the fixed grid without folds, and no inverse. The details hold ``weights`` and
+            ``before_unfolding``, the regularity of the field before folds were removed.
 
         Raises
         ------
         InputError
-            If the weights cannot be used, or CUDA is asked for where there is none.
+            If the weights cannot be used, or CUDA is chosen but not available.
         ComputationError
             If the optimisation diverges.
         """
-        network, conventions = _load(settings)
+        network, conventions = self._load(settings)
         device = choose_device(runtime)
         torch.manual_seed(runtime.seed)
         watch = Stopwatch()
         fixed = pair.fixed_object
-        grid = grid_around(fixed, conventions, _multiple(network))
+        grid = grid_around(fixed, conventions, network)
         keep_freed_memory(math.prod(grid.shape))
         space = NetworkSpace.of(pair, grid, fixed, conventions["intensity_scaling"], device)
         precision = choose_precision(runtime, device)
         log.info("network grid %s, %s, %s", grid.shape, device, str(precision).removeprefix("torch."))
-        condition = _condition(network, conventions, settings)
+        condition = None
         if network is not None:
             network = place(network, device)
+            if getattr(network.config, "conditional", False):
+                condition = condition_for(conventions, (settings.network or NIOSettings()).objective.weight)
         estimate = Estimate(space.problem, network, condition, precision, runtime.progress)
         for refiner in settings.refiners:
             estimate = refiner.refine(estimate)
@@ -136,7 +143,7 @@ class NetworkEngine(Engine):
             "before_unfolding": asdict(regularity(folded, pair.fixed_foreground)),
         }
         if network is not None:
-            path = settings.weights or default_weights()
+            path = settings.weights or self._weights()
             details["weights"] = {"name": path.name, "sha256": weights_digest(path)}
         if condition is not None:
             details["condition"] = condition
@@ -145,47 +152,34 @@ class NetworkEngine(Engine):
         return Deformation(forward, None, spent, details)
 
     def fingerprint(self, settings: NetworkSettings) -> str:
-        """Return the digest of the weights, which are loaded to see that they can be used."""
-        if _load(settings)[0] is None:
+        """Return the digest of the weights, after loading them as a check."""
+        if self._load(settings)[0] is None:
             return ""
-        return f"weights-{weights_digest(settings.weights)[:16]}"
+        return f"weights-{weights_digest(settings.weights or self._weights())[:16]}"
 
     def memory_mb(
         self, fixed: Nifti1Image, mask: Nifti1Image | None, settings: NetworkSettings, runtime: Runtime
     ) -> Memory:
         """Predict the peak memory of LapIRN; other networks take less."""
         device = choose_device(runtime)
-        network, conventions = _load(settings)
+        network, conventions = self._load(settings)
         optimised = settings.network is not None and settings.network.iterations[-1] > 0
         predicted = predicted_memory_mb(
-            grid_around(foreground_only(fixed, mask), conventions, _multiple(network)).shape,
+            grid_around(foreground_only(fixed, mask), conventions, network).shape,
             optimised=optimised,
             float32=choose_precision(runtime, device) == torch.float32,
         )
         return Memory(predicted) if device.type == "cpu" else Memory(BASE_MB, predicted)
 
-
-def _load(settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
-    """Load the network, if there is one, and its conventions."""
-    return (None, NO_NETWORK) if settings.start == "zero" else load_network(settings.weights)
-
-
-def _multiple(network: Network | None) -> int:
-    return SIZE_MULTIPLE if network is None else network.size_multiple
-
-
-def _condition(network: Network | None, conventions: Mapping[str, Any], settings: NetworkSettings) -> float | None:
-    """Return what a conditional network has to be told; None for others."""
-    if network is None or not getattr(network.config, "conditional", False):
-        return None
-    weight = (settings.network or NIOSettings()).objective.weight
-    return condition_for(conventions, weight)
+    def _load(self, settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
+        """Return the network, if there is one, and its conventions."""
+        return (None, NO_NETWORK) if settings.start == "zero" else load_network(settings.weights or self._weights())
 
 
 MOK_2023 = "Mok et al. 2023, Machine Learning in Medical Imaging (MICCAI workshop)"
 
-#: Most of the gain comes early and at the lower levels, so "draft" stops there. "fast" then refines the field itself,
-#: which costs little, and "precise" does so after the whole schedule of the paper. "paper" is what Mok et al. use.
+#: "paper" is the schedule of Mok et al. Most of the gain comes early and at the lower levels, so "draft" stops there.
+#: "fast" adds a refinement of the field itself, which is quick. "precise" adds it to the schedule of the paper.
 NIO_M = NetworkEngine(
     "Neural Instance Optimization, coarse to fine: LapIRN's weights are optimised on the pair, level by level",
     MOK_2023,
@@ -207,7 +201,7 @@ NIO = NetworkEngine(
     },
 )
 IO = NetworkEngine(
-    "instance optimisation of the displacement field, from LapIRN's prediction on",
+    "instance optimisation of the displacement field, starting from LapIRN's prediction",
     f"Siebert et al. 2021, Learn2Reg challenge (MICCAI); as in {MOK_2023}",
     {
         "paper": NetworkSettings(field=IOSettings()),

@@ -1,4 +1,4 @@
-"""How good a registration is: similarity, regularity, and how far points are from where they were, there and back."""
+"""Quality of a registration: similarity, regularity, and errors of round trips of points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nio_pydra.spatial.transforms import DisplacementField, Transform, apply_aff
 
 __all__ = ["quality"]
 
-POINTS = 200_000  # at which a round trip is measured
+POINTS = 200_000  # number of points of a round trip
 
 
 def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
     Parameters
     ----------
     pair : Pair
-        What was registered.
+        Registered pair.
     transforms : tuple of Transform
         Forward (a deformation on the fixed grid, then the affine; or the affine alone) and inverse.
 
@@ -30,11 +30,11 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
     -------
     dict
         ``similarity`` (``before`` and ``after``), ``std_jacobian``, ``fold_percent`` and ``inverse_error_mm`` of the
-        record. The last one has ``median`` and ``p99`` in mm of three round trips: from ``voxels`` of the fixed object
-        and from points ``between_voxels``, forward then inverse, and ``backward`` from voxels of the moving object.
+        record. The last holds ``median`` and ``p99``, in mm, of three round trips: forward and back from ``voxels`` of
+        the fixed object and from points ``between_voxels``, and from voxels of the moving object (``backward``).
     """
     foreground, fixed = pair.fixed_foreground, np.asanyarray(pair.fixed.dataobj)
-    moving = pair.moving_object  # for a background that is the darkest value
+    moving = pair.moving_object  # its background is the darkest value
 
     def similarity(transform: Transform) -> float:
         return local_similarity(fixed, np.asanyarray(resample(moving, pair.fixed, transform).dataobj), foreground)
@@ -49,12 +49,12 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
         },
         "std_jacobian": smooth.std_jacobian if smooth else 0.0,
         "fold_percent": smooth.fold_percent if smooth else 0.0,
-        "inverse_error_mm": _way_back(pair, *transforms),
+        "inverse_error_mm": _round_trips(pair, *transforms),
     }
 
 
-def _way_back(pair: Pair, forward: Transform, inverse: Transform) -> dict[str, Any]:
-    """Distances in mm after a round trip: from voxels of the fixed object, from between them, and the other way."""
+def _round_trips(pair: Pair, forward: Transform, inverse: Transform) -> dict[str, Any]:
+    """Return the median and 99th percentile of the errors of three round trips, in mm."""
     rng = np.random.default_rng(0)
     fixed = _some_voxels(pair.fixed_foreground)
     between = fixed + rng.uniform(-0.5, 0.5, fixed.shape)
@@ -72,6 +72,6 @@ def _way_back(pair: Pair, forward: Transform, inverse: Transform) -> dict[str, A
 
 
 def _some_voxels(region: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Indices ``(N, 3)`` of voxels of a region, spread evenly."""
+    """Return indices ``(N, 3)`` of evenly spread voxels of a region."""
     voxels = np.argwhere(region)
     return voxels[:: max(1, len(voxels) // POINTS)].astype(np.float64)

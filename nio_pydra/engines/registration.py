@@ -1,7 +1,7 @@
 """Registration of files by any engine, label propagation and scoring.
 
-:func:`register` is the one place where engines are called. It reads and checks the images, lets the engine find a
-deformation, inverts it where the engine did not, writes both directions as ITK transforms and measures the result.
+Engines are called in :func:`register` only. It reads and checks the images, runs the engine, inverts the deformation if
+the engine did not, writes both directions as ITK transforms and measures the result.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ __all__ = ["Registration", "propagate_labels", "register", "score"]
 log = logging.getLogger("nio_pydra")
 
 LEAST_KEPT = 0.5
-"""Share of the affine's similarity below which a registration has failed."""
+"""Smallest share of the affine's similarity after a registration that has not failed."""
 RECORDED = ("torch", "numpy", "nibabel", "antspyx")
+"""Packages whose versions are recorded."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Registration:
     Attributes
     ----------
     forward_xfm, inverse_xfm : Path
-        ITK composites: fixed points to moving points (resamples the moving image onto the fixed grid), and back.
+        ITK composites from fixed to moving points (to resample the moving image onto the fixed grid), and back.
     warped : Path
         Moving image on the fixed grid, float32.
     record : Path
-        JSON: engine, times, memory, quality, versions.
+        JSON file with the engine, times, memory, quality and versions.
     """
 
     forward_xfm: Path
@@ -75,24 +76,23 @@ def register(
     profile: Profile = BRAIN,
     runtime: Runtime | None = None,
 ) -> Registration:
-    """Register a moving image to a fixed one, from a given affine on.
+    """Register a moving image to a fixed one, starting from a given affine.
 
     Parameters
     ----------
     fixed, moving : ScanFiles
-        3-D images. Masks lie on their grids; without one the image is zero outside the object. A lesion of the moving
-        image is taken out of the similarity.
+        3-D images. Masks lie on their grids. Without a mask the image is zero outside the object. The similarity
+        ignores a lesion of the moving image.
     affine : Path
-        ITK affine or composite with one affine, fixed points to moving points.
+        ITK affine, or composite with one affine, from fixed to moving points.
     out_dir : Path
-        Takes ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz`` and ``record.json``.
+        Folder for ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz`` and ``record.json``.
     method : Method, optional
-        Engine and settings, by name (:func:`nio_pydra.engines.methods.choose_method`, whose default is the default
-        here) or made by hand.
+        Engine and settings. Default: that of :func:`nio_pydra.engines.methods.choose_method`.
     affine_record : mapping, optional
-        What the affine took, as :func:`nio_pydra.engines.affine.align` returns it; for the record.
+        Times of the affine from :func:`nio_pydra.engines.affine.align`, for the record.
     profile : Profile
-        What the images show.
+        Profile of the images.
     runtime : Runtime, optional
         Device, threads, seed.
 
@@ -101,15 +101,15 @@ def register(
     InputError
         If an input cannot be used.
     ComputationError
-        If what the engine finds is not finite, or fits much worse than the affine alone.
+        If the result of the engine is not finite, or fits much worse than the affine alone.
 
     Notes
     -----
-    ``seconds`` in the record means the same for every engine. ``registration`` is the time from images in memory to
-    both transforms in memory, and ``registration_processor`` the processor time of the same work; the start of
-    processes and the loading of weights are in neither. ``affine`` and ``affine_processor`` are the like of the affine.
-    ``files`` is reading and writing, ``measures`` the resampling of the moving image and all measures of quality, and
-    ``preparation`` whatever is left: the loading of weights and programs.
+    ``seconds`` in the record have the same meaning for every engine. ``registration`` is the time from images in memory
+    to both transforms in memory, and ``registration_processor`` is its processor time. Both exclude the start of
+    processes and the loading of weights. ``affine`` and ``affine_processor`` are the same for the affine. ``files`` is
+    reading and writing. ``measures`` is the resampling of the moving image and all measures of quality.
+    ``preparation`` is the rest: the loading of weights and programs.
     """
     runtime, method = runtime or Runtime(), method or choose_method()
     forget_peak_memory()
@@ -128,23 +128,18 @@ def register(
     if similarity["after"] < LEAST_KEPT * similarity["before"]:
         raise ComputationError(
             f"{moving.image} fits {fixed.image} worse after the registration by {method.name} than after the affine "
-            f"alone: similarity {similarity['before']:.2f} -> {similarity['after']:.2f}. Are the weights made for such "
-            "images?"
+            f"alone: similarity {similarity['before']:.2f} -> {similarity['after']:.2f}. "
+            "Check that the weights are made for such images."
         )
     measured = measuring.read().wall
     writing = Stopwatch()
-    out_dir = Path(out_dir)
-    files = Registration(
-        out_dir / "forward_xfm.h5",
-        out_dir / "inverse_xfm.h5",
-        out_dir / "warped.nii.gz",
-        out_dir / "record.json",
-    )
+    names = ("forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "record.json")
+    files = Registration(*(Path(out_dir) / name for name in names))
     write_h5(transforms[0], files.forward_xfm)
     write_h5(transforms[1], files.inverse_xfm)
     save_image(warped.dataobj, pair.fixed.affine, files.warped)
     reading_and_writing = reading + writing.read().wall
-    taken = affine_record or {}
+    affine_times = affine_record or {}
     record = {
         **method.record(),
         "inputs": {"fixed": contents_digest(fixed.image), "moving": contents_digest(moving.image)},
@@ -157,8 +152,8 @@ def register(
         **found.details,
         "versions": {"nio_pydra": __version__, "python": platform.python_version()} | _versions(),
         "seconds": {
-            "affine": taken.get("seconds"),
-            "affine_processor": taken.get("processor_seconds"),
+            "affine": affine_times.get("seconds"),
+            "affine_processor": affine_times.get("processor_seconds"),
             "registration": spent.wall,
             "registration_processor": spent.processor,
             "files": reading_and_writing,
@@ -171,7 +166,7 @@ def register(
 
 
 def propagate_labels(labels: Path, reference: Path, transform: Path, out: Path) -> Path:
-    """Bring a label map onto another image's grid, in one nearest-label interpolation.
+    """Resample a label map onto another image's grid, in one nearest-neighbour interpolation.
 
     Parameters
     ----------
@@ -182,7 +177,7 @@ def propagate_labels(labels: Path, reference: Path, transform: Path, out: Path) 
     transform : Path
         ITK composite that maps points of the reference to points of the labels.
     out : Path
-        Written as int32, or the smallest integer type that holds the labels.
+        File to write, in the smallest of uint8, int16 and int32 that holds the labels.
 
     Raises
     ------
@@ -192,31 +187,31 @@ def propagate_labels(labels: Path, reference: Path, transform: Path, out: Path) 
     source = load_labels(Path(labels))
     target = load_image(Path(reference), "reference")
     moved = np.asanyarray(resample(source, target, read_h5(Path(transform)), "nearest").dataobj)
-    small = next(t for t in (np.uint8, np.int16, np.int32) if np.array_equal(moved, moved.astype(t)))
-    return save_image(moved, target.affine, out, small)
+    smallest = next(t for t in (np.uint8, np.int16, np.int32) if np.array_equal(moved, moved.astype(t)))
+    return save_image(moved, target.affine, out, smallest)
 
 
 def score(
     record: Path, fixed_labels: Path, propagated_labels: Path, out: Path, moving_labels: Path | None = None
 ) -> dict[str, Any]:
-    """Add the overlap of propagated labels with the fixed image's own to a record.
+    """Add the overlap of propagated labels and labels of the fixed image to a record.
 
     Parameters
     ----------
     record : Path
-        JSON of :func:`register`.
+        JSON file of :func:`register`.
     fixed_labels, propagated_labels : Path
         Label maps on the fixed grid.
     out : Path
-        Where the completed record goes; may be `record` itself.
+        File for the completed record; can be `record` itself.
     moving_labels : Path, optional
-        The labels before they were propagated: one that got lost on the way then scores 0.
+        Labels before their propagation. A label that the propagation lost then scores 0.
 
     Returns
     -------
     dict
-        The completed record. Its ``dice`` and ``hd95_mm`` (95 % Hausdorff distance) hold ``mean`` and ``labels``. They
-        are null where the maps share no label. A label that got lost has no distance.
+        Completed record. Its ``dice`` and ``hd95_mm`` (95 % Hausdorff distance) hold ``mean`` and ``labels``. They are
+        None if the maps share no label. A label that the propagation lost has no distance.
 
     Raises
     ------
@@ -224,23 +219,20 @@ def score(
         If the maps lie on different grids.
     """
     truth = load_labels(Path(fixed_labels))
-    found = load_labels(Path(propagated_labels), like=truth)
-    before = None
+    propagated = load_labels(Path(propagated_labels), like=truth)
+    expected = None
     if moving_labels is not None:
-        before = {int(k) for k in np.unique(np.asanyarray(load_labels(Path(moving_labels)).dataobj))}
-    maps = np.asanyarray(truth.dataobj), np.asanyarray(found.dataobj)
-    overlaps = dice(*maps, before)
+        expected = {int(k) for k in np.unique(np.asanyarray(load_labels(Path(moving_labels)).dataobj))}
+    maps = np.asanyarray(truth.dataobj), np.asanyarray(propagated.dataobj)
+    overlaps = dice(*maps, expected)
     distances = hausdorff_95(*maps, overlaps, np.linalg.norm(truth.affine[:3, :3], axis=0).tolist())
     completed = json.loads(Path(record).read_text())
     for name, per_label in (("dice", overlaps), ("hd95_mm", distances)):
         labels = {str(label): value for label, value in per_label.items()}
         completed[name] = {"mean": float(np.mean(list(labels.values()))), "labels": labels} if labels else None
     if not overlaps:
-        log.warning(
-            "%s and %s have no label in common: no overlap was measured.",
-            fixed_labels,
-            moving_labels or propagated_labels,
-        )
+        files = (fixed_labels, moving_labels or propagated_labels)
+        log.warning("%s and %s have no label in common: no overlap was measured.", *files)
     _write_json(completed, Path(out))
     return completed
 
@@ -262,19 +254,20 @@ def _read_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path, profile: Profi
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in RECORDED:
-        with suppress(PackageNotFoundError):  # only what an engine that is not used needs can be missing
-            found[name] = version(name)
-    return found
+        with suppress(PackageNotFoundError):  # of an engine that is not used
+            versions[name] = version(name)
+    return versions
 
 
 def _transforms(pair: Pair, found: Deformation) -> tuple[Transform, Transform]:
-    back = np.linalg.inv(pair.affine)
+    """Return the forward and the inverse transform."""
+    inverse_affine = np.linalg.inv(pair.affine)
     if found.forward is None:
-        return Transform((pair.affine,)), Transform((back,))
+        return Transform((pair.affine,)), Transform((inverse_affine,))
     inverse = found.inverse or invert(found.forward)
-    return Transform((found.forward, pair.affine)), Transform((back, inverse))
+    return Transform((found.forward, pair.affine)), Transform((inverse_affine, inverse))
 
 
 def _write_json(record: dict[str, Any], path: Path) -> None:

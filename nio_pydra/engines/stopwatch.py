@@ -1,4 +1,4 @@
-"""Wall time and processor time of the same stretch of work."""
+"""Wall time and processor time of the same work."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Spent", "Stopwatch"]
 
 @dataclass(frozen=True)
 class Spent:
-    """What a stretch of work took.
+    """Time that some work took.
 
     Attributes
     ----------
     wall : float
         Seconds on the clock.
     processor : float
-        Seconds of all processor cores together: comparable on a busy machine too.
+        Seconds of all processor cores together, comparable also on a busy machine.
     """
 
     wall: float
@@ -29,13 +29,13 @@ class Spent:
 
 
 class Stopwatch:
-    """Starts when it is made; counts this process and its threads, not its children."""
+    """Measures time from its creation, of this process and its threads but not its children."""
 
     def __init__(self) -> None:
         self._started = self._now()
 
     def read(self) -> Spent:
-        """Return what was spent since the start."""
+        """Return the time since the start."""
         now = self._now()
         return Spent(now.wall - self._started.wall, now.processor - self._started.processor)
 

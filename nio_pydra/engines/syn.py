@@ -22,16 +22,16 @@ __all__ = ["SYN", "SynSettings"]
 
 @dataclass(frozen=True)
 class SynSettings:
-    """What the deformable stage of ANTs does.
+    """Settings of the deformable stage of ANTs.
 
     Attributes
     ----------
     metric : str
-        ``"mattes"`` (mutual information) or ``"CC"`` (local cross-correlation).
+        "mattes" (mutual information) or "CC" (local cross-correlation).
     sampling : int
-        Histogram bins of ``mattes``, window radius in voxels of ``CC``.
+        Number of histogram bins of "mattes", or window radius of "CC" in voxels.
     iterations : tuple of int
-        Per level, coarse to fine; the last level is full resolution.
+        Iterations per level, coarse to fine. The last level has full resolution.
 
     Raises
     ------
@@ -53,38 +53,38 @@ class SynSettings:
 
 
 class SynEngine(Engine):
-    """SyN as antspyx runs it."""
+    """SyN, run by antspyx."""
 
     what = "symmetric normalization by ANTs, the classical baseline"
     citation = "Avants et al. 2008, Medical Image Analysis 12, doi:10.1016/j.media.2007.06.004"
     presets = MappingProxyType(
         {
             "fast": SynSettings(),
-            # Not antspyx's "SyNCC", whose hard-coded schedule takes many hours.
+            # The fixed schedule of antspyx's "SyNCC" takes many hours.
             "precise": SynSettings(metric="CC", sampling=4, iterations=(100, 70, 50, 20)),
         }
     )
 
     def run(self, pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
-        """Register a pair by SyN, starting from and keeping the pair's affine.
+        """Register a pair by SyN, with its affine as the start.
 
-        antspyx's ``SyNOnly`` runs the very stage that its ``SyN`` runs after its own affine. Its forward field is
-        applied before the affine and its inverse field after the affine's inverse. So both live on the fixed grid, in
-        the fixed image's world, as the contract asks.
+        antspyx's ``SyNOnly`` runs the same stage as its ``SyN`` after the affine. The forward field is applied before
+        the affine, and the inverse field after the affine's inverse. So both lie on the fixed grid, in the fixed
+        image's world, as :class:`Deformation` requires.
 
         Parameters
         ----------
         pair : Pair
-            Its masks blank everything outside; its lesion mask takes the lesion out of the similarity.
+            The images are zero outside their masks. The similarity ignores the lesion.
         settings : SynSettings
             Schedule of the deformable stage.
         runtime : Runtime
-            Threads and seed. ANTs promises the same bits run after run on one thread only.
+            Threads and seed. ANTs gives the same bits in every run on one thread only.
 
         Returns
         -------
         Deformation
-            Its details hold ``peak_memory_mb``.
+            Both fields on the fixed grid. The details hold ``peak_memory_mb``.
 
         Raises
         ------
@@ -92,13 +92,9 @@ class SynEngine(Engine):
             If the ANTs process fails.
         """
         options = AntsOptions("SyNOnly", settings.metric, settings.sampling, settings.iterations)
-        fixed = pair.fixed_object
-        moving = pair.moving_object
+        images = pair.fixed_object, pair.moving_object
         with scratch_folder(runtime.scratch) as folder:
-            result = run_ants(
-                fixed, moving, options, folder, runtime,
-                affine=pair.affine, lesion=pair.lesion_mask,
-            )  # fmt: skip
+            result = run_ants(*images, options, folder, runtime, affine=pair.affine, lesion=pair.lesion_mask)
             if result.warp is None or result.inverse_warp is None:
                 raise RuntimeError("antspyx wrote no deformation after SyNOnly: is its version supported?")
             forward = _read_warp(result.warp, pair.fixed)
@@ -114,9 +110,9 @@ SYN = SynEngine()
 
 
 def _read_warp(path: Path, fixed: nib.Nifti1Image) -> DisplacementField:
-    """Turn an ITK displacement file (X, Y, Z, 1, 3), LPS mm, on the fixed grid, into a RAS field.
+    """Read an ITK displacement file ``(X, Y, Z, 1, 3)``, LPS mm, on the fixed grid.
 
-    The fixed image's own affine is used: the one in the file went through ITK's quaternions.
+    The affine of the fixed image is used, because ITK's quaternions have rounded the one in the file.
     """
     vectors = np.asarray(nib.Nifti1Image.from_filename(path).dataobj, dtype=np.float32)[:, :, :, 0, :]
     if vectors.shape[:3] != fixed.shape:

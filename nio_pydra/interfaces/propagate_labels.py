@@ -1,4 +1,4 @@
-"""Nipype interface: labels carried through a transform."""
+"""Nipype interface: labels resampled through a transform."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ __all__ = ["NIOPropagateLabels"]
 
 
 class NIOPropagateLabelsInputSpec(BaseInterfaceInputSpec):
-    """What to carry where."""
+    """Labels, and where to bring them."""
 
     labels = File(exists=True, mandatory=True, desc="label image")
-    reference = File(exists=True, mandatory=True, desc="image whose grid the result has")
-    transform = File(
-        exists=True, mandatory=True, desc="ITK composite .h5, points of the reference to points of the labels"
-    )
+    reference = File(exists=True, mandatory=True, desc="image that gives the grid of the result")
+    transform = File(exists=True, mandatory=True, desc="ITK composite .h5, from points of the reference to the labels")
 
 
 class NIOPropagateLabelsOutputSpec(TraitedSpec):
     """A file in the node's working folder."""
 
-    propagated = File(exists=True, desc="labels on the reference's grid, nearest neighbour")
+    propagated = File(exists=True, desc="labels on the reference's grid")
 
 
 class NIOPropagateLabels(BaseInterface):
@@ -35,10 +33,8 @@ class NIOPropagateLabels(BaseInterface):
     def _run_interface(self, runtime: Any) -> Any:
         from nio_pydra.engines.registration import propagate_labels
 
-        given = self.inputs
-        propagate_labels(
-            Path(given.labels), Path(given.reference), Path(given.transform), Path(runtime.cwd) / "labels.nii.gz"
-        )
+        inputs = (Path(getattr(self.inputs, name)) for name in ("labels", "reference", "transform"))
+        propagate_labels(*inputs, Path(runtime.cwd) / "labels.nii.gz")
         return runtime
 
     def _list_outputs(self) -> dict[str, str]:

@@ -11,6 +11,9 @@ from nio_pydra.engines.names import ENGINES, LARGEST_SEED
 
 __all__ = ["NIORegistration"]
 
+FILES = ("fixed_mask", "fixed_labels", "moving_mask", "moving_labels", "lesion_mask", "weights")
+"""Inputs that are files and may be left out."""
+
 
 class NIORegistrationInputSpec(BaseInterfaceInputSpec):
     """What to register, and how."""
@@ -18,11 +21,11 @@ class NIORegistrationInputSpec(BaseInterfaceInputSpec):
     fixed = File(exists=True, mandatory=True, desc="image to align to (the atlas)")
     moving = File(exists=True, mandatory=True, desc="image to be aligned")
     fixed_labels = File(exists=True, desc="label image of the fixed image, for the Dice overlap")
-    moving_labels = File(exists=True, desc="label image of the moving image, carried onto the fixed one")
+    moving_labels = File(exists=True, desc="label image of the moving image, to be resampled onto the fixed one")
     fixed_mask = File(exists=True, desc="mask of the object (default: made)")
     moving_mask = File(exists=True, desc="mask of the object (default: made)")
     lesion_mask = File(exists=True, desc="region of the moving image to leave out of the similarity")
-    skull_stripped = traits.Bool(False, usedefault=True, desc="both images show nothing but the object")
+    skull_stripped = traits.Bool(False, usedefault=True, desc="both images are zero outside the object")
     engine = traits.Enum(*ENGINES, usedefault=True, desc="registration engine")
     preset = traits.Str(desc="preset of the engine (default: its first)")
     settings = traits.Dict(desc="settings that differ from the preset's")
@@ -38,11 +41,11 @@ class NIORegistrationInputSpec(BaseInterfaceInputSpec):
 class NIORegistrationOutputSpec(TraitedSpec):
     """Files in the node's working folder."""
 
-    forward_xfm = File(exists=True, desc="ITK composite, fixed to moving points: resamples moving onto fixed")
-    inverse_xfm = File(exists=True, desc="its inverse")
+    forward_xfm = File(exists=True, desc="ITK composite, fixed to moving points")
+    inverse_xfm = File(exists=True, desc="ITK composite, moving to fixed points")
     warped = File(exists=True, desc="moving image on the fixed grid")
-    labels = File(desc="moving labels on the fixed grid, where there were any")
-    record = File(exists=True, desc="JSON: what was done, what it took, how good it is")
+    labels = File(desc="moving labels on the fixed grid, if given")
+    record = File(exists=True, desc="JSON: settings, time, memory, measures of quality")
 
 
 class NIORegistration(BaseInterface):
@@ -64,49 +67,30 @@ class NIORegistration(BaseInterface):
         from nio_pydra.engines.contract import Runtime, ScanFiles
         from nio_pydra.engines.methods import choose_method
 
-        given = self.inputs
+        given = {name: value for name, value in self.inputs.get().items() if isdefined(value)}
+        paths = {name: Path(given[name]) if name in given else None for name in FILES}
+        stripped = given["skull_stripped"]
         register_pair(
+            ScanFiles(Path(given["fixed"]), paths["fixed_mask"], paths["fixed_labels"], skull_stripped=stripped),
             ScanFiles(
-                Path(given.fixed),
-                mask=_path(given.fixed_mask),
-                labels=_path(given.fixed_labels),
-                skull_stripped=given.skull_stripped,
-            ),
-            ScanFiles(
-                Path(given.moving),
-                mask=_path(given.moving_mask),
-                labels=_path(given.moving_labels),
-                lesion_mask=_path(given.lesion_mask),
-                skull_stripped=given.skull_stripped,
+                Path(given["moving"]), paths["moving_mask"], paths["moving_labels"], paths["lesion_mask"], stripped
             ),
             Path(runtime.cwd),
             choose_method(
-                given.engine,
-                given.preset if isdefined(given.preset) else None,
-                weights=_path(given.weights),
-                changes=given.settings if isdefined(given.settings) else None,
+                given["engine"], given.get("preset"), weights=paths["weights"], changes=given.get("settings")
             ),
             runtime=Runtime(
-                device=given.device,
-                precision=given.precision,
-                threads=given.num_threads,
-                seed=given.random_seed,
+                device=given["device"],
+                precision=given["precision"],
+                threads=given["num_threads"],
+                seed=given["random_seed"],
             ),
         )
         return runtime
 
     def _list_outputs(self) -> dict[str, str]:
-        folder = Path.cwd()  # nipype lists outputs from inside the node's folder
-        outputs = {
-            "forward_xfm": folder / "forward_xfm.h5",
-            "inverse_xfm": folder / "inverse_xfm.h5",
-            "warped": folder / "warped.nii.gz",
-            "record": folder / "record.json",
-        }
+        names = ["forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "record.json"]
         if isdefined(self.inputs.moving_labels):
-            outputs["labels"] = folder / "labels.nii.gz"
-        return {name: str(path) for name, path in outputs.items()}
-
-
-def _path(value: Any) -> Path | None:
-    return Path(value) if isdefined(value) else None
+            names.append("labels.nii.gz")
+        # nipype lists outputs from inside the node's folder
+        return {name.partition(".")[0]: str(Path.cwd() / name) for name in names}

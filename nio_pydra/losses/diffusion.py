@@ -1,4 +1,4 @@
-"""The diffusion regulariser: how much neighbouring displacements differ."""
+"""Diffusion regulariser: mean squared difference of neighbouring displacements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["diffusion"]
 
 
 def diffusion(field: Tensor) -> Tensor:
-    """Mean squared forward difference of a unit field, measured in voxels, averaged over the three axes.
+    """Return the mean squared forward difference of a unit field in voxels, averaged over the three axes.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class _CompiledDiffusion(torch.autograd.Function):
 
         values = field.detach()[0].contiguous()
         _, *shape = values.shape
-        # Along each axis there is one difference fewer than voxels; channel 0 moves along the last axis.
+        # Each axis has one difference fewer than voxels. Channel 0 moves along the last axis.
         counts = [values.numel() * (n - 1) / n for n in shape]
         weights = torch.tensor([[((n - 1) / 2) ** 2 / count / 3 for count in counts] for n in shape[::-1]])
         energy = torch.empty(values.shape[:2], dtype=torch.float64)

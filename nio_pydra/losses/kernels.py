@@ -1,7 +1,7 @@
-"""Compiled CPU loops of the losses; callers import this module late, as `system.compiled` says.
+"""Compiled CPU loops of the losses. Callers import this module inside functions (see `system.compiled`).
 
-Arrays are C-contiguous, float32 unless said otherwise. Each slice is summed by one thread in a fixed order, so results
-do not depend on the number of threads.
+Arrays are C-contiguous, and float32 unless stated otherwise. Each slice is summed by one thread in a fixed order, so
+results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["lncc_gradient", "lncc_products", "lncc_terms", "membrane"]
 
 @compiled(parallel=True, fastmath={"contract", "nsz"})
 def lncc_products(fixed, moving, weights, products):
-    """What local cross-correlation sums over windows: the moving image, its square, and its product with the fixed.
+    """Compute the summands of local cross-correlation: moving image, its square, its product with the fixed image.
 
     Parameters
     ----------
     fixed, moving : (D, H, W)
         Images.
     weights : (D, H, W)
-        Of the voxels; an array of no voxels stands for ones.
+        Weights of the voxels. An empty array stands for ones.
     products : (3, D, H, W)
         Output.
     """
@@ -36,37 +36,37 @@ def lncc_products(fixed, moving, weights, products):
                 factor[:] = weights[d, h]
             for w in range(width):
                 m = moving[d, h, w]
-                weighed = factor[w] * m
-                products[0, d, h, w] = weighed
-                products[1, d, h, w] = weighed * m
-                products[2, d, h, w] = weighed * fixed[d, h, w]
+                product = factor[w] * m
+                products[0, d, h, w] = product
+                products[1, d, h, w] = product * m
+                products[2, d, h, w] = product * fixed[d, h, w]
 
 
 @compiled(parallel=True, fastmath={"contract", "nsz", "arcp"})
 def lncc_terms(sums, mean, variance, counts, weights, epsilon, scale, energy):
-    """Squared correlation of all windows, and what its gradient sums over windows in turn.
+    """Compute the squared correlation of all windows, and the summands of its gradient.
 
     Parameters
     ----------
     sums : (3, D, H, W)
-        Window sums of `lncc_products`. Output: derivative of the loss by each window's covariance (a) and by its
-        moving variance (b), and what their windows' means add (a times the fixed mean plus 2 b times the moving one).
+        Input: window sums of `lncc_products`. Output: derivative of the loss by each window's covariance (a) and by its
+        moving variance (b), and the share of the windows' means (a times the fixed mean plus 2 b times the moving one).
     mean, variance : (D, H, W)
-        Of the fixed image: mean, and sum of squared deviations.
+        Mean and sum of squared deviations of the fixed image in each window.
     counts : (D, H, W) or (1, 1, 1)
-        Sum of weights of each window, or of all.
+        Sum of the weights in each window, or one number for all windows.
     weights : (D, H, W)
-        Of the voxels; an array of no voxels stands for ones.
+        Weights of the voxels. An empty array stands for ones.
     epsilon : float32
-        Keeps flat windows from dividing by zero.
+        Prevents division by zero in flat windows.
     scale : float32
-        Of the loss: minus one over the sum of weights.
+        Factor of the loss: minus one over the sum of weights.
     energy : (D,)
         Output: weighted sum of the squared correlations in each slice, float64.
     """
     _, depth, height, width = sums.shape
     weighted = weights.size > 0
-    one = np.float32(1)  # an int would turn all that it meets into float64
+    one = np.float32(1)  # an int would convert its operands to float64
     two = np.float32(2)
     for d in numba.prange(depth):
         factor = np.ones(width, np.float32)
@@ -98,18 +98,18 @@ def lncc_terms(sums, mean, variance, counts, weights, epsilon, scale, energy):
 
 @compiled(parallel=True, fastmath={"contract", "nsz"})
 def lncc_gradient(sums, fixed, moving, weights, upstream, gradient):
-    """Gradient of local cross-correlation by the moving image.
+    """Compute the gradient of local cross-correlation by the moving image.
 
     Parameters
     ----------
     sums : (3, D, H, W)
-        Window sums of what `lncc_terms` leaves.
+        Window sums of the output of `lncc_terms`.
     fixed, moving : (D, H, W)
         Images.
     weights : (D, H, W)
-        Of the voxels; an array of no voxels stands for ones.
+        Weights of the voxels. An empty array stands for ones.
     upstream : float32
-        Factor.
+        Factor of the gradient.
     gradient : (D, H, W)
         Output.
     """
@@ -128,19 +128,21 @@ def lncc_gradient(sums, fixed, moving, weights, upstream, gradient):
                 )
 
 
-# Without "reassoc" the sum would keep the compiler from working on several voxels at a time: ten times slower.
+# Without "reassoc" the compiler cannot sum several voxels at a time, and the loop is ten times slower.
 @compiled(parallel=True, fastmath={"contract", "nsz", "reassoc"})
 def membrane(field, weights, energy, gradient):
-    """Weighted sums of squared forward differences of a field, and their gradient.
+    """Compute the weighted sum of squared forward differences of a field, and its gradient.
 
     Parameters
     ----------
-    field, gradient : (C, D, H, W)
-        Input; output: derivative of the weighted energy by every voxel.
+    field : (C, D, H, W)
+        Any field.
     weights : (C, 3)
-        Weight of channel c's squared differences along D, H, W.
-    energy : (C, D)
-        Output: energy of the differences starting in each slice; their sum is the whole, float64.
+        Weights of the squared differences of each channel along D, H, W.
+    energy : (C, D) float64
+        Output: energy of the differences that start in each slice. The total is their sum.
+    gradient : (C, D, H, W)
+        Output: derivative of the total energy by every voxel.
     """
     channels, depth, height, width = field.shape
     for job in numba.prange(channels * depth):

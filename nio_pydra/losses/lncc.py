@@ -1,7 +1,7 @@
-"""Local normalised cross-correlation, with its gradient written out.
+"""Local normalised cross-correlation (LNCC), with an explicit gradient.
 
-The squared correlation of the two images inside a cube around every voxel, as used by LapIRN and NIO. Writing the
-gradient by hand replaces the graph over five filters by three filters forward and three back.
+This is the squared correlation of two images in a cube around every voxel, as in LapIRN and NIO. The explicit gradient
+needs three filters forward and three backward, where autograd would record five.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from nio_pydra.spatial.windows import window_sums
 
 __all__ = ["FixedStatistics", "lncc"]
 
-EPSILON = 1e-5  # LapIRN's; keeps flat windows from dividing by zero
+EPSILON = 1e-5  # of LapIRN; prevents division by zero in flat windows
 
 
 @dataclass(frozen=True)
 class FixedStatistics:
-    """What LNCC needs of the fixed image, computed once per pair.
+    """Statistics of the fixed image for LNCC, computed once per pair.
 
     Attributes
     ----------
     image : Tensor
         ``(N, 1, D, H, W)``.
     weights : Tensor or None
-        Weight of each voxel, same shape: 0 takes a voxel out of every window and out of the mean.
+        Weight of each voxel, same shape. 0 excludes a voxel from every window and from the mean.
     count, mean, variance : Tensor
-        Per window: sum of weights, mean of the image, and its sum of squared deviations.
+        Sum of weights, mean of the image, and sum of its squared deviations in each window.
     window : int
-        Edge length in voxels, odd.
+        Edge of the windows in voxels, odd.
     """
 
     image: Tensor
@@ -60,7 +60,7 @@ class FixedStatistics:
             sums = window_sums(torch.cat([image, image * image]), window)
         else:
             if not bool((weights > 0).any()):
-                raise ValueError("the weights are zero everywhere: nothing is left to compare")
+                raise ValueError("the weights are zero everywhere: expected at least one voxel to compare")
             weighted = weights * image
             sums = window_sums(torch.cat([weighted, weighted * image, weights]), window)
             count = sums[2 * len(image) :].clamp_min(1e-3)  # windows without any weight
@@ -70,16 +70,16 @@ class FixedStatistics:
 
 
 def lncc(fixed: Tensor | FixedStatistics, warped: Tensor, window: int = 7, weights: Tensor | None = None) -> Tensor:
-    """Negative mean squared local cross-correlation (lower is better; -1 for equal images).
+    """Return the negative mean squared local cross-correlation (lower is better; -1 for equal images).
 
     Parameters
     ----------
     fixed : Tensor or FixedStatistics
-        ``(N, 1, D, H, W)``, or its statistics, in which case `window` and `weights` are the ones stored there.
+        ``(N, 1, D, H, W)``, or its statistics, which then also give `window` and `weights`.
     warped : Tensor
-        Moving image on the fixed grid, same shape; the gradient is with respect to this one.
+        Moving image on the fixed grid, same shape. Only this one gets a gradient.
     window : int
-        Edge length of the cubes in voxels, odd.
+        Edge of the windows in voxels, odd.
     weights : Tensor, optional
         See :class:`FixedStatistics`.
 
@@ -91,11 +91,11 @@ def lncc(fixed: Tensor | FixedStatistics, warped: Tensor, window: int = 7, weigh
     Raises
     ------
     ValueError
-        If the images differ in shape, or as :class:`FixedStatistics` says.
+        If the images differ in shape, the window is even, or the weights are zero everywhere.
 
     Notes
     -----
-    Mok et al. 2023, Eq. 3 (window 7). Without weights the sums are zero-padded and always divided by the whole
+    Mok et al. 2023, Eq. 3 (window 7). Without weights the sums are zero-padded and divided by the size of the whole
     window, as in the authors' LapIRN.
     """
     if not isinstance(fixed, FixedStatistics):
@@ -151,7 +151,7 @@ class _LNCC(torch.autograd.Function):
 
 
 class _CompiledLNCC(torch.autograd.Function):
-    """The same for one pair in float32 on the CPU, in few passes over memory."""
+    """LNCC of one pair in float32 on the CPU, with few passes over memory."""
 
     @staticmethod
     def forward(ctx, warped: Tensor, fixed: FixedStatistics) -> Tensor:  # type: ignore[no-untyped-def]
@@ -188,5 +188,5 @@ class _CompiledLNCC(torch.autograd.Function):
 
 
 def _volume(image: Tensor) -> Tensor:
-    """The only volume of ``(1, 1, D, H, W)``."""
+    """Return the only volume of ``(1, 1, D, H, W)``."""
     return image.detach()[0, 0].contiguous()

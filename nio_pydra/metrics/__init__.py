@@ -1,4 +1,4 @@
-"""How good a registration is."""
+"""Measures of the quality of a registration."""
 
 from nio_pydra.metrics.overlap import dice, mean_of_lowest
 from nio_pydra.metrics.regularity import Regularity, jacobian_determinant, regularity, round_trip_error

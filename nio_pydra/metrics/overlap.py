@@ -11,19 +11,19 @@ __all__ = ["dice", "mean_of_lowest"]
 
 
 def dice(a: NDArray[np.integer], b: NDArray[np.integer], expected: set[int] | None = None) -> dict[int, float]:
-    """Dice similarity coefficient of every label that both maps hold.
+    """Return the Dice similarity coefficient (DSC) of every label that both maps hold.
 
     Parameters
     ----------
     a, b : ndarray
         Label maps of equal shape; 0 and negative values are background.
     expected : set of int, optional
-        Labels that `b` held before it was resampled: one that got lost on the way scores 0 instead of being skipped.
+        Labels that `b` held before it was resampled. One that the resampling lost scores 0 instead of being skipped.
 
     Returns
     -------
     dict
-        Label to DSC, in order of labels. A label absent from either map is skipped, as in the paper.
+        DSC by label, in the order of the labels. A label absent from one map is skipped, as in the NIO paper.
 
     Raises
     ------
@@ -47,6 +47,6 @@ def dice(a: NDArray[np.integer], b: NDArray[np.integer], expected: set[int] | No
 
 
 def mean_of_lowest(values: Iterable[float], share: float = 0.3) -> float:
-    """Mean of the lowest `share` of values (the paper's DSC30, over cases); at least one value counts."""
+    """Return the mean of the lowest `share` of values, at least of one (DSC30 of the NIO paper, over cases)."""
     ordered = np.sort(np.fromiter(values, float))
     return float(ordered[: max(1, round(share * len(ordered)))].mean())

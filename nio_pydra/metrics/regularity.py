@@ -1,4 +1,4 @@
-"""How smooth and invertible a displacement field is."""
+"""Smoothness and invertibility of displacement fields."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Regularity:
     Attributes
     ----------
     std_jacobian : float
-        Standard deviation of the raw determinants.
+        Standard deviation of the determinants.
     fold_percent : float
         Share of voxels whose determinant is zero or negative, in percent.
     """
@@ -29,12 +29,12 @@ class Regularity:
 
 
 def jacobian_determinant(field: DisplacementField) -> NDArray[np.float32]:
-    """Determinant of the derivative of ``x -> x + u(x)`` at every voxel, by central differences.
+    """Return the determinant of the derivative of ``x -> x + u(x)`` at every voxel, by central differences.
 
     Returns
     -------
     ndarray
-        ``(X, Y, Z)`` float32; 1 where nothing changes volume, independent of the grid's voxel size.
+        ``(X, Y, Z)`` float32; 1 where the volume does not change, whatever the voxel size.
     """
     voxels = field.in_voxels()
     # Row i, column j: derivative of component i along voxel axis j.
@@ -52,19 +52,19 @@ def regularity(field: DisplacementField, region: NDArray[np.bool_]) -> Regularit
     return Regularity(float(values.std(dtype=np.float64)), float(100 * (values <= 0).mean()))
 
 
-def round_trip_error(there: Transform, back: Transform, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance between points and where two transforms, one after the other, bring them.
+def round_trip_error(first: Transform, second: Transform, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the distances between points and their positions after two transforms.
 
     Parameters
     ----------
-    there, back : Transform
-        RAS mm.
+    first, second : Transform
+        RAS mm, in order of application.
     points : ndarray
-        ``(N, 3)``, RAS mm, in the space where `there` begins.
+        ``(N, 3)``, RAS mm.
 
     Returns
     -------
     ndarray
-        mm, one per point.
+        ``(N,)``, mm.
     """
-    return np.linalg.norm(back.map_points(there.map_points(points)) - points, axis=1)
+    return np.linalg.norm(second.map_points(first.map_points(points)) - points, axis=1)

@@ -1,4 +1,4 @@
-"""How alike two images are."""
+"""Similarity of two images."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from numpy.typing import NDArray
 from nio_pydra.losses import lncc
 from nio_pydra.spatial.conform import scale_intensities
 
-__all__ = ["WINDOW", "local_similarity"]
+__all__ = ["local_similarity"]
 
 WINDOW = 7
 
 
 def local_similarity(fixed: NDArray[np.float32], warped: NDArray[np.float32], region: NDArray[np.bool_]) -> float:
-    """Mean squared local cross-correlation inside a region; nothing beside it counts.
+    """Return the mean squared local cross-correlation inside a region; voxels outside it are ignored.
 
     Parameters
     ----------
     fixed, warped : ndarray
-        ``(X, Y, Z)``, on one grid, no voxel below zero.
+        ``(X, Y, Z)`` on one grid, without negative voxels.
     region : ndarray of bool
-        Of the same shape, not empty.
+        Same shape, not empty.
 
     Returns
     -------
     float
-        0 to 1, over windows of 7 voxels.
+        0 to 1, in windows of 7 voxels.
     """
     volumes = [scale_intensities(volume * region, "percentile") for volume in (fixed, warped)]
     with torch.no_grad():

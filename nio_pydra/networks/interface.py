@@ -17,6 +17,7 @@ __all__ = ["ARCHITECTURES", "Network", "NetworkConfig", "architecture_class", "r
 #: Module and class of every architecture, by the name that the metadata of weights give it.
 ARCHITECTURES = {
     "lapirn": ("nio_pydra.networks.lapirn", "LapIRN"),
+    "mpr": ("nio_pydra.networks.mpr", "MPR"),
     "ulae": ("nio_pydra.networks.ulae", "ULAE"),
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from nio_pydra.errors import InputError
 from nio_pydra.networks.interface import Network
 from nio_pydra.networks.lapirn import LapIRN, LapIRNConfig
+from nio_pydra.networks.mpr import MPR, MPRConfig
 
 __all__ = ["LAPIRN_CONDITION_SCALE", "SUFFIXES", "read_published"]
 
@@ -40,6 +41,34 @@ LAPIRN_RENAMES = (
     (r"\.ai1\.", ".norm1."),
     (r"\.ai2\.", ".norm2."),
 )
+#: Layers of MultiPropReg's checkpoints, which hold most of them twice: once more in the list `enc`.
+MPR_LAYERS = {
+    **{f"enc.{i}.main": f"fine_features.{2 * i}" for i in range(3)},
+    **{f"enc.{3 + i}.main": f"coarse_features.{2 * i}" for i in range(3)},
+    **{
+        theirs.format(n): f"{scale}.{ours}"
+        for n, scale in ((2, "coarse"), (1, "fine"))
+        for theirs, ours in (
+            ("conv{}_0.main", "matching.0"),
+            ("conv{}_1.main", "matching.1"),
+            ("conv{}_2.main", "matching.2"),
+            ("predict_flow{}a", "velocity"),
+            ("dc_conv{}_0.0", "refining.0"),
+            ("dc_conv{}_1.0", "refining.1"),
+            ("dc_conv{}_2.0", "refining.2"),
+            ("predict_flow{}b", "correction"),
+        )
+    },
+}
+#: What is known of them. The package names no training data; its scripts scale images to [0, 1] by their extremes.
+MPR_METADATA = {
+    "orientation": "LIA",
+    "voxel_size_mm": 1.0,
+    "intensity_scaling": "minmax",
+    "lambda": None,
+    "training_data": "not stated by the authors (MultiPropReg 0.1.1)",
+    "licence": "MIT (authors' package)",
+}
 
 
 def read_published(path: Path) -> tuple[Network, dict[str, Tensor], dict[str, Any]]:
@@ -48,7 +77,7 @@ def read_published(path: Path) -> tuple[Network, dict[str, Tensor], dict[str, An
     Parameters
     ----------
     path : Path
-        A state dict as PyTorch saves it, of LapIRN or conditional LapIRN.
+        A state dict as PyTorch saves it, of LapIRN, conditional LapIRN or MultiPropReg.
 
     Returns
     -------
@@ -71,8 +100,20 @@ def read_published(path: Path) -> tuple[Network, dict[str, Tensor], dict[str, An
             f"{path} cannot be read as a PyTorch state dict without running code from it ({type(error).__name__})."
         ) from None
     if not isinstance(raw, dict) or not all(isinstance(value, Tensor) for value in raw.values()):
-        raise InputError(f"{path} is no plain state dict of tensors: expected a published LapIRN checkpoint.")
-    return _lapirn(raw, path)
+        raise InputError(
+            f"{path} is no plain state dict of tensors: expected a published checkpoint of LapIRN or MultiPropReg."
+        )
+    return _mpr(raw, path) if "predict_flow2a.weight" in raw else _lapirn(raw, path)
+
+
+def _mpr(raw: Mapping[str, Tensor], path: Path) -> tuple[Network, dict[str, Tensor], dict[str, Any]]:
+    state = {}
+    for key, value in raw.items():
+        layer, _, kind = key.rpartition(".")
+        repeated = layer.startswith("enc.") and layer not in MPR_LAYERS
+        if kind != "grid" and not repeated:
+            state[f"{MPR_LAYERS.get(layer, layer)}.{kind}"] = value
+    return MPR(MPRConfig()), state, {**MPR_METADATA, "source": path.name}
 
 
 def _lapirn(raw: Mapping[str, Tensor], path: Path) -> tuple[Network, dict[str, Tensor], dict[str, Any]]:

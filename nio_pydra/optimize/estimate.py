@@ -1,4 +1,4 @@
-"""What a registration has found so far, and what can refine it."""
+"""State of a registration, and the interface of what refines it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["Estimate", "Refiner"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A field for a problem, and where it came from.
+    """A displacement field for a problem, and its origin.
 
     Attributes
     ----------
     problem : Problem
-        The pair.
+        Pair to register.
     network : Network or None
-        Predicts the first field, on the device of the problem. None: the first field is zero.
+        Network that predicts the first field, on the device of the problem. None: the first field is zero.
     condition : float or None
-        What a conditional network is told.
+        Regularisation weight that is passed to a conditional network.
     precision : torch.dtype
-        Of the network's convolutions.
+        Type of the network's convolutions.
     progress : bool or None
         See :class:`nio_pydra.optimize.progress.Progress`.
     refined : Tensor or None
-        Unit displacement field ``(1, 3, D, H, W)`` float32 that a refiner has found.
+        Unit displacement field ``(1, 3, D, H, W)`` float32 of the last refiner. None before the first one.
     """
 
     problem: Problem
@@ -45,7 +45,7 @@ class Estimate:
 
     @property
     def field(self) -> Tensor:
-        """The field so far; the first one is made when a refiner asks for it, as some do without.
+        """Current field. The first one is computed only when it is needed.
 
         Raises
         ------
@@ -67,7 +67,7 @@ class Estimate:
 
 
 class Refiner(Protocol):
-    """Settings of a refinement, which know how it is done."""
+    """Settings of a refinement, with the method that performs it."""
 
     def refine(self, estimate: Estimate) -> Estimate:
         """Return an estimate with a better field.
@@ -75,7 +75,7 @@ class Refiner(Protocol):
         Raises
         ------
         InputError
-            If the estimate's network is of a kind that cannot be refined so.
+            If the refinement does not support the estimate's network.
         ComputationError
             If the optimisation diverges.
         """

@@ -1,8 +1,8 @@
 """Instance optimisation of the displacement field itself: the baseline that NIO improves on.
 
-Adam moves a control field of half the resolution, added to the network's prediction and smoothed by repeated average
-pooling. Source: Siebert et al., "Fast 3D registration with accurate optimisation and little learning for Learn2Reg
-2021", as described in METHOD of the NIO paper (Section 3, baselines).
+Adam optimises a control field of half the resolution, which is smoothed by repeated average pooling and added to the
+network's prediction. Source: Siebert et al., "Fast 3D registration with accurate optimisation and little learning for
+Learn2Reg 2021", as described in the NIO paper (Section 3, baselines).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class IOSettings:
     Attributes
     ----------
     iterations : int
-        Steps of Adam.
+        Number of steps of Adam.
     learning_rate : float
-        In voxels of the full grid. Siebert et al. take 1 and start from nothing; a network's prediction is close
-        already, so the steps here are smaller.
+        Learning rate of Adam, in voxels of the full grid. Siebert et al. use 1 and start from zero. A network's
+        prediction is closer, so the steps here are smaller.
     spacing : int
-        Distance of control points in voxels; where it does not divide the grid's size the last ones lie beyond it.
+        Distance of the control points in voxels. If it does not divide the grid's size, the last ones lie outside.
     smoothings : int
-        Average poolings (3 voxels) of the control field.
+        Number of average poolings (3 voxels) of the control field.
     objective : Objective
         Similarity window and regularisation weight.
     """
@@ -51,22 +51,21 @@ class IOSettings:
             raise ValueError(f"{self}: expected positive steps, spacing and learning rate")
 
     def refine(self, estimate: Estimate) -> Estimate:
-        """Optimise the field so far."""
+        """Optimise the current field."""
         return estimate.with_field(optimize_field(estimate.field, estimate.problem, self, progress=estimate.progress))
 
 
 def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, progress: bool | None = None) -> Tensor:
-    """Refine a unit field ``(1, 3, D, H, W)`` by gradient descent on the field; return the refined one.
+    """Refine a unit field ``(1, 3, D, H, W)`` by gradient descent on the field itself.
 
     Raises
     ------
     ComputationError
         If the optimisation diverges.
     """
-    scale = voxel_scale(tuple(initial.shape[2:]), device=initial.device)  # type: ignore[arg-type]
+    scale = voxel_scale(initial.shape[2:], device=initial.device)
     size = [-(-n // settings.spacing) for n in initial.shape[2:]]
     control = torch.zeros(1, 3, *size, device=initial.device, requires_grad=True)
-    optimizer = torch.optim.Adam([control], lr=settings.learning_rate)
 
     def refined() -> Tensor:
         smooth = control
@@ -75,12 +74,8 @@ def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, prog
         depth, height, width = initial.shape[2:]
         return upsample(smooth / scale, settings.spacing)[:, :, :depth, :height, :width] + initial
 
-    with Progress(settings.iterations, "registration", progress) as report:
-        for _ in range(settings.iterations):
-            optimizer.zero_grad(set_to_none=True)
-            loss = pair.loss(refined(), settings.objective)
-            report.step(3, loss.item())
-            loss.backward()
-            optimizer.step()
+    with Progress(settings.iterations, progress) as report:
+        optimizer = torch.optim.Adam([control], lr=settings.learning_rate)
+        report.minimise(lambda: pair.loss(refined(), settings.objective), optimizer, settings.iterations, level=3)
     with torch.no_grad():
         return finite_field(refined().contiguous())

@@ -1,9 +1,9 @@
-"""Neural Instance Optimization: a network's weights are optimised on the one pair at hand.
+"""Neural Instance Optimization: optimisation of a network's weights on one pair.
 
-The network's inductive bias and what it learned before keep the field plausible, so optimising its weights reaches
-further than optimising the field itself. NIO_m goes coarse to fine: first the network of level 1 alone, then of
-levels 1 and 2, then all three; the field is upsampled, so that the loss always compares the images at full
-resolution. Plain NIO is the same loop with iterations at the last level only, and LapIRN the one without iterations.
+The network's structure and training keep the field plausible, so optimising its weights achieves more than optimising
+the field itself. NIO_m goes from coarse to fine: first it optimises level 1 of the network, then levels 1 and 2, then
+all three. The field is upsampled, so that the loss always compares the images at full resolution. Plain NIO is the same
+loop with iterations at the last level only, and LapIRN the same without iterations.
 
 Source: Mok et al., "Deformable Medical Image Registration Under Distribution Shifts with Neural Instance
 Optimization" (MLMI 2023), Section 2.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,10 +36,10 @@ class NIOSettings:
     Attributes
     ----------
     iterations : tuple of int
-        Steps at levels 1, 2 and 3. ``(100, 60, 30)`` is NIO_m, ``(0, 0, 50)`` NIO, ``(0, 0, 0)`` LapIRN. Levels
-        without steps still predict, with what they learned before.
+        Number of steps at levels 1, 2 and 3. ``(100, 60, 30)`` is NIO_m, ``(0, 0, 50)`` NIO, ``(0, 0, 0)`` LapIRN.
+        Levels without steps predict with their trained weights.
     learning_rate : float
-        Of Adam.
+        Learning rate of Adam.
     objective : Objective
         Similarity window and regularisation weight.
     """
@@ -54,11 +55,11 @@ class NIOSettings:
             raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
 
     def refine(self, estimate: Estimate) -> Estimate:
-        """Optimise the network on the pair; its field takes the place of the one so far."""
+        """Optimise the network on the pair; its field replaces the current one."""
         network = estimate.network
         if not isinstance(network, LapIRN):
             found = "no network" if network is None else f"weights of {network.architecture}"
-            raise InputError(f"Neural Instance Optimization works on LapIRN, but found {found}: use weights of LapIRN.")
+            raise InputError(f"Neural Instance Optimization needs LapIRN, but found {found}: use weights of LapIRN.")
         field = optimize_network(
             network,
             estimate.problem,
@@ -84,23 +85,24 @@ def optimize_network(
     Parameters
     ----------
     network : LapIRN
-        Pre-trained; left unchanged.
+        Pre-trained network; it is not changed.
     pair : Problem
-        On the device to work on; every axis a multiple of 8.
+        Pair on the device of the computation, every axis a multiple of 8.
     settings : NIOSettings
         Schedule and objective.
     condition : float, optional
-        What a conditional network is told (:func:`nio_pydra.networks.checkpoints.condition_for`); default: lambda.
+        Regularisation weight that is passed to a conditional network
+        (:func:`nio_pydra.networks.checkpoints.condition_for`). Default: that of the objective.
     precision : torch.dtype
-        ``torch.bfloat16`` runs the convolutions under autocast; the rest stays float32.
+        Type of the convolutions. With ``torch.bfloat16`` they run under autocast; the rest stays float32.
     progress : bool or None
         See :class:`Progress`.
 
     Returns
     -------
     Tensor
-        Unit displacement field ``(1, 3, D, H, W)`` float32 at full resolution, without gradient. Of the "diff"
-        variant it is the integrated one.
+        Unit displacement field ``(1, 3, D, H, W)`` float32 at full resolution, without gradient. With the "diff"
+        variant it is the integrated field.
 
     Raises
     ------
@@ -113,21 +115,17 @@ def optimize_network(
     if condition is None:
         condition = settings.objective.weight
 
+    def loss(levels: int) -> Tensor:
+        return pair.loss(predict(levels), settings.objective)
+
     def predict(levels: int) -> Tensor:
         with autocast(device, precision):
             outputs = network.on_pyramid(moving, fixed, levels=levels, condition=condition)
         return upsample(outputs[-1].field, 2 ** (LEVELS - levels))
 
-    with Progress(sum(settings.iterations), "registration", progress) as report:
-        for levels, count in enumerate(settings.iterations, start=1):
-            if count == 0:
-                continue
-            optimizer = torch.optim.Adam(network.levels[:levels].parameters(), lr=settings.learning_rate)
-            for _ in range(count):
-                optimizer.zero_grad(set_to_none=True)
-                loss = pair.loss(predict(levels), settings.objective)
-                report.step(levels, loss.item())
-                loss.backward()
-                optimizer.step()
+    with Progress(sum(settings.iterations), progress) as report:
+        for level, steps in enumerate(settings.iterations, start=1):
+            optimizer = torch.optim.Adam(network.levels[:level].parameters(), lr=settings.learning_rate)
+            report.minimise(partial(loss, level), optimizer, steps, level=level)
     with torch.no_grad():
         return finite_field(predict(LEVELS).contiguous())

@@ -1,4 +1,4 @@
-"""One pair in the network's space, and the objective that all optimisers share."""
+"""One pair in the network's space, and the objective of all optimisers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Objective", "Problem"]
 class Objective:
     """The loss of Mok et al. 2023, Eq. 3: ``(1 - weight) * LNCC + weight * diffusion``.
 
-    The diffusion term is that of the displacement in voxels, as the equation reads. The authors' training code takes
-    it of about twice that, so there the same lambda weighs four times as much.
+    The diffusion term is that of the displacement in voxels, as in the equation. The authors' training code uses about
+    twice the displacement, so the same lambda weighs four times as much there.
 
     Attributes
     ----------
     weight : float
-        The paper's lambda, in [0, 1].
+        Regularisation weight in [0, 1], lambda in the paper.
     window : int
-        Edge of the LNCC windows in voxels.
+        Edge of the LNCC windows in voxels, odd.
     """
 
     weight: float = 0.4
@@ -41,15 +41,15 @@ class Objective:
 
 @dataclass(frozen=True)
 class Problem:
-    """A pair in the network's space, to be aligned by a displacement field.
+    """A pair in the network's space that a displacement field is to align.
 
     Attributes
     ----------
     fixed, moving : Tensor
         ``(1, 1, D, H, W)`` float32, scaled as the network expects.
     fixed_weights, moving_weights : Tensor or None
-        Weight of every voxel in the similarity, same shape; the moving ones are carried along by the field, without a
-        gradient. A lesion is a region of moving weight 0.
+        Weight of every voxel in the similarity, same shape. The field warps the moving weights, without a gradient. A
+        lesion has moving weight 0.
     """
 
     fixed: Tensor
@@ -62,12 +62,12 @@ class Problem:
         return {}
 
     def loss(self, field: Tensor, objective: Objective) -> Tensor:
-        """Evaluate the objective for a unit field ``(1, 3, D, H, W)`` at full resolution."""
+        """Return the objective of a unit field ``(1, 3, D, H, W)`` at full resolution."""
         similarity = self.similarity(field, objective.window)
         return (1 - objective.weight) * similarity + objective.weight * diffusion(field)
 
     def similarity(self, field: Tensor, window: int = 7) -> Tensor:
-        """Negative mean LNCC between the fixed and the warped moving image."""
+        """Return the negative mean LNCC of the fixed and the warped moving image."""
         warped = warp(self.moving, field)
         if self.moving_weights is not None:
             with torch.no_grad():

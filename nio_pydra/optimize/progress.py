@@ -1,4 +1,4 @@
-"""Progress of an optimisation: a bar on a terminal, plain lines otherwise; and an end to one that diverges."""
+"""Steps of an optimisation, their progress (a bar on a terminal, log lines otherwise), and the end if it diverges."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import torch
@@ -16,52 +17,59 @@ from nio_pydra.errors import ComputationError
 __all__ = ["Progress", "finite_field"]
 
 SECONDS_BETWEEN_LINES = 20.0
-DIVERGED = "Compute in float32 (--precision float32); if that does not help, the weights or the images are damaged."
+ADVICE = "Compute in float32 (--precision float32). If that does not help, the weights or the images are damaged."
 log = logging.getLogger("nio_pydra")
 
 
 def finite_field(field: Tensor) -> Tensor:
-    """Return a field, or raise `ComputationError` if a number in it is NaN or infinite."""
+    """Return a field, or raise `ComputationError` if it holds NaN or infinite numbers."""
     if not torch.isfinite(field).all():
-        raise ComputationError(f"The registration diverged: its field holds NaN or infinite numbers. {DIVERGED}")
+        raise ComputationError(f"The registration diverged: its field holds NaN or infinite numbers. {ADVICE}")
     return field
 
 
 class Progress:
-    """Reports steps of known number.
+    """Report of the steps of a registration.
 
     Parameters
     ----------
     total : int
         Number of steps.
-    label : str
-        What is being done.
     show : bool or None
-        None: only where standard error is a terminal, or logging is configured to take the lines.
+        Whether to report. None: a bar if standard error is a terminal, log lines otherwise.
     """
 
-    def __init__(self, total: int, label: str, show: bool | None = None) -> None:
-        self.total, self.label = total, label
+    def __init__(self, total: int, show: bool | None = None) -> None:
+        self.total = total
         self.done = 0
         self.started = self.reported = time.monotonic()
         self.bar = None
         if show is not False and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=label, unit="step", dynamic_ncols=True)
+            self.bar = tqdm(total=total, desc="registration", unit="step", dynamic_ncols=True)
         self.lines = show is not False and self.bar is None
 
-    def step(self, level: int, loss: float) -> None:
-        """Count one step, at network level `level` (1 is the coarsest), with the loss before it.
+    def minimise(self, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, steps: int, *, level: int) -> None:
+        """Take and report steps of an optimizer, at network level `level` (1 is the coarsest).
 
         Raises
         ------
         ComputationError
-            If the loss is NaN or infinite.
+            If the loss becomes NaN or infinite.
         """
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            value = loss()
+            self._report(level, value.item())
+            value.backward()
+            optimizer.step()
+
+    def _report(self, level: int, loss: float) -> None:
+        """Count one step, with the loss before it."""
         self.done += 1
         if not math.isfinite(loss):
-            raise ComputationError(f"The {self.label} diverged: its loss is {loss} at step {self.done}. {DIVERGED}")
+            raise ComputationError(f"The registration diverged: its loss is {loss} at step {self.done}. {ADVICE}")
         if self.bar is not None:
             self.bar.set_postfix_str(f"level {level}, loss {loss:.4f}")
             self.bar.update()
@@ -70,8 +78,8 @@ class Progress:
             self.reported = now
             left = (now - self.started) / self.done * (self.total - self.done)
             log.info(
-                "%s: step %d of %d, level %d, loss %.4f, about %.0f s left at this pace",
-                self.label, self.done, self.total, level, loss, left,
+                "registration: step %d of %d, level %d, loss %.4f, about %.0f s left at this pace",
+                self.done, self.total, level, loss, left,
             )  # fmt: skip
 
     def __enter__(self) -> Progress:

@@ -1,4 +1,4 @@
-"""Picture: scans on the atlas before and after a registration, and the error where the truth is known."""
+"""Picture of scans on the atlas before and after a registration, with their true errors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Comparison:
     Attributes
     ----------
     name : str
-        Of the scan.
-    before, after : nibabel image
-        The scan resampled through the affine alone, and through the whole transform.
-    error_before, error_after : nibabel image
-        Distance in mm between estimated and true position; NaN where it is not known.
+        Name of the scan.
+    before, after : Nifti1Image
+        Scan resampled through the affine alone, and through the whole transform.
+    error_before, error_after : Nifti1Image
+        Distance in mm between estimated and true position, NaN where it is not known.
     """
 
     name: str
@@ -46,13 +46,15 @@ def draw_comparisons(
     Parameters
     ----------
     rows : sequence of Comparison
-    labels : nibabel image
-        The atlas's labels: their borders are the outlines.
-    path : pathlib.Path
-        PNG file.
+        Rows of the picture.
+    labels : Nifti1Image
+        Labels of the atlas, whose borders are drawn as outlines.
+    path : Path
+        PNG file to write.
     title : str
+        Title of the picture.
     engine : str
-        Name of the registration, above the pictures "after".
+        Name of the engine, for the headings.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +62,7 @@ def draw_comparisons(
     view = axial_view(labels)
     outlined = view.cut(labels)
     height, width = outlined.shape
-    # Drawn without pyplot: that keeps figures, and picks a backend, for the whole process.
+    # Without pyplot, which keeps figures and chooses a backend for the whole process.
     figure = Figure(figsize=(10.5, 0.8 + len(rows) * 2.25 * height / width), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     axes = np.atleast_2d(figure.subplots(len(rows), 4))
@@ -73,7 +75,7 @@ def draw_comparisons(
         for axis, image in zip(line[2:], (row.error_before, row.error_after), strict=True):
             error = axis.imshow(view.cut(image), cmap="magma", vmin=0, vmax=largest)
             mean = np.nanmean(image.get_fdata())
-            axis.set_title(f"brain mean {mean:.2f} mm", color="white", fontsize=9, y=-0.07)
+            axis.set_title(f"mean {mean:.2f} mm", color="white", fontsize=9, y=-0.07)
         line[0].set_ylabel(row.name, color="white", fontsize=11)
     for axis, heading in zip(axes[0], ("affine", engine, "true error, affine", f"true error, {engine}"), strict=True):
         axis.text(0.5, 1.04, heading, color="white", fontsize=11, ha="center", transform=axis.transAxes)

@@ -17,7 +17,7 @@ from nio_pydra.system.files import atomic_path
 __all__ = ["SimulatedDataset", "make_dataset"]
 
 ATLAS_SPACING = 2  # mm
-# Scanners differ: subject n looks like number n of these, starting again after the last.
+# Scanners differ: subject n gets appearance n, starting again after the last.
 APPEARANCES = (
     Appearance(contrast=1.0),
     Appearance(contrast=0.75, bias=0.20, orientation="LPS"),
@@ -31,18 +31,18 @@ NOTICE = (
 
 @dataclass(frozen=True)
 class SimulatedDataset:
-    """Where a simulated dataset is, and the truth about it.
+    """Files of a simulated dataset, and its true maps.
 
     Attributes
     ----------
-    bids_dir : pathlib.Path
+    bids_dir : Path
         Raw BIDS dataset.
-    derivatives : pathlib.Path
+    derivatives : Path
         Derivative dataset with tissue labels, ``desc-tissue_dseg``.
-    atlas, atlas_labels : pathlib.Path
-        The undeformed template at 2 mm and its tissue labels.
+    atlas, atlas_labels : Path
+        Undeformed template at 2 mm and its tissue labels.
     truth : dict of str to TrueMap
-        Atlas-to-subject map by participant label ("01").
+        Map from atlas to subject by participant label ("01").
     """
 
     bids_dir: Path
@@ -57,11 +57,12 @@ def make_dataset(folder: Path, subjects: int = 3, seed: int = 0) -> SimulatedDat
 
     Parameters
     ----------
-    folder : pathlib.Path
-        Takes ``bids/``, ``bids/derivatives/simulation/`` and ``atlas/``.
+    folder : Path
+        Folder for ``bids/``, ``bids/derivatives/simulation/`` and ``atlas/``.
     subjects : int
+        Number of subjects.
     seed : int
-        Subject n is the same whatever the number of subjects.
+        Random seed. Subject n does not depend on the number of subjects.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def make_dataset(folder: Path, subjects: int = 3, seed: int = 0) -> SimulatedDat
     """
     bids_dir, atlas_dir = folder / "bids", folder / "atlas"
     derivatives = bids_dir / "derivatives" / "simulation"
-    # First of all: they tell the next run that the folder is its own.
+    # Written first, because they show the next run that the folder is its own.
     generator_of = [{"Name": "nio_pydra demo", "Version": __version__, "Description": NOTICE}]
     description = {"BIDSVersion": "1.10.0", "License": "ICBM template licence", "GeneratedBy": generator_of}
     _save_json(

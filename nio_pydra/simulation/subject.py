@@ -1,11 +1,11 @@
 """Simulated subjects: the atlas seen through a known deformation, another head position and another scanner.
 
-Because the deformation is known everywhere, a registration of such a subject can be scored by its true error
-in mm, which real scans do not allow. The geometry here is written on its own with SciPy and shares nothing
-with `nio_pydra.spatial`, so that a mistake there cannot hide by being made twice.
+The deformation is known everywhere. So the true error of a registration can be measured in mm, which real scans do not
+allow. The geometry here uses SciPy and shares no code with `nio_pydra.spatial`, so that a mistake there is not made
+here as well.
 
-A simulated subject is easier than a real one: it has exactly the atlas's folds. It says nothing about how
-well anatomies that differ in kind are aligned.
+A simulated subject is easier than a real one, because it has exactly the atlas's folds. It does not show how well
+different anatomies are aligned.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from scipy.spatial.transform import Rotation
 
 __all__ = ["TISSUES", "Appearance", "Template", "TrueMap", "mni152", "random_map", "scan"]
 
-TISSUES = {1: "GM", 2: "WM", 3: "CSF"}  # the ids that BIDS proposes for these tissues
+TISSUES = {1: "GM", 2: "WM", 3: "CSF"}  # the indices that BIDS proposes
 
 VELOCITY_SPACING = 4.0  # mm
 # Width (mm, standard deviation of the smoothing) and size (mm, root mean square of each component) of the
-# random velocities: whole lobes shift, and single gyri within them.
+# random velocities. The first moves whole lobes, the second single gyri.
 VELOCITY_SCALES = ((18.0, 3.3), (9.0, 1.8))
 INTEGRATION_STEPS = 4
-MAX_SHIFT = 30.0  # mm; further away from the brain nothing can be part of a simulated scan
+MAX_SHIFT = 30.0  # mm; points further from the brain are in no simulated scan
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Template:
 
     Attributes
     ----------
-    image : nibabel image
-        3-D, intensities in [0, 1], 0 outside the brain.
-    labels : nibabel image
-        Tissue ids (`TISSUES`) on the same grid, 0 outside the brain.
+    image : Nifti1Image
+        ``(X, Y, Z)``, intensities in [0, 1], 0 outside the brain.
+    labels : Nifti1Image
+        Tissue labels (`TISSUES`) on the same grid, 0 outside the brain.
     """
 
     image: nib.Nifti1Image
@@ -48,16 +48,16 @@ class Template:
 
 @dataclass(frozen=True)
 class TrueMap:
-    """The known map from atlas to subject: the flow of a velocity field, then a linear map.
+    """Known map from atlas to subject: the flow of a velocity field, then a linear map.
 
     Attributes
     ----------
-    velocity : ndarray, shape (3, X, Y, Z), float64
-        Stationary velocity in atlas space, RAS mm per unit time; constant beyond its grid.
-    origin : ndarray, shape (3,)
-        Position of the velocity's first voxel, RAS mm; its voxels are `VELOCITY_SPACING` mm along R, A, S.
-    linear : ndarray, shape (4, 4)
-        Head position and size: atlas world to subject world, RAS mm.
+    velocity : ndarray
+        ``(3, X, Y, Z)`` stationary velocity in atlas space, RAS mm per unit time; constant beyond its grid.
+    origin : ndarray
+        ``(3,)`` position of the velocity's first voxel, RAS mm. Its voxels are `VELOCITY_SPACING` mm along R, A, S.
+    linear : ndarray
+        4x4, head position and size: atlas world to subject world, RAS mm.
     """
 
     velocity: NDArray[np.float64]
@@ -65,11 +65,11 @@ class TrueMap:
     linear: NDArray[np.float64]
 
     def map_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Bring atlas points, shape (N, 3), RAS mm, to the subject."""
+        """Map atlas points ``(N, 3)``, RAS mm, to the subject."""
         return _apply(self.linear, self._flow(points, 1.0))
 
     def map_points_back(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Bring subject points, shape (N, 3), RAS mm, to the atlas: the inverse of `map_points`."""
+        """Map subject points ``(N, 3)``, RAS mm, to the atlas, the inverse of `map_points`."""
         return self._flow(_apply(np.linalg.inv(self.linear), points), -1.0)
 
     def _flow(self, points: NDArray[np.float64], sign: float) -> NDArray[np.float64]:
@@ -90,12 +90,12 @@ class TrueMap:
 
 @dataclass(frozen=True)
 class Appearance:
-    """How a simulated scan looks.
+    """Appearance of a simulated scan.
 
     Attributes
     ----------
     contrast : float
-        Exponent of the intensities: above 1 grey matter is darker against white matter, below 1 brighter.
+        Exponent of the intensities. Above 1 it makes grey matter darker relative to white matter, below 1 brighter.
     bias : float
         Standard deviation of the logarithm of the smooth intensity inhomogeneity.
     noise : float
@@ -103,7 +103,7 @@ class Appearance:
     orientation : str
         Directions of the voxel axes, e.g. "RAS" or "LPS".
     spacing : float
-        Edge of the (cubic) voxels in mm.
+        Edge of the cubic voxels in mm.
     """
 
     contrast: float = 1.0
@@ -138,10 +138,10 @@ def mni152(resolution: int = 1) -> Template:
 def random_map(template: Template, rng: np.random.Generator) -> TrueMap:
     """Draw a smooth invertible deformation and a head position.
 
-    The deformation moves points by several mm; the head is turned by up to 8 degrees about each axis, moved
-    by up to 10 mm and scaled by up to 6 % along each axis.
+    The deformation moves points by several mm. The head is turned by up to 8 degrees about each axis, moved by up to
+    10 mm and scaled by up to 6 % along each axis.
     """
-    corners = _brain_box(template, margin=MAX_SHIFT)
+    corners = _brain_box(template)
     shape = np.ceil((corners[1] - corners[0]) / VELOCITY_SPACING).astype(int) + 1
     velocity = np.zeros((3, *shape))
     for width, size in VELOCITY_SCALES:
@@ -159,22 +159,25 @@ def random_map(template: Template, rng: np.random.Generator) -> TrueMap:
 def scan(
     template: Template, truth: TrueMap, appearance: Appearance, rng: np.random.Generator
 ) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
-    """Make the scan of a subject and its tissue labels.
+    """Simulate the scan of a subject and its tissue labels.
 
     Parameters
     ----------
     template : Template
-        At a finer resolution than the scan, so that one interpolation does not blur it.
+        Template of a finer resolution than the scan, so that the interpolation does not blur it.
     truth : TrueMap
+        Map from atlas to subject.
     appearance : Appearance
-    rng : numpy.random.Generator
+        Appearance of the scan.
+    rng : Generator
+        Source of inhomogeneity and noise.
 
     Returns
     -------
-    image : nibabel image, int16
-        Skull-stripped, 0 outside the brain.
-    labels : nibabel image, uint8
-        On the image's grid.
+    image : Nifti1Image
+        int16, 0 outside the brain.
+    labels : Nifti1Image
+        uint8 tissue labels on the image's grid.
     """
     shape, affine = _field_of_view(template, truth, appearance)
     voxels = np.indices(shape).reshape(3, -1).T.astype(float)
@@ -189,7 +192,7 @@ def scan(
     bias = np.exp(appearance.bias * _smooth_noise(rng, shape, 30 / appearance.spacing))
     real, imaginary = rng.normal(scale=appearance.noise, size=(2, *shape))
     measured = np.hypot(clean * bias + real, imaginary)
-    # Never 0 inside: the brain is taken to be where a skull-stripped scan is not 0.
+    # Never 0 inside, because a skull-stripped scan is 0 outside the brain only.
     intensities = np.where(brain, np.maximum(np.round(1000 * measured), 1), 0).astype(np.int16)
     return nib.Nifti1Image(intensities, affine), nib.Nifti1Image(labels, affine)
 
@@ -197,7 +200,7 @@ def scan(
 def _field_of_view(
     template: Template, truth: TrueMap, appearance: Appearance
 ) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Grid around the subject's brain, with its voxel axes in the wanted directions."""
+    """Return the grid around the subject's brain, with voxel axes in the chosen directions."""
     inside = np.argwhere(np.asarray(template.labels.dataobj)[::4, ::4, ::4] > 0) * 4.0
     brain = truth.map_points(_apply(template.labels.affine, inside))
     low, high = brain.min(axis=0) - 10, brain.max(axis=0) + 10
@@ -211,14 +214,14 @@ def _field_of_view(
     return tuple(int(n) for n in turned), affine @ nib.orientations.inv_ornt_aff(change, tuple(shape))
 
 
-def _brain_box(template: Template, margin: float) -> NDArray[np.float64]:
-    """Lowest and highest world corner of the brain, shape (2, 3), RAS mm, widened by `margin`."""
+def _brain_box(template: Template) -> NDArray[np.float64]:
+    """Return the lowest and highest corner ``(2, 3)`` of the brain, RAS mm, widened by `MAX_SHIFT`."""
     world = _apply(template.labels.affine, np.argwhere(np.asarray(template.labels.dataobj) > 0).astype(float))
-    return np.stack([world.min(axis=0) - margin, world.max(axis=0) + margin])
+    return np.stack([world.min(axis=0) - MAX_SHIFT, world.max(axis=0) + MAX_SHIFT])
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> NDArray[np.float64]:
-    """Gaussian noise smoothed by `width` voxels, with mean 0 and standard deviation 1."""
+    """Return Gaussian noise smoothed by `width` voxels, with mean 0 and standard deviation 1."""
     noise = gaussian_filter(rng.normal(size=shape), width, mode="reflect")
     return (noise - noise.mean()) / noise.std()
 

@@ -1,8 +1,8 @@
-"""Into the network's space and back.
+"""Conversion of images to a network's space, and of its field back.
 
-A network sees images of one orientation and voxel size, cropped to the object and of a size that its pyramid can
-halve. Its grid lies along the fixed image's own axes (so an oblique atlas stays unrotated), and the moving image is
-sampled onto it through the affine, in one interpolation.
+A network takes images of one orientation and voxel size, cropped to the object, with a size that its pyramid can halve.
+Its grid lies along the fixed image's own axes, so that an oblique atlas is not rotated. The moving image is sampled
+onto it through the affine in one interpolation.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from nio_pydra.spatial.unit_grid import unit_to_voxel
 
 __all__ = ["NetworkGrid", "network_grid", "scale_intensities", "to_displacement_field"]
 
-MARGIN_VOXELS = 6  # room around the object: half a similarity window and a little for the network's borders
-FADE_MM = 20.0  # beyond the network's grid the field fades to zero over this distance
+MARGIN_VOXELS = 6  # around the object: half a similarity window, and some for the network's borders
+FADE_MM = 20.0  # distance from the network's grid at which the field has faded to zero
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,25 @@ class NetworkGrid:
     shape : tuple of int
         (D, H, W).
     affine : ndarray
-        4x4, voxel to the fixed image's world, RAS mm.
+        4x4, voxel to world of the fixed image, RAS mm.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
 
     def sample(self, image: Nifti1Image, to_image: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
-        """Bring an image onto the grid, trilinearly.
+        """Resample an image onto the grid, trilinearly.
 
         Parameters
         ----------
         image : Nifti1Image
             ``(X, Y, Z)``.
         to_image : ndarray, optional
-            4x4, RAS mm, from the grid's world to the image's; default: the same world.
+            4x4, RAS mm, from the grid's world to the image's. Default: the identity.
         """
         reference = nib.nifti1.Nifti1Image(np.broadcast_to(np.uint8(0), self.shape), self.affine)
-        steps = () if to_image is None else (to_image,)
-        return np.asanyarray(resample(image, reference, Transform(steps)).dataobj)
+        transform = Transform(() if to_image is None else (to_image,))
+        return np.asanyarray(resample(image, reference, transform).dataobj)
 
 
 def network_grid(
@@ -70,40 +70,37 @@ def network_grid(
     orientation: str = "LIA",
     voxel_size_mm: float = 1.0,
     multiple: int = 8,
-    margin: int = MARGIN_VOXELS,
 ) -> NetworkGrid:
-    """Grid around an object, in a network's orientation and voxel size.
+    """Return a grid around an object, in a network's orientation and voxel size.
 
     Parameters
     ----------
     fixed : Nifti1Image
         ``(X, Y, Z)``.
     mask : ndarray of bool
-        Where the object is, same shape.
+        Mask of the object, same shape.
     orientation : str
         Axis codes, for example "LIA": the first axis runs to the left.
     voxel_size_mm : float
-        Of the grid, isotropic.
+        Edge of the cubic voxels.
     multiple : int
-        Every axis is a multiple of this.
-    margin : int
-        Voxels of the grid left around the object.
+        Number that divides the length of every axis.
     """
     reorient = ornt_transform(io_orientation(fixed.affine), axcodes2ornt(tuple(orientation)))
     affine = fixed.affine @ inv_ornt_aff(reorient, fixed.shape)
-    turned = nib.orientations.apply_orientation(mask, reorient)
+    reoriented = nib.orientations.apply_orientation(mask, reorient)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     first, last = np.empty(3), np.empty(3)
     for axis in range(3):
-        used = np.flatnonzero(turned.any(axis=tuple(a for a in range(3) if a != axis)))
+        used = np.flatnonzero(reoriented.any(axis=tuple(a for a in range(3) if a != axis)))
         first[axis], last[axis] = used[0], used[-1]
-    extent = (last - first) * spacing / voxel_size_mm + 1 + 2 * margin
+    extent = (last - first) * spacing / voxel_size_mm + 1 + 2 * MARGIN_VOXELS
     shape = tuple(int(multiple * np.ceil(round(n, 3) / multiple)) for n in extent)
-    # Start on a voxel of the fixed image, so that equal voxel sizes need no interpolation at all.
+    # The grid starts on a voxel of the fixed image, so that equal voxel sizes need no interpolation.
     centre = (first + last) / 2
     start = np.round(centre - (np.array(shape) - 1) / 2 * voxel_size_mm / spacing)
     scale = voxel_size_mm / spacing
-    # Equal to a hundredth of a percent is equal: header rounding must not cost an interpolation.
+    # Rounding in the header must not cause an interpolation.
     scale[np.abs(scale - 1) < 1e-4] = 1.0
     local = np.diag([*scale, 1.0])
     local[:3, 3] = start
@@ -111,14 +108,14 @@ def network_grid(
 
 
 def scale_intensities(volume: NDArray[np.float32], scaling: str) -> Tensor:
-    """Scale an object's intensities to [0, 1] as a network was trained on them.
+    """Scale an object's intensities to [0, 1], as in a network's training.
 
     Parameters
     ----------
     volume : ndarray
         ``(D, H, W)``, background 0.
     scaling : {"minmax", "percentile"}
-        "minmax": 0, or the smallest voxel if that is negative, to the largest. "percentile": the same to the 99.9th
+        "minmax": from the smallest voxel, but at most 0, to the largest. "percentile": the same up to the 99.9th
         percentile of the voxels that are not 0, clipped.
 
     Returns
@@ -128,7 +125,7 @@ def scale_intensities(volume: NDArray[np.float32], scaling: str) -> Tensor:
     """
     inside = volume != 0
     values = volume[inside]
-    # The background stays the darkest, also where an image was standardised and has negative values.
+    # The background stays darkest, also in a standardised image with negative values.
     low = min(0.0, float(values.min(initial=0.0)))
     if scaling == "minmax":
         high = float(values.max(initial=0.0))
@@ -141,16 +138,16 @@ def scale_intensities(volume: NDArray[np.float32], scaling: str) -> Tensor:
 
 
 def to_displacement_field(field: Tensor, grid: NetworkGrid, target: Nifti1Image) -> DisplacementField:
-    """Express a unit field on the network's grid as millimetres on another grid of the same world.
+    """Convert a unit field on the network's grid to millimetres on another grid of the same world.
 
     Parameters
     ----------
     field : Tensor
         Unit field ``(1, 3, D, H, W)``.
     grid : NetworkGrid
-        Where it lives.
+        Grid of the field.
     target : Nifti1Image
-        Gives shape and affine. Beyond the network's grid the border's displacement fades to zero.
+        Image that gives the other grid. Beyond the network's grid the displacement of its border fades to zero.
     """
     voxels = unit_to_voxel(field.detach().to("cpu", torch.float32))[0].numpy()
     linear = grid.affine[:3, :3].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Nothing that is NaN or infinite leaves a computation."""
+"""Check that the result of a computation is finite."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ __all__ = ["require_finite"]
 
 
 def require_finite(values: NDArray[np.generic], what: str) -> None:
-    """Refuse NaN and infinite values.
+    """Raise an error if values are NaN or infinite.
 
     Parameters
     ----------
     values : ndarray
         Numbers of any kind and shape.
     what : str
-        What holds them; the sentence begins with it.
+        Name of the values, with which the message begins.
 
     Raises
     ------
     ComputationError
-        With the number of such values.
+        If there are such values; the message gives their number.
     """
-    # A sum is finite only if all values are, and costs no second array.
+    # A sum is finite only if all values are, and needs no second array.
     if values.dtype.kind in "biu" or np.isfinite(values.sum(dtype=np.float64)):
         return
     bad = int(values.size - np.isfinite(values).sum())

@@ -1,8 +1,8 @@
-"""Whether an image's header places its voxels in one way only, whoever reads it.
+"""Check that all programs read the same position of the voxels from an image's header.
 
-A NIfTI header can hold two placements (qform and sform), voxel sizes beside both, and a unit. nibabel and ITK choose
-between them by different rules. A transform that is found with one choice is wrong for a program that makes the other,
-so a header that leaves a choice is refused.
+A NIfTI header can hold two placements (qform and sform), separate voxel sizes, and a unit. nibabel and ITK choose
+between them by different rules. A transform found with one choice is wrong for a program that makes the other, so a
+header that leaves a choice is refused.
 """
 
 from __future__ import annotations
@@ -19,40 +19,34 @@ from numpy.typing import NDArray
 
 from nio_pydra.errors import InputError
 
-__all__ = [
-    "quaternion_tolerance",
-    "require_millimetres",
-    "require_one_placement",
-    "require_rigid_axes",
-    "same_placement",
-]
+__all__ = ["require_millimetres", "require_one_placement", "require_rigid_axes", "same_placement"]
 
-#: Largest distance between the places that two readers give a voxel, mm. A tenth of a voxel harms nobody.
+#: Largest harmless distance, in mm, between the positions that two readers give a voxel: a tenth of a usual voxel.
 PLACEMENT_TOLERANCE_MM = 0.1
-#: Largest cosine between two axes. ITK reads no image whose axes are further from a right angle.
+#: Largest cosine between two axes. ITK refuses an image with axes further from a right angle.
 SHEAR_TOLERANCE = 2e-4
-#: What is lost of the square of a quaternion's scalar part, which NIfTI computes from three float32 numbers.
+#: Rounding error of the square of a quaternion's scalar part, which NIfTI computes from three float32 numbers.
 QUATERNION_LOSS = 5e-7
 METRE, MICROMETRE = 1, 3  # NIfTI's codes of spatial units
 
 
 def require_one_placement(image: SpatialImage, path: Path, role: str) -> None:
-    """Refuse an image whose voxels lie elsewhere for nibabel than for ITK.
+    """Refuse an image whose voxels nibabel and ITK place differently.
 
     Parameters
     ----------
     image : SpatialImage
-        3-D, with an affine that can be inverted.
+        3-D image with an affine that can be inverted.
     path : Path
-        Its file, named in errors.
+        File of the image, for messages.
     role : str
-        What the file is for the user.
+        Role of the file, for messages.
 
     Raises
     ------
     InputError
-        If the header gives no orientation, gives two that differ by more than a tenth of a millimetre, shears the
-        voxels, contradicts its own voxel sizes, gives negative ones, or counts in another unit than millimetres.
+        If the header gives no orientation, or two that differ by more than a tenth of a millimetre; if it shears the
+        voxels, contradicts its own voxel sizes, gives negative ones, or uses another unit than millimetres.
     """
     shape = image.shape[:3]
     if isinstance(image, AnalyzeImage) and not isinstance(image, Nifti1Pair):
@@ -78,7 +72,7 @@ def require_one_placement(image: SpatialImage, path: Path, role: str) -> None:
         raise InputError(
             f"{path} ({role}) does not say how its voxels lie in the body (qform_code and sform_code are 0): expected "
             f"an orientation. If you know it, write a copy: nio orient {path} OUT --axes LAS (axes that run to the "
-            "left, front and top of the head)."
+            "left, front and top of the body)."
         )
     if sform is not None:
         instead = "" if qform is None else f" If its qform is right: {_advice(path, 'qform')}"
@@ -91,7 +85,7 @@ def require_one_placement(image: SpatialImage, path: Path, role: str) -> None:
 
 
 def _require_positive_sizes(image: Nifti1Pair, path: Path, role: str) -> None:
-    """Raise `InputError` if voxel sizes in the file are negative: nibabel takes their amount, ITK turns the axis."""
+    """Raise `InputError` if voxel sizes in the file are negative: nibabel ignores the sign, ITK turns the axis."""
     file = image.file_map.get("header") or image.file_map["image"]
     with Opener(str(file.filename), "rb") as stream:
         raw = image.header_class.from_fileobj(stream, check=False)
@@ -103,7 +97,7 @@ def _require_positive_sizes(image: Nifti1Pair, path: Path, role: str) -> None:
 
 
 def require_millimetres(header: Nifti1Header, path: Path, role: str) -> None:
-    """Raise `InputError` if a header counts in another unit."""
+    """Raise `InputError` if a header uses another unit than millimetres."""
     if int(header["xyzt_units"]) & 7 in (METRE, MICROMETRE):
         raise InputError(
             f"{path} ({role}) gives its voxel sizes in {header.get_xyzt_units()[0]}s: expected mm. "
@@ -121,7 +115,7 @@ def require_rigid_axes(
 ) -> None:
     """Raise `InputError` if an affine shears, or its voxel sizes are not `zooms` (mm, one for each axis).
 
-    `instead` is what else can be done about a shear, in a sentence.
+    `instead` is a sentence for the message: another remedy for a shear.
     """
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     axes = affine[:3, :3] / sizes
@@ -147,49 +141,41 @@ def _sizes(values: NDArray[np.float64]) -> str:
 
 
 def same_placement(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, ...], tolerance_mm: float) -> bool:
-    """Whether two affines place the voxels of a grid alike.
+    """Return whether two affines place the voxels of a grid alike.
 
-    Beyond the tolerance they can differ by a turn around the first voxel that is as small as what a qform loses in
-    rounding (:func:`quaternion_tolerance`).
+    The rounding of a qform is tolerated as well: a small turn around the first voxel.
 
     Parameters
     ----------
     a, b : ndarray
         4x4, voxel to world, mm.
     shape : tuple of int
-        Of the grid.
+        Shape of the grid.
     tolerance_mm : float
-        Largest distance between the two places of a voxel.
+        Largest distance between the two positions of a voxel.
     """
-    if not np.linalg.norm(a[:3, 3] - b[:3, 3]) <= tolerance_mm:  # so written that NaN is a difference
+    if not np.linalg.norm(a[:3, 3] - b[:3, 3]) <= tolerance_mm:  # written so that NaN counts as a difference
         return False
-    return _corner_distance(a, b, shape) <= tolerance_mm + quaternion_tolerance(b, shape)
+    return _corner_distance(a, b, shape) <= tolerance_mm + _quaternion_tolerance(b, shape)
 
 
 def _corner_distance(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, ...]) -> float:
-    """Largest distance, in mm, between the places that two affines give the corners of a grid."""
+    """Largest distance, in mm, between the positions that two affines give the corners of a grid."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1])).reshape(4, -1)
     return float(np.linalg.norm(((a - b) @ corners)[:3], axis=0).max())
 
 
-def quaternion_tolerance(affine: NDArray[np.float64], shape: tuple[int, ...]) -> float:
-    """Return how far, in mm, a qform can move the last corner of a grid by rounding alone.
+def _quaternion_tolerance(affine: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """Return the distance, in mm, by which the rounding of a qform can move the last corner of a grid.
 
     NIfTI stores three parts of a rotation's quaternion in float32 and computes the scalar part from them. Near a turn
-    by 180 degrees, as between RAS and LPS axes, that part is close to zero and loses most of its digits: up to 0.07
-    degrees, which at 200 mm is a quarter of a millimetre.
-
-    Parameters
-    ----------
-    affine : ndarray
-        4x4, voxel to world, mm, without shear.
-    shape : tuple of int
-        Of the grid.
+    by 180 degrees, as between RAS and LPS axes, that part is close to zero and loses most of its digits. The error is
+    up to 0.07 degrees, which at 200 mm is a quarter of a millimetre.
     """
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     rotation = affine[:3, :3] / sizes
     if np.linalg.det(rotation) < 0:
-        rotation = rotation * [1, 1, -1]  # NIfTI stores the flip apart
+        rotation = rotation * [1, 1, -1]  # NIfTI stores the flip separately
     scalar = abs(mat2quat(rotation)[0])
     low, high = np.sqrt(max(scalar**2 - QUATERNION_LOSS, 0)), np.sqrt(scalar**2 + QUATERNION_LOSS)
     angle = 2 * max(scalar - low, high - scalar)

@@ -1,4 +1,4 @@
-"""Images in and out, refused with a clear sentence where they cannot be used."""
+"""Reading and writing of images, with a clear message for one that cannot be used."""
 
 from __future__ import annotations
 
@@ -19,40 +19,42 @@ from nio_pydra.spatial.finite import require_finite
 from nio_pydra.spatial.headers import require_one_placement, same_placement
 from nio_pydra.system.files import atomic_path
 
-__all__ = ["load_image", "load_labels", "load_mask", "same_grid", "save_image"]
+__all__ = ["UNREADABLE", "load_image", "load_labels", "load_mask", "same_grid", "save_image"]
 
-#: Largest disagreement of two voxel-to-world matrices that still counts as one grid, in mm.
+UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+"""Errors of nibabel for a file that it cannot read."""
+#: Largest distance, in mm, between the voxels of two images that still lie on one grid.
 GRID_TOLERANCE_MM = 1e-2
-#: Smallest and largest label; as doubles, since a float32 cannot hold them exactly.
+#: Smallest and largest label, as doubles, because float32 cannot hold them exactly.
 LABELS = float(np.iinfo(np.int32).min), float(np.iinfo(np.int32).max)
 
 
 def load_image(path: str | os.PathLike[str], role: str = "image", *, may_be_empty: bool = False) -> Nifti1Image:
-    """Read a 3-D scan, whole and usable.
+    """Read a 3-D scan and check that it can be used.
 
     Parameters
     ----------
     path : path-like
-        NIfTI (or any format nibabel reads), compressed or not.
+        NIfTI or another format that nibabel reads, compressed or not.
     role : str
-        What the file is for the user ("T1w", "atlas", ...), named in errors.
+        Role of the file ("T1w", "atlas", ...), for messages.
     may_be_empty : bool
-        Whether zero everywhere is accepted.
+        Whether an image of zeros is accepted.
 
     Returns
     -------
     Nifti1Image
-        float32 voxels ``(X, Y, Z)``, voxel-to-world affine in RAS mm; it knows its file name.
+        float32 voxels ``(X, Y, Z)``, voxel-to-world affine in RAS mm, and the file name.
 
     Raises
     ------
     InputError
-        Missing, empty, truncated, not 3-D, without a usable affine, placed in more than one way or in none by its
-        header (:func:`require_one_placement`), with NaN or infinite voxels, or all zero.
+        If the file is missing, empty or truncated; if the image is not 3-D, is zero everywhere or has NaN or infinite
+        voxels; if its affine cannot be inverted, or its header is ambiguous (:func:`require_one_placement`).
     """
     path = Path(path)
-    image = _read(path, role)
-    data = _voxels(image, path, role).astype(np.float32)
+    affine, data = _read(path, role)
+    data = data.astype(np.float32)
     bad = int(data.size - np.isfinite(data).sum())
     if bad:
         raise InputError(
@@ -61,67 +63,54 @@ def load_image(path: str | os.PathLike[str], role: str = "image", *, may_be_empt
         )
     if not may_be_empty and not data.any():
         raise InputError(f"{path} ({role}) is zero everywhere: expected a scan. Is it the right file?")
-    loaded = Nifti1Image(data, image.affine)
-    loaded.file_map["image"].filename = str(path)  # for messages; set_filename refuses other formats' names
+    loaded = Nifti1Image(data, affine)
+    loaded.file_map["image"].filename = str(path)  # for messages; set_filename refuses names of other formats
     return loaded
 
 
 def load_labels(path: str | os.PathLike[str], like: Nifti1Image | None = None, role: str = "labels") -> Nifti1Image:
-    """Read a label map as int32, checked to lie on the grid of `like`.
+    """Read a label map as int32 and check that it lies on the grid of `like`.
 
     Raises
     ------
     InputError
-        As :func:`load_image`; also if values are not whole numbers, do not fit into int32, or the grid is another one.
+        As :func:`load_image`, and if values are not whole numbers or do not fit into int32, or the grid differs.
     """
     path = Path(path)
-    image = _read(path, role)
-    data = _voxels(image, path, role)
-    whole = np.rint(data)
-    if not np.isfinite(data).all() or np.abs(data - whole).max(initial=0) > 1e-3:
+    affine, voxels = _read(path, role)
+    whole = np.rint(voxels)
+    if not np.isfinite(voxels).all() or np.abs(voxels - whole).max(initial=0) > 1e-3:
         raise InputError(f"{path} ({role}) has values that are not whole numbers: expected a label map.")
     if whole.size and not LABELS[0] <= float(whole.min()) <= float(whole.max()) <= LABELS[1]:
         raise InputError(
             f"{path} ({role}) has labels from {whole.min():.0f} to {whole.max():.0f}: expected numbers "
             f"from {LABELS[0]:.0f} to {LABELS[1]:.0f}. Give the labels smaller numbers."
         )
-    labels = Nifti1Image(whole.astype(np.int32), image.affine)
-    if like is not None and not same_grid(labels, like):
-        raise InputError(
-            f"{path} ({role}) has shape {labels.shape} and another position or voxel size than its image of shape "
-            f"{like.shape}: expected the same grid. Resample the labels onto their image (nearest neighbour)."
-        )
-    return labels
+    return _on_grid_of(like, Nifti1Image(whole.astype(np.int32), affine), path, role)
 
 
 def load_mask(path: str | os.PathLike[str], like: Nifti1Image | None = None, role: str = "mask") -> Nifti1Image:
-    """Read a mask as uint8 (0 or 1; anything above 0.5 counts as inside).
+    """Read a mask as uint8, 1 where the file has more than 0.5, and check that it lies on the grid of `like`.
 
     Raises
     ------
     InputError
-        As :func:`load_labels`, and if the mask is empty.
+        As :func:`load_image`, and if the mask is empty or the grid differs.
     """
     path = Path(path)
-    image = _read(path, role)
-    voxels = _voxels(image, path, role)
+    affine, voxels = _read(path, role)
     if not np.isfinite(voxels).all():
         raise InputError(f"{path} ({role}) has NaN or infinite voxels: expected 0 and 1. Set them to 0.")
-    mask = Nifti1Image((voxels > 0.5).astype(np.uint8), image.affine)
+    mask = Nifti1Image((voxels > 0.5).astype(np.uint8), affine)
     if not np.asanyarray(mask.dataobj).any():
         raise InputError(f"{path} ({role}) is empty: expected at least one voxel above 0.5.")
-    if like is not None and not same_grid(mask, like):
-        raise InputError(
-            f"{path} ({role}) has shape {mask.shape} and another position or voxel size than its image of shape "
-            f"{like.shape}: expected the same grid."
-        )
-    return mask
+    return _on_grid_of(like, mask, path, role)
 
 
 def same_grid(a: Nifti1Image, b: Nifti1Image) -> bool:
-    """Whether two images have the same shape and the same voxel positions.
+    """Return whether two images have the same shape and the same voxel positions.
 
-    Positions can differ by a hundredth of a millimetre and by what a qform loses in rounding (:func:`same_placement`).
+    Positions can differ by a hundredth of a millimetre and by the rounding of a qform (:func:`same_placement`).
     """
     return a.shape == b.shape and same_placement(a.affine, b.affine, b.shape, GRID_TOLERANCE_MM)
 
@@ -129,16 +118,18 @@ def same_grid(a: Nifti1Image, b: Nifti1Image) -> bool:
 def save_image(
     array: ArrayLike, affine: NDArray[np.float64], path: str | os.PathLike[str], dtype: DTypeLike = np.float32
 ) -> Path:
-    """Write a NIfTI file under a temporary name, then rename it; qform and sform are alike and say scanner space.
+    """Write a NIfTI file, whole or not at all, with equal qform and sform in scanner space.
 
     Parameters
     ----------
     array : array-like
         Voxels ``(X, Y, Z)``.
     affine : ndarray
-        Voxel to world, RAS mm.
+        4x4, voxel to world, RAS mm.
+    path : path-like
+        File to write.
     dtype : dtype-like
-        On disk.
+        Type of the voxels on disk.
 
     Raises
     ------
@@ -157,21 +148,25 @@ def save_image(
     return Path(path)
 
 
-def _read(path: Path, role: str) -> SpatialImage:
+def _on_grid_of(like: Nifti1Image | None, image: Nifti1Image, path: Path, role: str) -> Nifti1Image:
+    """Return a map of voxels if it lies on the grid of its image."""
+    if like is None or same_grid(image, like):
+        return image
+    raise InputError(
+        f"{path} ({role}) has shape {image.shape} and another position or voxel size than its image of shape "
+        f"{like.shape}: expected the same grid. Resample it onto its image (nearest neighbour)."
+    )
+
+
+def _read(path: Path, role: str) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Return the affine of a 3-D image and its voxels, in the type of the file."""
     if not path.is_file():
         raise InputError(f"{path} ({role}): no such file.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} ({role}) is empty (0 bytes): expected an image. Fetch its content again.")
     try:
         image = nib.load(path)
-    except (
-        ImageFileError,
-        HeaderDataError,
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-    ) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} ({role}) cannot be read as an image: {error}") from None
     if not isinstance(image, SpatialImage):
         raise InputError(f"{path} ({role}) is not a volume: expected a 3-D image.")
@@ -188,14 +183,10 @@ def _read(path: Path, role: str) -> SpatialImage:
             "directions in its header. Repair its sform/qform."
         )
     require_one_placement(image, path, role)
-    return image
-
-
-def _voxels(image: SpatialImage, path: Path, role: str) -> NDArray[Any]:
     try:
         data = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} ({role}) is truncated or damaged: {error}. Fetch the file again.") from None
     if data.dtype.names or np.iscomplexobj(data):
         raise InputError(f"{path} ({role}) holds {data.dtype} voxels: expected numbers.")
-    return data.reshape(data.shape[:3])
+    return affine, data.reshape(data.shape[:3])

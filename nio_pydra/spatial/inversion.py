@@ -1,4 +1,4 @@
-"""Displacement fields that can be undone: removal of folds, and inversion."""
+"""Removal of folds from displacement fields, and inversion."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["invert", "unfold"]
 
 log = logging.getLogger("nio_pydra")
 
-INVERSE_STEPS = 60  # most evaluations per voxel; a handful is usual
+INVERSE_STEPS = 60  # maximum of evaluations per voxel; a few are usual
 INVERSE_TOLERANCE_VOXELS = 0.01
-LEAST_WEIGHT = 0.05  # of the voxels that come back by a node: what fewer miss moves it less
-LEAST_DETERMINANT = 0.1  # what a repaired cell corner keeps of its volume: thinner ones have no accurate inverse
-SIDE_WEIGHT = 0.139  # of a neighbour in the local average: a Gaussian of 0.55 voxels, which changes least
-ROUNDS_PER_RADIUS = 20  # after so many rounds the neighbourhood that is smoothed grows by a voxel
+LEAST_WEIGHT = 0.05  # divisor for a node with a smaller total weight of voxels, so that its correction is small
+LEAST_DETERMINANT = 0.1  # smallest determinant at a cell corner; smaller ones have no accurate inverse
+SIDE_WEIGHT = 0.139  # weight of a neighbour in the local average: a Gaussian of 0.55 voxels, which changes least
+ROUNDS_PER_RADIUS = 20  # rounds after which the smoothed neighbourhood grows by a voxel
 MOST_ROUNDS = 400
 
 
 def unfold(field: DisplacementField) -> DisplacementField:
-    """Smooth a field where it folds, or nearly so, and nowhere else.
+    """Smooth a field only where it folds or nearly folds.
 
-    A network's field may fold in places: two points of the fixed image then go to the same point, and there is no way
-    back. Where one of the eight Jacobian determinants at a voxel's cell corners falls below a tenth, the displacement
-    is averaged with its neighbours', again and again, until none does. A place that resists is averaged in an
-    ever wider neighbourhood; if any still does after 400 rounds, a warning is logged.
+    Where a network's field folds, two points of the fixed image go to the same point, and there is no inverse. A voxel
+    is smoothed if one of the eight Jacobian determinants at its cell corners is below 0.1. Its displacement is averaged
+    with those of its neighbours until no such voxel is left. The smoothed neighbourhood grows with the number of
+    rounds. If voxels are left after 400 rounds, a warning is logged.
 
     Parameters
     ----------
@@ -39,13 +39,13 @@ def unfold(field: DisplacementField) -> DisplacementField:
     Returns
     -------
     DisplacementField
-        On the same grid. The very same object where nothing had to change.
+        Field on the same grid; the same object if nothing had to change.
     """
     from nio_pydra.spatial.kernels import smoothed_at
 
     voxels = field.in_voxels()
     slab = np.argwhere(np.ones((1, *voxels.shape[2:]), bool))
-    # Slab by slab, to bound memory.
+    # One slab at a time, to limit memory.
     folded = np.concatenate([_folded_among(voxels, slab + np.array([x, 0, 0])) for x in range(voxels.shape[1])])
     if not len(folded):
         return field
@@ -71,7 +71,7 @@ def _folded_among(displacement: NDArray[np.float32], voxels: NDArray[np.int64]) 
 
 
 def _neighbourhood(voxels: NDArray[np.int64], radius: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Voxels ``(M, 3)`` of a grid within a cube around any of the given ``(N, 3)``."""
+    """Return the voxels ``(M, 3)`` of a grid that lie in a cube around one of the given voxels ``(N, 3)``."""
     if radius == 0 or not len(voxels):
         return voxels
     first = np.maximum(voxels.min(axis=0) - radius, 0)
@@ -86,10 +86,11 @@ def _neighbourhood(voxels: NDArray[np.int64], radius: int, shape: tuple[int, ...
 def invert(field: DisplacementField) -> DisplacementField:
     """Invert ``x -> x + u(x)`` on the field's own grid.
 
-    First exactly, at every node of the grid. But readers interpolate linearly between the nodes, which is off most
-    where the field has its kinks, at its own voxels. So the voxels are sent forth and back, and each node is moved once
-    by the mean of what the voxels around it miss: points come back closer, voxels above all, at the price that nodes
-    sent the other way no longer return exactly. (Doing so again would serve the voxels alone.)
+    The inverse is first exact at every node of the grid. Programs interpolate it linearly between the nodes, which is
+    least accurate where the field has kinks, at the images of its own voxels. So all voxels are mapped forward and
+    back, and each node is corrected once by the mean round-trip error of the voxels around it. This brings points, and
+    most of all voxels, closer to their start. But points mapped by the inverse first no longer return exactly. A second
+    correction would only help the voxels.
 
     Parameters
     ----------
@@ -99,14 +100,14 @@ def invert(field: DisplacementField) -> DisplacementField:
     Returns
     -------
     DisplacementField
-        On the same grid. Where the field folds there is no inverse, but something near it.
+        Inverse on the same grid. Where the field folds, it is only an approximation.
     """
     from nio_pydra.spatial.kernels import invert_displacement, spread_round_trip
 
     voxels = field.in_voxels()
     inverse = np.empty_like(voxels)
     invert_displacement(voxels, inverse, INVERSE_STEPS, INVERSE_TOLERANCE_VOXELS)
-    misses, weights = np.zeros_like(inverse), np.zeros(inverse.shape[1:], np.float32)
-    spread_round_trip(voxels, inverse, misses, weights)
-    inverse -= misses / np.maximum(weights, LEAST_WEIGHT)
+    errors, weights = np.zeros_like(inverse), np.zeros(inverse.shape[1:], np.float32)
+    spread_round_trip(voxels, inverse, errors, weights)
+    inverse -= errors / np.maximum(weights, LEAST_WEIGHT)
     return DisplacementField.from_voxels(inverse, field.affine)

@@ -1,7 +1,7 @@
-"""ITK transform files: composite ``.h5`` in and out, affine ``.mat`` in.
+"""Reading and writing of ITK transform files: composite ``.h5``, and affine ``.mat`` (reading only).
 
-On disk everything is LPS mm and a composite lists its transforms in reverse order of application; in memory
-everything is RAS mm, first step first.
+Files hold LPS mm, and a composite lists its transforms in reverse order of application. In memory everything is RAS mm
+in order of application.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def write_h5(transform: Transform, path: str | Path) -> Path:
     transform : Transform
         Affines and displacement fields, RAS mm.
     path : path-like
-        Written under a temporary name, then renamed.
+        File to write, whole or not at all.
     """
-    whole = io.BytesIO()  # on a full disk HDF5 would end the whole process
-    with h5py.File(whole, "w") as file:
-        # nitransforms and ITK both look for these two, whatever their values.
+    content = io.BytesIO()  # HDF5 would end the process if it wrote to a full disk
+    with h5py.File(content, "w") as file:
+        # nitransforms and ITK require these two, but not their values.
         _strings(file, "ITKVersion", "5.4.0")
         _strings(file, "HDFVersion", h5py.version.hdf5_version)
         group = file.create_group("TransformGroup")
@@ -46,8 +46,10 @@ def write_h5(transform: Transform, path: str | Path) -> Path:
             entry = group.create_group(str(number))
             if isinstance(step, DisplacementField):
                 _strings(entry, "TransformType", FIELD)
-                entry["TransformFixedParameters"] = _field_geometry(step)
-                # Vectors are interleaved, x fastest. Doubles that were floats shrink well with their bytes shuffled.
+                spacing, origin, direction = itk_geometry(step.affine)
+                geometry = [np.array(step.vectors.shape[1:]), origin, spacing, direction.ravel()]
+                entry["TransformFixedParameters"] = np.concatenate(geometry, dtype=np.float64)
+                # Vectors are interleaved, x fastest. Doubles that were floats compress well with shuffled bytes.
                 flat = itk_vectors(step).transpose(2, 1, 0, 3)
                 entry.create_dataset(
                     "TransformParameters",
@@ -62,7 +64,7 @@ def write_h5(transform: Transform, path: str | Path) -> Path:
                 entry["TransformFixedParameters"] = np.zeros(3)
                 entry["TransformParameters"] = np.concatenate([matrix[:3, :3].ravel(), matrix[:3, 3]])
     with atomic_path(path) as temporary:
-        temporary.write_bytes(whole.getbuffer())
+        temporary.write_bytes(content.getbuffer())
     return Path(path)
 
 
@@ -72,8 +74,7 @@ def read_h5(path: str | Path) -> Transform:
     Raises
     ------
     InputError
-        If the file is missing, is no ITK composite, holds another type of transform, or numbers that are NaN or
-        infinite.
+        If the file is missing, is no ITK composite, or holds another type of transform or NaN or infinite numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,21 +97,21 @@ def read_h5(path: str | Path) -> Transform:
                 else:
                     raise InputError(f"{path} holds a {kind}: expected affines and displacement fields only.")
         return Transform(tuple(steps))
+    except InputError:
+        raise
     except (OSError, KeyError, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is not an ITK composite transform (.h5): {error}") from None
     except ComputationError as error:
         raise InputError(f"{path} cannot be used: {error}") from None
 
 
 def read_affine(path: str | Path) -> NDArray[np.floating]:
-    """Read one affine (4x4, RAS mm) from an ITK ``.mat`` as ANTs writes it, or from a composite ``.h5``.
+    """Read one affine (4x4, RAS mm) from an ITK ``.mat`` file of ANTs or a composite ``.h5``.
 
     Raises
     ------
     InputError
-        If the file is missing, is no such transform, holds more than one affine, or numbers that are not finite.
+        If the file is missing, is no such transform, or holds more than one affine or numbers that are not finite.
     """
     path = Path(path)
     if path.suffix == ".h5":
@@ -135,7 +136,7 @@ def read_affine(path: str | Path) -> NDArray[np.floating]:
 
 
 def _parameters(entry: h5py.Group, kind: str) -> h5py.Dataset:
-    """Return a dataset of a transform, also as ITK before 5.0 misspelled its name."""
+    """Return a dataset of a transform, also under the misspelled name of ITK before 5.0."""
     misspelled = f"Tranform{kind}"
     return entry[misspelled if misspelled in entry else f"Transform{kind}"]
 
@@ -150,11 +151,6 @@ def _matrix(centre: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray
     matrix[:3, :3] = linear
     matrix[:3, 3] = translation + centre - linear @ centre
     return swap_ras_lps(matrix)
-
-
-def _field_geometry(field: DisplacementField) -> NDArray[np.float64]:
-    spacing, origin, direction = itk_geometry(field.affine)
-    return np.concatenate([field.vectors.shape[1:], origin, spacing, direction.ravel()]).astype(np.float64)
 
 
 def _field(fixed: NDArray[np.float64], values: NDArray[np.generic]) -> DisplacementField:

@@ -1,6 +1,6 @@
-"""Compiled CPU loops of geometry; callers import this module late, as `system.compiled` says.
+"""Compiled CPU loops of geometry. Callers import this module inside functions (see `system.compiled`).
 
-Arrays are C-contiguous, float32 unless said otherwise. Each output voxel is written by one thread and summed in a
+Arrays are C-contiguous, and float32 unless stated otherwise. Each output voxel is written by one thread and summed in a
 fixed order, so results do not depend on the number of threads.
 """
 
@@ -29,7 +29,7 @@ __all__ = [
 
 @compiled(parallel=True, fastmath={"contract", "nsz", "arcp"})
 def warp_with_slope(image, field, warped, slope):
-    """Trilinear warp of one volume by a unit field, and its derivative with respect to that field.
+    """Warp one volume trilinearly by a unit field, and compute the derivative with respect to that field.
 
     Parameters
     ----------
@@ -38,10 +38,9 @@ def warp_with_slope(image, field, warped, slope):
     field : (3, D, H, W)
         Unit field on the same grid, channel 0 along W.
     warped : (D, H, W)
-        Output. Beyond the border the nearest voxel counts.
+        Output. Beyond the border it takes the nearest voxel.
     slope : (3, D, H, W)
-        Output: derivative of `warped` by each channel of `field`; zero where clamped. Pass an array of no voxels to
-        skip it.
+        Output: derivative of `warped` by each channel of `field`, zero beyond the border. An empty array skips it.
     """
     depth, height, width = image.shape
     wants_slope = slope.shape[1] > 0
@@ -93,14 +92,14 @@ def warp_with_slope(image, field, warped, slope):
 
 @compiled(parallel=True)
 def sample_linear(volumes, positions, out):
-    """Sample volumes trilinearly, as ITK does: clamped within half a voxel of the border, zero beyond.
+    """Sample volumes trilinearly as ITK does: clamped within half a voxel of the border, zero beyond.
 
     Parameters
     ----------
     volumes : (C, X, Y, Z)
         Any real dtype.
     positions : (N, 3) float64
-        In voxels.
+        Positions in voxels.
     out : (C, N) float64
         Output.
     """
@@ -139,7 +138,7 @@ def affine_points(matrix, points, out):
 
 @compiled()
 def _displacement_and_slopes(field, p, value, slopes):
-    """Trilinear displacement at a voxel position, clamped to the grid, and its derivatives ``slopes[i, axis]``."""
+    """Compute the trilinear displacement at a position clamped to the grid, and its derivatives ``slopes[i, axis]``."""
     base = np.empty(3, np.int64)
     frac = np.empty(3)
     for a in range(3):
@@ -169,17 +168,17 @@ def _displacement_and_slopes(field, p, value, slopes):
 def invert_displacement(field, inverse, steps, tolerance):
     """Solve ``x + u(x) = y`` at every voxel y; ``inverse = x - y``.
 
-    Damped Newton steps, and plain fixed-point steps where the field is folded or nearly so. A step that does not come
-    closer is halved.
+    It takes damped Newton steps, and fixed-point steps where the field folds or nearly folds. A step that increases
+    the error is halved.
 
     Parameters
     ----------
     field, inverse : (3, X, Y, Z)
         Displacements in voxels, component i along axis i; input and output.
     steps : int
-        Most evaluations per voxel.
+        Maximum of evaluations per voxel.
     tolerance : float
-        Distance in voxels at which a point counts as found.
+        Error in voxels at which the search ends.
     """
     _, nx, ny, nz = field.shape
     for xi in numba.prange(nx):
@@ -231,16 +230,16 @@ def invert_displacement(field, inverse, steps, tolerance):
 
 
 @compiled()
-def spread_round_trip(field, inverse, misses, weights):
-    """Send every voxel through a field and its inverse, and spread what it misses over the nodes that brought it back.
+def spread_round_trip(field, inverse, errors, weights):
+    """Map every voxel by a field and its inverse, and add its error to the nodes of the inverse that were used.
 
-    On one thread, as several voxels add to one node.
+    This runs on one thread, because several voxels add to one node.
 
     Parameters
     ----------
     field, inverse : (3, X, Y, Z)
         Displacements in voxels, component i along axis i.
-    misses : (3, X, Y, Z)
+    errors : (3, X, Y, Z)
         Output: sum over voxels x of ``u(x) + v(x + u(x))`` times the trilinear weight of the node; input zero.
     weights : (X, Y, Z)
         Output: sum of those weights; input zero.
@@ -270,30 +269,30 @@ def spread_round_trip(field, inverse, misses, weights):
                 for n in range(8):
                     weights[x0 + (n >> 2), y0 + ((n >> 1) & 1), z0 + (n & 1)] += shares[n]
                 for i in range(3):
-                    miss = field[i, xi, yi, zi]
+                    error = field[i, xi, yi, zi]
                     for n in range(8):
-                        miss += shares[n] * inverse[i, x0 + (n >> 2), y0 + ((n >> 1) & 1), z0 + (n & 1)]
+                        error += shares[n] * inverse[i, x0 + (n >> 2), y0 + ((n >> 1) & 1), z0 + (n & 1)]
                     for n in range(8):
-                        misses[i, x0 + (n >> 2), y0 + ((n >> 1) & 1), z0 + (n & 1)] += shares[n] * miss
+                        errors[i, x0 + (n >> 2), y0 + ((n >> 1) & 1), z0 + (n & 1)] += shares[n] * error
 
 
 @compiled(parallel=True)
 def smallest_determinants(field, voxels, out):
-    """Smallest Jacobian determinant of ``x -> x + u(x)`` among the eight cell corners that meet at a voxel.
+    """Compute the smallest Jacobian determinant of ``x -> x + u(x)`` at the eight cell corners that meet at a voxel.
 
     Parameters
     ----------
     field : (3, X, Y, Z)
         Displacements in voxels, component i along axis i; constant beyond the border.
     voxels : (N, 3) int64
-        Where to look.
+        Voxels to examine.
     out : (N,)
         Output.
     """
     _, nx, ny, nz = field.shape
     for n in numba.prange(len(voxels)):
         x, y, z = voxels[n]
-        # columns[side, axis] is the map's derivative along an axis, towards the next voxel or from the last one.
+        # columns[side, axis]: derivative of the map along an axis, to the next voxel (0) or from the previous one (1).
         columns = np.empty((2, 3, 3), np.float32)
         for i in range(3):
             u = field[i]
@@ -325,16 +324,16 @@ def smallest_determinants(field, voxels, out):
 
 @compiled(parallel=True)
 def smoothed_at(field, voxels, side_weight, out):
-    """Average of a field over the 27 voxels around some voxels; the nearest voxel counts beyond the border.
+    """Average a field over the 27 voxels around each of some voxels, with the nearest voxel beyond the border.
 
     Parameters
     ----------
     field : (3, X, Y, Z)
         Any displacements.
     voxels : (N, 3) int64
-        Where to average.
+        Voxels to average at.
     side_weight : float
-        Weight of a neighbour along each axis; the voxel itself has what is left of 1.
+        Weight of a neighbour along each axis. The voxel itself has ``1 - 2 * side_weight``.
     out : (N, 3)
         Output.
     """
@@ -361,7 +360,7 @@ def smoothed_at(field, voxels, side_weight, out):
 def window_sums_kernel(radius):
     """Return the kernel ``(volumes, out)`` that sums over cubes of ``2 * radius + 1`` voxels, zero beyond the border.
 
-    Both are ``(N, D, H, W)``. With the radius known when it is compiled, a window's sum stays in registers.
+    Both are ``(N, D, H, W)``. The radius is a constant of the compiled code, so that sums stay in registers.
     """
 
     @compiled(parallel=True, fastmath={"contract", "nsz"})
@@ -401,7 +400,7 @@ def window_sums_kernel(radius):
 
 @numba.njit(inline="always")
 def _neighbours(fine, factor, size):
-    """Coarse neighbours of a position on the fine grid, and how far it is from the first (half-pixel centres)."""
+    """Return the two coarse neighbours of a fine position and its distance from the first (half-pixel centres)."""
     position = max((fine + np.float32(0.5)) / factor - np.float32(0.5), np.float32(0))
     first = int(position)
     return first, min(first + 1, size - 1), np.float32(position - first)
@@ -409,19 +408,19 @@ def _neighbours(fine, factor, size):
 
 @numba.njit(inline="always")
 def _share(fine, coarse, factor, size):
-    """Weight of a coarse voxel at a position on the fine grid."""
-    first, second, way = _neighbours(fine, factor, size)
+    """Return the weight of a coarse voxel at a fine position."""
+    first, second, distance = _neighbours(fine, factor, size)
     share = np.float32(0)
     if first == coarse:
-        share += np.float32(1) - way
+        share += np.float32(1) - distance
     if second == coarse:
-        share += way
+        share += distance
     return np.float32(share)
 
 
 @compiled(parallel=True, fastmath={"contract", "nsz"})
 def upsample_linear(coarse, factor, fine):
-    """Trilinear upsampling by a whole number, the volumes' outer borders aligned.
+    """Upsample trilinearly by a whole number, with the outer borders of the volumes aligned.
 
     Parameters
     ----------
@@ -430,38 +429,38 @@ def upsample_linear(coarse, factor, fine):
     factor : int
         At least 2.
     fine : (C, factor D, factor H, factor W)
-        Output. Beyond the outermost centres the nearest voxel counts.
+        Output. Beyond the outermost centres it takes the nearest voxel.
     """
     channels, depth, height, width = coarse.shape
     _, fine_depth, fine_height, fine_width = fine.shape
     for job in numba.prange(channels * fine_depth):
         c = job // fine_depth
         z = job % fine_depth
-        below, above, way = _neighbours(z, factor, depth)
-        row = np.empty(width + 2, np.float32)  # with the border twice
+        below, above, z_distance = _neighbours(z, factor, depth)
+        row = np.empty(width + 2, np.float32)  # with both border voxels repeated
         plane = np.empty((height, fine_width), np.float32)
         for h in range(height):
             for w in range(width):
                 low = coarse[c, below, h, w]
-                row[w + 1] = low + way * (coarse[c, above, h, w] - low)
+                row[w + 1] = low + z_distance * (coarse[c, above, h, w] - low)
             row[0] = row[1]
             row[width + 1] = row[width]
             for phase in range(factor):
                 shift = (phase + np.float32(0.5)) / factor + np.float32(0.5)
                 start = int(shift)
-                rest = np.float32(shift - start)
+                distance = np.float32(shift - start)
                 for w in range(width):
                     low = row[w + start]
-                    plane[h, factor * w + phase] = low + rest * (row[w + start + 1] - low)
+                    plane[h, factor * w + phase] = low + distance * (row[w + start + 1] - low)
         for y in range(fine_height):
-            south, north, aside = _neighbours(y, factor, height)
+            first, second, y_distance = _neighbours(y, factor, height)
             for x in range(fine_width):
-                fine[c, z, y, x] = plane[south, x] + aside * (plane[north, x] - plane[south, x])
+                fine[c, z, y, x] = plane[first, x] + y_distance * (plane[second, x] - plane[first, x])
 
 
 @compiled(parallel=True, fastmath={"contract", "nsz"})
 def upsample_adjoint(fine, factor, coarse):
-    """Gradient of `upsample_linear` by its input, from that by its output; shapes as there."""
+    """Compute the gradient of `upsample_linear` by its input from that by its output, with the same shapes."""
     channels, depth, height, width = coarse.shape
     _, fine_depth, fine_height, fine_width = fine.shape
     for job in numba.prange(channels * depth):
@@ -483,6 +482,6 @@ def upsample_adjoint(fine, factor, coarse):
                         row[x] += share * plane[y, x]
             coarse[c, d, h] = 0
             for x in range(fine_width):
-                first, second, way = _neighbours(x, factor, width)
-                coarse[c, d, h, first] += (np.float32(1) - way) * row[x]
-                coarse[c, d, h, second] += way * row[x]
+                first, second, distance = _neighbours(x, factor, width)
+                coarse[c, d, h, first] += (np.float32(1) - distance) * row[x]
+                coarse[c, d, h, second] += distance * row[x]

@@ -1,4 +1,4 @@
-"""World coordinates of ITK: LPS mm, where nibabel and this package have RAS mm."""
+"""Conversion between the world coordinates of ITK (LPS mm) and of nibabel and this package (RAS mm)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ SIGNS = np.array([-1, -1, 1], np.float32)
 
 
 def swap_ras_lps(matrix: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Turn a 4x4 map from world to world in RAS mm into the same map in LPS mm, or the other way round."""
+    """Convert a 4x4 map between worlds from RAS mm to LPS mm, or from LPS mm to RAS mm."""
     return FLIP @ matrix @ FLIP
 
 
 def itk_geometry(
     affine: NDArray[np.floating],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return what ITK calls spacing, origin and direction of a grid.
+    """Return the spacing, origin and direction of a grid, in the terms of ITK.
 
     Parameters
     ----------
     affine : ndarray
-        ``(4, 4)`` voxel to world, RAS mm.
+        4x4, voxel to world, RAS mm.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def itk_geometry(
     origin : ndarray
         ``(3,)`` position of the first voxel, LPS mm.
     direction : ndarray
-        ``(3, 3)``; column i is the direction of voxel axis i in LPS, of length 1.
+        ``(3, 3)``; column i is the direction of voxel axis i in LPS, a vector of length 1.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def itk_geometry(
 def affine_from_itk(
     spacing: NDArray[np.float64], origin: NDArray[np.float64], direction: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the voxel-to-world matrix in RAS mm; the inverse of :func:`itk_geometry`."""
+    """Return the voxel-to-world matrix in RAS mm, the inverse of :func:`itk_geometry`."""
     flipped = np.eye(4)
     flipped[:3, :3] = direction * spacing
     flipped[:3, 3] = origin
@@ -65,15 +65,15 @@ def itk_vectors(field: DisplacementField) -> NDArray[np.float32]:
 
 
 def field_from_itk(vectors: NDArray[np.floating], affine: NDArray[np.float64]) -> DisplacementField:
-    """Build a field from displacements as ITK has them.
+    """Build a field from displacements of ITK.
 
     Parameters
     ----------
     vectors : ndarray
         ``(X, Y, Z, 3)``, LPS mm.
     affine : ndarray
-        ``(4, 4)`` voxel to world of their grid, RAS mm. Where the grid is that of an image, take the image's own: one
-        that went through a file of ITK has lost digits.
+        4x4, voxel to world of their grid, RAS mm. If it is the grid of an image, give the image's own affine, as one
+        from a file of ITK has lost digits.
     """
     flipped = np.array(np.moveaxis(vectors, -1, 0), np.float32, order="C")
     flipped *= SIGNS[:, None, None, None]

@@ -1,14 +1,12 @@
-"""A copy of an image whose header places it in one way."""
+"""Copies of images with an unambiguous header."""
 
 from __future__ import annotations
 
-import zlib
 from io import BytesIO
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.openers import Opener
 from nibabel.orientations import axcodes2ornt
@@ -17,28 +15,29 @@ from numpy.typing import NDArray
 
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.headers import require_millimetres, require_rigid_axes
+from nio_pydra.spatial.images import UNREADABLE
 from nio_pydra.system.files import atomic_path
 
 __all__ = ["reorient"]
 
 
 def reorient(source: Path, target: Path, *, axes: str | None = None, keep: str | None = None) -> None:
-    """Write a copy of a NIfTI file with one placement, in qform and sform alike; voxels are copied byte for byte.
+    """Write a copy of a NIfTI file with equal qform and sform; the voxels are copied byte for byte.
 
     Parameters
     ----------
     source, target : Path
         ``.nii`` or ``.nii.gz``.
     axes : str, optional
-        Where the three axes of the voxels run to, for example ``LAS``. The middle of the image becomes the origin.
+        Directions of the three voxel axes, for example ``LAS``. The middle of the image becomes the origin.
     keep : {"qform", "sform"}, optional
-        The form to take, where `axes` is not given.
+        Form to keep if `axes` is not given.
 
     Raises
     ------
     InputError
-        If the source is no NIfTI file in mm, lacks the form to keep or voxel sizes, or its sform shears; or if the
-        target exists.
+        If the source is no NIfTI file in mm, lacks voxel sizes or the form to keep, or has a sform that shears; or if
+        the target exists.
     """
     for path in (source, target):
         if not path.name.endswith((".nii", ".nii.gz")):
@@ -49,7 +48,7 @@ def reorient(source: Path, target: Path, *, axes: str | None = None, keep: str |
         image = nib.load(source)
         with Opener(str(source), "rb") as stream:
             content = stream.read()
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+    except UNREADABLE as error:
         raise InputError(f"{source} cannot be read as a NIfTI image: {error}") from None
     if not isinstance(image, Nifti1Image):
         raise InputError(f"{source} is no NIfTI image in one file: convert it first.")
@@ -62,7 +61,7 @@ def reorient(source: Path, target: Path, *, axes: str | None = None, keep: str |
             raise InputError(f"{source} gives voxel sizes of {sizes} mm: expected positive ones. Repair its pixdim.")
         affine = _centred(axes, sizes, shape)
     else:
-        header["pixdim"][1:4] = sizes  # a negative one would turn an axis
+        header["pixdim"][1:4] = sizes  # a negative size would turn an axis
         try:
             affine = (header.get_qform if keep == "qform" else header.get_sform)(coded=True)[0]
         except (HeaderDataError, ValueError):
@@ -80,7 +79,7 @@ def reorient(source: Path, target: Path, *, axes: str | None = None, keep: str |
 
 
 def _centred(axes: str, sizes: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Return a 4x4 affine, RAS mm, along these axes, with the middle of the grid at the origin."""
+    """Return a 4x4 affine, RAS mm, with voxels along `axes` and the origin in the middle of the grid."""
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis, (world, sign) in enumerate(axcodes2ornt(tuple(axes))):

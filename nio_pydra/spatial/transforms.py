@@ -14,24 +14,24 @@ from nio_pydra.spatial.finite import require_finite
 
 __all__ = ["DisplacementField", "Transform", "apply_affine", "interpolate", "resample", "voxel_centres"]
 
-CHUNK = 2_000_000  # points handled at a time, to bound memory
+CHUNK = 2_000_000  # points per step, to limit memory
 
 
 @dataclass(frozen=True)
 class DisplacementField:
-    """Displacements on a grid; zero beyond it, as in ITK.
+    """Displacements on a grid, zero beyond it, as in ITK.
 
     Attributes
     ----------
     vectors : ndarray
         ``(3, X, Y, Z)`` float32, RAS mm.
     affine : ndarray
-        ``(4, 4)`` voxel to world of the grid, RAS mm.
+        4x4, voxel to world of the grid, RAS mm.
 
     Raises
     ------
     ComputationError
-        If a displacement is NaN or infinite: measures of such a field would look perfect.
+        If a displacement is NaN or infinite, as measures of such a field would look perfect.
     """
 
     vectors: NDArray[np.float32]
@@ -49,7 +49,7 @@ class DisplacementField:
         return cls(np.ascontiguousarray(np.tensordot(linear, displacements, axes=1)), affine)
 
     def in_voxels(self) -> NDArray[np.float32]:
-        """Return the displacements in voxels, component i along axis i of the grid; ``(3, X, Y, Z)``, a copy."""
+        """Return a copy of the displacements ``(3, X, Y, Z)`` in voxels, component i along axis i of the grid."""
         to_voxels = np.linalg.inv(self.affine[:3, :3]).astype(np.float32)
         return np.ascontiguousarray(np.tensordot(to_voxels, self.vectors, axes=1))
 
@@ -66,7 +66,7 @@ class Transform:
     Attributes
     ----------
     steps : tuple of ndarray or DisplacementField
-        An array is a 4x4 matrix in RAS mm.
+        Arrays are 4x4 matrices in RAS mm.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def apply_affine(matrix: NDArray[np.floating], points: NDArray[np.float64]) -> N
 
 
 def voxel_centres(shape: tuple[int, ...], affine: NDArray[np.float64], start: int, stop: int) -> NDArray[np.float64]:
-    """World positions ``(N, 3)`` of the voxels `start` to `stop`, counted in C order."""
+    """Return the world positions ``(N, 3)`` of the voxels from `start` to `stop`, counted in C order."""
     indices = np.stack(np.unravel_index(np.arange(start, stop), shape), axis=1)
     return apply_affine(affine, indices.astype(np.float64))
 
@@ -148,14 +148,14 @@ def resample(
     transform: Transform,
     interpolation: Literal["linear", "nearest"] = "linear",
 ) -> Nifti1Image:
-    """Bring an image onto a reference grid in one interpolation.
+    """Resample an image onto a reference grid in one interpolation.
 
     Parameters
     ----------
     image : Nifti1Image
-        ``(X, Y, Z)`` voxels.
+        ``(X, Y, Z)``.
     reference : Nifti1Image
-        Only its shape and affine count.
+        Image that gives shape and affine.
     transform : Transform
         Maps points of the REFERENCE to points of the image, RAS mm (ITK's and ANTs' direction).
     interpolation : {"linear", "nearest"}
@@ -164,7 +164,7 @@ def resample(
     Returns
     -------
     Nifti1Image
-        float32 for linear, the image's own dtype for nearest.
+        float32 for "linear", the image's own dtype for "nearest".
     """
     dtype = np.dtype(np.float32) if interpolation == "linear" else image.get_data_dtype()
     volume = np.asanyarray(image.dataobj)[None]

@@ -1,4 +1,4 @@
-"""Fields on the normalised grid of torch: warping, integration and the way to voxels.
+"""Fields on the normalised grid of torch: warping, integration, upsampling and conversion to voxels.
 
 A *unit field* is ``(N, 3, D, H, W)``: displacements in the normalised coordinates of
 :func:`torch.nn.functional.grid_sample` with ``align_corners=True``, so that -1 and 1 are the centres of the first and
@@ -16,34 +16,32 @@ from torch.nn import functional
 __all__ = ["identity_grid", "integrate", "unit_to_voxel", "upsample", "voxel_scale", "voxel_to_unit", "warp"]
 
 
-def identity_grid(shape: tuple[int, int, int], *, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Sampling positions of the voxel centres themselves.
+def identity_grid(shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the sampling positions of the voxel centres.
 
     Returns
     -------
     Tensor
-        ``(1, D, H, W, 3)``, the last axis ordered W, H, D as grid_sample wants it.
+        ``(1, D, H, W, 3)``, the last axis in the order W, H, D, as grid_sample requires.
     """
     axes = [torch.linspace(-1, 1, n, device=device, dtype=dtype) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
 
 
-def voxel_scale(shape: tuple[int, int, int], *, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Voxels per unit along W, H, D: ``(dim - 1) / 2``, shaped ``(1, 3, 1, 1, 1)`` to multiply a unit field."""
+def voxel_scale(shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the voxels per unit along W, H and D, ``(dim - 1) / 2``; ``(1, 3, 1, 1, 1)``, to multiply unit fields."""
     scale = torch.tensor([(n - 1) / 2 for n in shape[::-1]], device=device, dtype=dtype)
     return scale.view(1, 3, 1, 1, 1)
 
 
 def unit_to_voxel(field: Tensor) -> Tensor:
-    """Turn a unit field into a voxel field (channels reordered to D, H, W)."""
-    shape = (field.shape[2], field.shape[3], field.shape[4])
-    return (field * voxel_scale(shape, device=field.device, dtype=field.dtype)).flip(1)
+    """Convert a unit field to a voxel field, with channels in the order D, H, W."""
+    return (field * voxel_scale(field.shape[2:], device=field.device, dtype=field.dtype)).flip(1)
 
 
 def voxel_to_unit(field: Tensor) -> Tensor:
-    """Turn a voxel field into a unit field: the inverse of :func:`unit_to_voxel`."""
-    shape = (field.shape[2], field.shape[3], field.shape[4])
-    return field.flip(1) / voxel_scale(shape, device=field.device, dtype=field.dtype)
+    """Convert a voxel field to a unit field, the inverse of :func:`unit_to_voxel`."""
+    return field.flip(1) / voxel_scale(field.shape[2:], device=field.device, dtype=field.dtype)
 
 
 def warp(image: Tensor, field: Tensor, *, mode: str = "bilinear", grid: Tensor | None = None) -> Tensor:
@@ -52,24 +50,23 @@ def warp(image: Tensor, field: Tensor, *, mode: str = "bilinear", grid: Tensor |
     Parameters
     ----------
     image : Tensor
-        ``(N, C, d, h, w)``; it may have another size than the field, since units are normalised.
+        ``(N, C, d, h, w)``. Its size can differ from the field's, because units are normalised.
     field : Tensor
         Unit field ``(N, 3, D, H, W)``.
     mode : {"bilinear", "nearest"}
         "bilinear" is trilinear for volumes.
     grid : Tensor, optional
-        :func:`identity_grid` of the field's shape, where the caller keeps one.
+        :func:`identity_grid` of the field's shape, if the caller has one.
 
     Returns
     -------
     Tensor
-        ``(N, C, D, H, W)``; beyond the border the nearest voxel counts.
+        ``(N, C, D, H, W)``, with the nearest voxel beyond the border.
     """
     if mode == "bilinear" and _kernel_serves(image, field):
         return _CompiledWarp.apply(image, field)
     if grid is None:
-        shape = (field.shape[2], field.shape[3], field.shape[4])
-        grid = identity_grid(shape, device=field.device, dtype=field.dtype)
+        grid = identity_grid(field.shape[2:], device=field.device, dtype=field.dtype)
     positions = grid + field.permute(0, 2, 3, 4, 1)
     return functional.grid_sample(image, positions, mode=mode, padding_mode="border", align_corners=True)
 
@@ -86,7 +83,7 @@ def _kernel_serves(image: Tensor, field: Tensor) -> bool:
 
 
 class _CompiledWarp(torch.autograd.Function):
-    """Warp of one volume on the CPU; the derivative by the field is found on the way forward."""
+    """Warp of one volume on the CPU. The forward pass computes the derivative by the field."""
 
     @staticmethod
     def forward(ctx, image: Tensor, field: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
@@ -107,7 +104,7 @@ class _CompiledWarp(torch.autograd.Function):
 
 
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
-    """Displacement of a stationary velocity field at time 1, by scaling and squaring.
+    """Return the displacement of a stationary velocity field at time 1, by scaling and squaring.
 
     Parameters
     ----------
@@ -116,8 +113,7 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     steps : int
         Number of squarings; LapIRN uses 7.
     """
-    shape = (velocity.shape[2], velocity.shape[3], velocity.shape[4])
-    grid = identity_grid(shape, device=velocity.device, dtype=velocity.dtype)
+    grid = identity_grid(velocity.shape[2:], device=velocity.device, dtype=velocity.dtype)
     field = velocity / 2**steps
     for _ in range(steps):
         field = field + warp(field, field, grid=grid)
@@ -125,7 +121,7 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
 
 
 def upsample(field: Tensor, factor: int = 2) -> Tensor:
-    """Trilinear upsampling between pyramid levels (``align_corners=False``); unit fields keep their magnitude."""
+    """Upsample between pyramid levels, trilinearly (``align_corners=False``); unit fields keep their magnitude."""
     if factor == 1:
         return field
     if field.device.type == "cpu" and field.dtype == torch.float32:

@@ -10,7 +10,7 @@ __all__ = ["window_means", "window_sums"]
 
 
 def window_sums(volumes: Tensor, window: int) -> Tensor:
-    """Sum over a cube around every voxel; voxels beyond the border count as zero.
+    """Sum over a cube around every voxel, with zeros beyond the border.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def window_sums(volumes: Tensor, window: int) -> Tensor:
 
 
 def window_means(volumes: Tensor, window: int) -> Tensor:
-    """Mean over those voxels of a cube around every voxel that lie in the volume; see :func:`window_sums`."""
+    """Mean over the voxels of a cube that lie inside the volume; see :func:`window_sums`."""
     return window_sums(volumes, window) / window_sums(torch.ones_like(volumes[:1, :1]), window)
 
 
@@ -46,4 +46,4 @@ class _CompiledSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        return window_sums(gradient, ctx.window), None  # a voxel is in the windows of those that are in its own
+        return window_sums(gradient, ctx.window), None  # the sums are a symmetric map, their own adjoint

@@ -1,1 +1,1 @@
-"""The machine underneath: files, temporary folders and other programs."""
+"""Services of the machine: files, temporary folders, other programs."""

@@ -8,20 +8,20 @@ __all__ = ["core_count", "default_threads", "threads_asked_for"]
 
 
 def core_count() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     # macOS has no affinity.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_threads() -> int:
-    """Return the number of threads where no option gives one: OMP_NUM_THREADS, else all cores of this process."""
+    """Return the default number of threads: OMP_NUM_THREADS, else all cores of this process."""
     return threads_asked_for() or core_count()
 
 
 def threads_asked_for() -> int | None:
-    """Return what OMP_NUM_THREADS says, or None where it is not set or makes no sense.
+    """Return the number in OMP_NUM_THREADS, or None where it is not set or is no positive number.
 
-    As OpenMP reads it: of a list, which has a number for each level of nested threads, the first one counts.
+    It can be a list with a number for each level of nested threads. The first one counts, as in OpenMP.
     """
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and what tells them apart."""
+"""Files that are either whole or absent, and digests of their contents."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ __all__ = [
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 PREFIX = ".tmp-"
 NAME = re.compile(r"\.tmp-([0-9a-f]{8})-[0-9a-f]{12}(\.\w+)*")
-"""Temporary names: the host, and a number that nobody else draws."""
+"""Temporary names: the host and a random number."""
 FOREIGN_SECONDS = 86_400.0
-"""Age from which another host's leftover is one: its locks may be unknown here."""
+"""Age at which a temporary file of another host counts as left over, because its lock may be invisible here."""
 _tidied: set[Path] = set()
-"""Folders that this process has looked through for leftovers."""
+"""Folders that this process has already cleared of leftovers."""
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary name in the same folder, renamed to `path` on success and deleted on failure.
+    """Yield a temporary file in the same folder, renamed to `path` on success and deleted on failure.
 
-    The file gets the permissions that the user's umask and the folder say. What killed processes left half-written in
-    the folder is deleted.
+    The user's umask and the folder decide the permissions of the file. Half-written files of killed processes in the
+    folder are deleted.
 
     Raises
     ------
@@ -53,14 +53,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
-    began = False
+    opened = False
     try:
         with temporary_file(path.parent, suffix) as temporary:
-            began = True
+            opened = True
             yield temporary
             temporary.replace(path)
     except OSError as error:
-        if began:
+        if opened:
             raise
         raise InputError(
             f"{path} cannot be written ({error.strerror}): choose a folder that you may write to."
@@ -71,12 +71,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def temporary_file(folder: Path, suffix: str = "") -> Iterator[Path]:
     """Make an empty file under a temporary name, deleted at the end if it still has that name.
 
-    What killed processes left in the folder, which is made where it is absent, is deleted first.
+    The folder is made if it is absent. Half-written files of killed processes in it are deleted first.
 
     Raises
     ------
     FullDiskError
-        If the disk is full, at the beginning or while the file is written.
+        If the disk is full.
     OSError
         If the folder cannot be made or written to.
     """
@@ -87,7 +87,7 @@ def temporary_file(folder: Path, suffix: str = "") -> Iterator[Path]:
             _tidied.add(folder.absolute())
         temporary, lock = _new_file(folder, suffix)
         try:
-            with full_disk_named(folder):  # before the file is deleted, which makes room
+            with full_disk_named(folder):  # deleting the file makes room
                 yield temporary
         finally:
             temporary.unlink(missing_ok=True)
@@ -95,9 +95,9 @@ def temporary_file(folder: Path, suffix: str = "") -> Iterator[Path]:
 
 
 def discard_leftovers(folder: Path) -> None:
-    """Delete what killed processes left half-written in a folder; what living ones write is left alone."""
+    """Delete half-written files of killed processes in a folder; those of living processes are kept."""
     for leftover in folder.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another user's, or gone meanwhile
+        with suppress(OSError):  # another user's, or deleted meanwhile
             if not (found := NAME.fullmatch(leftover.name)) or not may_be_dead(leftover, found[1]):
                 continue
             handle = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW)
@@ -109,18 +109,19 @@ def discard_leftovers(folder: Path) -> None:
 
 
 def may_be_dead(path: Path, host: str) -> bool:
-    """Return whether a lock can tell if the owner of a temporary file or folder lives: not on another host.
+    """Return whether the process that made a temporary file or folder may have died, so that its lock decides.
 
-    Some shared file systems keep locks to the host that took them. What another host made counts as in use for a day.
+    On some shared file systems a lock is invisible to other hosts. So a file of another host counts as in use for a
+    day.
     """
     return host == HOST or time.time() - path.lstat().st_mtime > FOREIGN_SECONDS
 
 
 def locked(handle: int, path: Path) -> bool:
-    """Lock an open file until it is closed, if nobody else has it locked and its name still leads to it.
+    """Lock an open file until it is closed; return False if another process holds the lock or the path has changed.
 
-    The kernel gives a lock back when the process ends, however it ends. That tells the files of living processes from
-    those of dead ones. A file system without such locks counts as locked by somebody else.
+    The kernel releases a lock when its process ends, however it ends. So a file without a lock is one of a dead
+    process. Where the file system has no locks, every file counts as locked by another process.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,16 +131,16 @@ def locked(handle: int, path: Path) -> bool:
 
 
 def _new_file(folder: Path, suffix: str) -> tuple[Path, int]:
-    """Make a new file and lock it; return its path, and the handle that keeps the lock until it is closed."""
+    """Make a new file and lock it; return its path and the handle that holds the lock."""
     while True:
         path = folder / f"{PREFIX}{HOST}-{secrets.token_hex(6)}{suffix}"
-        # The kernel takes the umask off this mode, or applies the folder's default access list.
+        # The kernel reduces this mode by the umask, or by the folder's default access list.
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        with suppress(OSError):  # no such locks here: then nobody else gets one either
+        with suppress(OSError):  # no locks on this file system: no other process can lock it either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if path.exists():
             return path, handle
-        os.close(handle)  # somebody took it for a leftover in the moment before it was locked
+        os.close(handle)  # another process deleted it as a leftover before it was locked
 
 
 def read_json(path: Path, advice: str = "repair it") -> dict[str, Any]:
@@ -147,17 +148,18 @@ def read_json(path: Path, advice: str = "repair it") -> dict[str, Any]:
 
     Parameters
     ----------
-    path : pathlib.Path
+    path : Path
+        JSON file.
     advice : str
-        The end of the sentence where it cannot be read.
+        End of the error message: what to do about the file.
 
     Raises
     ------
     InputError
-        If the file cannot be read, or holds something else.
+        If the file cannot be read or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark at the beginning
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin with a byte order mark
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): {advice}.") from None
     except ValueError as error:
@@ -168,7 +170,7 @@ def read_json(path: Path, advice: str = "repair it") -> dict[str, Any]:
 
 
 def contents_digest(*paths: Path | None) -> str:
-    """Twelve hexadecimal digits (of a SHA-256) that stand for the contents of files, in order; None is one of its own.
+    """Return twelve hexadecimal digits of a SHA-256 of the contents of files, in order; None has a digest of its own.
 
     Raises
     ------

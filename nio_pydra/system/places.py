@@ -1,4 +1,4 @@
-"""Whether two paths are one place, so that nothing that is read is written over."""
+"""Paths that lead to the same place, so that no output replaces an input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["refuse_same_file", "same_place"]
 
 
 def same_place(one: Path, other: Path) -> bool:
-    """Return whether two paths lead to the same file or folder, through links as well."""
+    """Return whether two paths lead to the same file or folder, also through links."""
     try:
         return one.samefile(other)
     except OSError:  # one of them does not exist
@@ -19,9 +19,9 @@ def same_place(one: Path, other: Path) -> bool:
 
 
 def refuse_same_file(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
-    """Raise `InputError` where a file to be written is one of those that are read."""
-    read = [path for path in inputs if path is not None]
+    """Raise `InputError` if an output is also an input."""
+    given = [path for path in inputs if path is not None]
     for output in outputs:
-        for path in read:
+        for path in given:
             if same_place(output, path):
                 raise InputError(f"{output} would be overwritten, but {path} is an input: choose another output.")

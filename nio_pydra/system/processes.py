@@ -23,7 +23,7 @@ __all__ = ["end_programs", "forkserver", "last_lines", "run_program"]
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 LOG_LINES = 15
-LONGEST_PLACE = 60
+LONGEST_FOLDER = 60  # characters; the name of a socket can have about a hundred
 _running: set[subprocess.Popen[bytes]] = set()
 
 
@@ -37,28 +37,28 @@ def run_program(
 ) -> None:
     """Run a program in a process group of its own, and wait for it.
 
-    The program ends with this process, even if this one is killed: a supervisor sees to that. All that it started
-    ends with it. Its processor time counts among the children of this process.
+    A supervisor ends the program and everything that it started when this process ends, even if it is killed. The
+    program's processor time counts among the children of this process.
 
     Parameters
     ----------
     arguments : sequence of str or path
-        The program, looked for on PATH, and its arguments.
+        Program, looked for on PATH, and its arguments.
     name : str
-        What it is called in messages.
+        Name of the program in messages.
     folder : Path
-        Its current folder.
+        Current folder of the program.
     log : Path
-        Takes all that it prints.
+        File for the output of the program.
     environment : mapping of str to str, optional
-        The whole of it; None: that of this process.
+        All environment variables of the program. None: those of this process.
 
     Raises
     ------
     ProgramError
-        If it fails or is killed.
+        If the program fails or is killed.
     """
-    # Isolated and without site-packages: it starts in a hundredth of a second, whatever the environment says.
+    # Isolated and without site-packages, the supervisor starts in a hundredth of a second.
     command = [sys.executable, "-I", "-S", str(SUPERVISOR), *(str(argument) for argument in arguments)]
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -83,23 +83,23 @@ def run_program(
 
 
 def end_programs() -> None:
-    """Kill all programs that run: this process is about to end without any further step."""
+    """Kill all running programs, for a process that is about to end without other cleaning up."""
     running = list(_running)
     for process in running:
         _kill(process)
     for process in running:
         with suppress(subprocess.TimeoutExpired):
-            process.wait(1)  # what still writes would keep its folder from being deleted
+            process.wait(1)  # the folder of a program that still writes could not be deleted
 
 
 @cache
 def forkserver() -> ForkServerContext:
-    """Return what starts processes by a fork server, as this process must not be forked once it has used torch.
+    """Return multiprocessing's fork server, because a process that has used torch must not be forked.
 
-    The sockets of multiprocessing lie in a temporary folder that is found to be left over if this process is killed.
+    The sockets of multiprocessing lie in a temporary folder, which a later run deletes if this process is killed.
     """
     before = os.environ.get("PYTHONWARNINGS")
-    # After a kill the tracker cleans up, which is its task, and nothing to be warned about.
+    # The tracker would warn when it cleans up after a kill, which is its task.
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
     try:
         resource_tracker.ensure_running()
@@ -107,20 +107,19 @@ def forkserver() -> ForkServerContext:
         os.environ.pop("PYTHONWARNINGS")
         os.environ.update({} if before is None else {"PYTHONWARNINGS": before})
     stack = ExitStack()
-    # Names of sockets may have about a hundred characters.
-    place = None if len(tempfile.gettempdir()) <= LONGEST_PLACE else Path("/tmp")
-    folder = stack.enter_context(scratch_folder(place))
+    parent = None if len(tempfile.gettempdir()) <= LONGEST_FOLDER else Path("/tmp")
+    folder = stack.enter_context(scratch_folder(parent))
     util.Finalize(None, stack.close, exitpriority=-200)
     mp_process.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
     return mp.get_context("forkserver")
 
 
 def last_lines(log: Path) -> str:
-    """Return the end of what a program printed."""
+    """Return the last lines that a program printed."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]) or "(it printed nothing)"
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the supervisor's group; the group is there as long as any process of it is."""
-    with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of processes that have just ended
+    """Kill the supervisor's process group, which exists as long as any of its processes."""
+    with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for processes that have just ended
         os.killpg(process.pid, signal.SIGKILL)

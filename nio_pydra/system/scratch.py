@@ -1,4 +1,4 @@
-"""Folders for temporary files, which do not outlive their process for long."""
+"""Folders for temporary files, deleted with their process or by the next run."""
 
 from __future__ import annotations
 
@@ -21,35 +21,36 @@ __all__ = ["discard_scratch", "private_folder", "scratch_folder"]
 
 PREFIX = "nio-pydra-"
 NAME = re.compile(r"\.?nio-pydra-([0-9a-f]{8})-[a-z0-9_]{8}")
-"""Names of temporary folders: the host, and what `tempfile` adds."""
+"""Names of temporary folders: the host and the random part of `tempfile`."""
 LOCK = ".lock"
 _mine: set[Path] = set()
 
 
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Make a temporary folder, deleted at the end; what killed processes left in the same place is deleted first.
+    """Make a temporary folder, deleted at the end; leftovers of killed processes are deleted first.
 
     Parameters
     ----------
     parent : Path or None
-        Where; made if it is absent. The temporary folder is hidden there. None: the system's place for such folders,
-        which TMPDIR decides.
+        Folder for the temporary folder, which gets a hidden name; made if it is absent. None: the system's folder for
+        temporary files (TMPDIR).
 
     Yields
     ------
     Path
-        Absolute, empty, for this user only.
+        Absolute path of an empty folder that only this user can read.
 
     Raises
     ------
     InputError
-        If the folder cannot be made, or its disk is full while it is used.
+        If the folder cannot be made, or its disk becomes full.
     """
     place = Path(tempfile.gettempdir() if parent is None else parent).absolute()
     try:
         with full_disk_named(place):
-            made = _make_parents(place)
+            made = [each for each in (place, *place.parents) if not each.exists()]
+            place.mkdir(parents=True, exist_ok=True)
             prefix = PREFIX if parent is None else f".{PREFIX}"
             for other in place.glob(f"{prefix}*"):
                 if found := NAME.fullmatch(other.name):
@@ -65,49 +66,42 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
         _remove(folder)
         _mine.discard(folder)
         os.close(lock)
-        for each in made:  # a failure leaves nothing behind
+        for each in made:
             with suppress(OSError):
                 each.rmdir()
 
 
 def discard_scratch() -> None:
-    """Delete all temporary folders of this process at once: it is about to end without any further step."""
+    """Delete all temporary folders of this process, which is about to end without other cleaning up."""
     for folder in list(_mine):
         _remove(folder)
 
 
 def private_folder(name: str) -> Path:
-    """Return a folder in the system's place for temporary ones that is kept from run to run, for this user only.
+    """Return a folder among the system's temporary files that is kept from run to run, for this user only.
 
-    Where another user has taken its name, it is a new one that is deleted at the end of the process.
+    If another user has taken its name, a new folder is made and deleted at the end of the process.
     """
     folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+    status = folder.lstat()
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
         return folder
     fresh = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     atexit.register(shutil.rmtree, fresh, ignore_errors=True)
     return fresh
 
 
-def _make_parents(place: Path) -> list[Path]:
-    """Make a folder; return those that were not there before, the innermost first."""
-    absent = [each for each in (place, *place.parents) if not each.exists()]
-    place.mkdir(parents=True, exist_ok=True)
-    return absent
-
-
 def _new_folder(place: Path, prefix: str) -> tuple[Path, int]:
-    """Make a folder with a locked file in it; return its path, and the handle that keeps the lock."""
+    """Make a folder with a locked file in it; return its path and the handle that holds the lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{HOST}-", dir=place))
         try:
             handle = os.open(folder / LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        except FileNotFoundError:  # somebody took it for a leftover in this moment
+        except FileNotFoundError:  # another process deleted it as a leftover
             continue
-        with suppress(OSError):  # no such locks here: then nobody else gets one either
+        with suppress(OSError):  # no locks on this file system: no other process can lock it either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if (folder / LOCK).exists():
             return folder, handle
@@ -115,15 +109,15 @@ def _new_folder(place: Path, prefix: str) -> tuple[Path, int]:
 
 
 def _discard_if_dead(folder: Path, host: str) -> None:
-    """Delete a temporary folder of this user whose process is gone."""
+    """Delete a temporary folder of this user if its process has ended."""
     with suppress(OSError):
-        found = folder.lstat()
-        if not may_be_dead(folder, host) or not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        status = folder.lstat()
+        if not may_be_dead(folder, host) or not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             return
         try:
             handle = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:
-            folder.rmdir()  # killed before it was locked; refused where there is anything in it
+            folder.rmdir()  # its process was killed before it locked; fails unless the folder is empty
             return
         try:
             if locked(handle, folder / LOCK):
@@ -133,7 +127,7 @@ def _discard_if_dead(folder: Path, host: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder, its lock last: where anything else is left, the next run finds the lock and goes on."""
+    """Delete a folder, its lock last, so that a later run can finish what fails here."""
     with suppress(OSError):
         for entry in folder.iterdir():
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Settings in files: a few values that differ from those of a frozen dataclass."""
+"""Settings from files, which replace some values of a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """Read a file of settings, TOML if it is called so, JSON otherwise.
+    """Read a file of settings: TOML if its name ends in .toml, otherwise JSON.
 
     Raises
     ------
     InputError
-        If the file cannot be read, or holds no table.
+        If the file cannot be read or holds no table.
     """
     kind = "TOML" if path.suffix == ".toml" else "JSON"
     try:
@@ -40,21 +40,22 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def with_changes(settings: T, changes: Mapping[str, Any], name: str = "") -> T:
-    """Return settings with some values replaced, in nested dataclasses too.
+    """Return settings with some values replaced, also in nested dataclasses.
 
     Parameters
     ----------
     settings : dataclass instance
+        Settings to start from.
     changes : mapping
-        Values by field name, as JSON and TOML have them: lists for tuples, text for paths, a table for a dataclass.
-        False leaves an optional part out.
+        New values by field name, in the types of JSON and TOML: lists for tuples, text for paths, tables for
+        dataclasses. False removes an optional part.
     name : str
-        What the settings are called in messages.
+        Name of the settings in messages.
 
     Raises
     ------
     ValueError
-        If a field does not exist, or its value is of the wrong type or refused by the dataclass.
+        If a field does not exist, or its value has the wrong type or is refused by the dataclass.
     """
     hints = get_type_hints(type(settings))
     known = [field.name for field in fields(settings)]  # type: ignore[arg-type]
@@ -71,18 +72,18 @@ def with_changes(settings: T, changes: Mapping[str, Any], name: str = "") -> T:
 def plain(settings: object) -> dict[str, Any]:
     """Return a dataclass as JSON values."""
 
-    def value(found: Any) -> Any:
-        if isinstance(found, dict):
-            return {key: value(each) for key, each in found.items()}
-        if isinstance(found, tuple | list):
-            return [value(each) for each in found]
-        return str(found) if isinstance(found, Path) else found
+    def converted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: converted(each) for key, each in value.items()}
+        if isinstance(value, tuple | list):
+            return [converted(each) for each in value]
+        return str(value) if isinstance(value, Path) else value
 
-    return dict(value(asdict(settings)))  # type: ignore[call-overload]
+    return dict(converted(asdict(settings)))  # type: ignore[call-overload]
 
 
 def _converted(value: Any, hint: Any, old: Any, name: str) -> Any:
-    """Turn a value of a file into one of a field's type."""
+    """Convert a value from a file to the type of a field."""
     if get_origin(hint) in (Union, UnionType):
         choices = get_args(hint)
         if NoneType in choices and (value is None or (value is False and bool not in choices)):
@@ -99,8 +100,7 @@ def _converted(value: Any, hint: Any, old: Any, name: str) -> Any:
     if get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{name} is {value!r}: expected a list")
-        each = get_args(hint)[0]
-        return tuple(_converted(entry, each, None, name) for entry in value)
+        return tuple(_converted(entry, get_args(hint)[0], None, name) for entry in value)
     return _scalar(value, hint, name)
 
 

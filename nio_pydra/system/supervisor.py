@@ -1,8 +1,8 @@
-"""Runs one program, and ends it as soon as the process that asked for it is gone.
+"""Script that runs one program, and ends it as soon as the process that asked for it has ended.
 
-Started by :mod:`nio_pydra.system.processes` as a script of its own, without any package, so that it starts quickly. It
-leads a process group that holds the program and all that the program starts. Its standard input is a pipe that
-nobody writes to: it ends when the process at the other end does, however that happens, and then the group is killed.
+:mod:`nio_pydra.system.processes` starts it as a script without any package, so that it starts quickly. It leads a
+process group that holds the program and everything that the program starts. Its standard input is a pipe that nobody
+writes to. The pipe closes when the process at the other end ends in any way, and then the group is killed.
 """
 
 import os
@@ -12,13 +12,12 @@ import threading
 
 
 def main(program: list[str]) -> int:
-    """Run a program; return its exit status, or end by the signal that it was ended by."""
+    """Run a program; return its exit status, or end by the signal that ended the program."""
     die_with_parent = _death_signal()
     child = os.fork()
     if child == 0:
         die_with_parent()
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         try:
             os.execvp(program[0], program)
         except OSError as error:
@@ -30,7 +29,7 @@ def main(program: list[str]) -> int:
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.killpg(0, signal.SIGTERM)  # whatever the program left running
+    os.killpg(0, signal.SIGTERM)  # processes that the program left running
     if code < 0:
         _end_by(-code)
     return code
@@ -47,7 +46,7 @@ def _end_group(number: int, frame: object) -> None:
 
 
 def _end_by(number: int) -> None:
-    """Tell the asker of the program's signal by ending in the same way, but without a core of one's own."""
+    """End by the program's signal, so that the asker sees it, but without another core dump."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -57,7 +56,7 @@ def _end_by(number: int) -> None:
 
 
 def _death_signal():  # type: ignore[no-untyped-def]
-    """Return what makes the kernel end the calling process when the supervisor is killed: nothing, except on Linux."""
+    """Return a function that makes Linux kill the calling process with the supervisor; elsewhere it does nothing."""
     if sys.platform != "linux":
         return lambda: None
     import ctypes

@@ -6,7 +6,7 @@ from pathlib import Path
 from fileformats.generic import File
 from pydra.compose import python
 
-from nio_pydra import __version__
+from nio_pydra.tasks.inputs import CODE_VERSION, scan_files, task_runtime
 
 
 @python.define(outputs=["affine", "record"])
@@ -15,7 +15,7 @@ def AffineAlign(
     moving: File,
     fixed_mask: File,
     moving_mask: File,
-    version: str = __version__,
+    version: str = CODE_VERSION,
     lesion_mask: File | None = None,
     profile: str = "brain",
     seed: int = 0,
@@ -35,30 +35,29 @@ def AffineAlign(
     version : str
         Version of the code that this task calls.
     lesion_mask : File | None
-        Region of the moving image that has no counterpart, on its grid.
+        Region of the moving image without a counterpart in the fixed one, on its grid.
     profile : str
-        What the images show: a name of nio_pydra.profiles.PROFILES.
+        What the images show, by its name in nio_pydra.profiles.PROFILES.
     seed : int
         Random seed.
 
     Returns
     -------
     affine : File
-        ITK composite .h5, fixed to moving.
+        ITK composite .h5, fixed to moving points.
     record : File
-        JSON, what the alignment took.
+        JSON with the time that the alignment took.
     """
     from nio_pydra.engines.affine import align
     from nio_pydra.profiles import PROFILES
-    from nio_pydra.tasks.inputs import scan_files, task_runtime
 
     affine, record = Path("affine.h5").absolute(), Path("affine_record.json").absolute()
-    taken = align(
+    measured = align(
         scan_files(fixed, mask=fixed_mask),
         scan_files(moving, mask=moving_mask, lesion_mask=lesion_mask),
         affine,
         task_runtime(seed=seed),
         profile=PROFILES[profile],
     )
-    record.write_text(json.dumps(taken))
+    record.write_text(json.dumps(measured))
     return affine, record

@@ -1,4 +1,4 @@
-"""Inputs of tasks, which pydra wants flat, as the groups that the engines take."""
+"""Inputs of tasks: pydra wants them flat, the engines take them in groups."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attrs import Factory
+
+from nio_pydra.version import source_digest
+
 if TYPE_CHECKING:
     from nio_pydra.engines.contract import Runtime, ScanFiles
 
-__all__ = ["scan_files", "task_runtime"]
+__all__ = ["CODE_VERSION", "scan_files", "task_runtime"]
+
+CODE_VERSION = Factory(source_digest)
+"""Default `version` of every task: pydra computes it when a task is made."""
 
 
 def task_runtime(device: str = "cpu", seed: int = 0, precision: str = "auto") -> Runtime:
-    """Return the runtime of a task; its temporary files go into the task's own folder, which is the current one.
+    """Return the runtime of a task. Its temporary files go into the task's folder, which is the current one.
 
-    The number of threads, which OMP_NUM_THREADS decides, is no input of the tasks: a run that is continued with other
-    threads must find what is done. The record says how many were used.
+    The number of threads is not an input of the tasks, so that a run can be continued with another number.
+    OMP_NUM_THREADS sets it, and the record holds it.
     """
     from nio_pydra.engines.contract import Runtime
 
@@ -26,7 +33,7 @@ def task_runtime(device: str = "cpu", seed: int = 0, precision: str = "auto") ->
 def scan_files(
     image: os.PathLike[str], *, skull_stripped: bool = False, **others: os.PathLike[str] | None
 ) -> ScanFiles:
-    """Return an image and what belongs to it as one group; see :class:`nio_pydra.engines.contract.ScanFiles`."""
+    """Return an image and what belongs to it as :class:`nio_pydra.engines.contract.ScanFiles`."""
     from nio_pydra.engines.contract import ScanFiles
 
     paths = {name: None if path is None else Path(path) for name, path in others.items()}

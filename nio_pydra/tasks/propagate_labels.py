@@ -1,23 +1,23 @@
-"""Task: labels carried through a transform."""
+"""Task: labels resampled through a transform."""
 
 from pathlib import Path
 
 from fileformats.generic import File
 from pydra.compose import python
 
-from nio_pydra import __version__
+from nio_pydra.tasks.inputs import CODE_VERSION
 
 
 @python.define(outputs=["propagated"])
-def PropagateLabels(labels: File, reference: File, transform: File, version: str = __version__) -> File:
-    """Resample a label image, nearest neighbour.
+def PropagateLabels(labels: File, reference: File, transform: File, version: str = CODE_VERSION) -> File:
+    """Resample a label image, by nearest neighbour.
 
     Parameters
     ----------
     labels : File
         Label image.
     reference : File
-        Image whose grid the result has.
+        Image that gives the grid of the result.
     transform : File
         ITK composite .h5 that maps points of the reference to points of the labels.
     version : str

@@ -6,7 +6,7 @@ from pathlib import Path
 from fileformats.generic import File
 from pydra.compose import python
 
-from nio_pydra import __version__
+from nio_pydra.tasks.inputs import CODE_VERSION, scan_files, task_runtime
 
 
 @python.define(outputs=["forward_xfm", "inverse_xfm", "warped", "record"])
@@ -18,7 +18,7 @@ def Register(
     engine: str = "nio_m",
     preset: str | None = None,
     settings: dict | None = None,
-    version: str = __version__,
+    version: str = CODE_VERSION,
     weights: File | None = None,
     fixed_mask: File | None = None,
     moving_mask: File | None = None,
@@ -28,7 +28,7 @@ def Register(
     precision: str = "auto",
     seed: int = 0,
 ) -> tuple[File, File, File, File]:
-    """Register a moving image to a fixed one, from their affine alignment on.
+    """Register a moving image to a fixed one, starting from their affine alignment.
 
     Parameters
     ----------
@@ -37,31 +37,31 @@ def Register(
     moving : File
         Image to be aligned.
     affine : File
-        ITK composite .h5, fixed to moving.
+        ITK composite .h5, fixed to moving points.
     affine_record : File
-        JSON of the affine alignment, whose time goes into the record.
+        JSON of the affine alignment. Its time goes into the record.
     engine : str
-        Engine, one of those that `nio engines` lists.
+        Name of the engine, as `nio engines` lists it.
     preset : str | None
-        Preset of the engine; default: its first.
+        Preset of the engine. Default: the engine's first.
     settings : dict | None
         Settings that differ from the preset's.
     version : str
-        Version of the code that this task calls, with the engine's fingerprint.
+        Version of the code that this task calls. Workflows add the engine's fingerprint.
     weights : File | None
-        Network weights; default: those of the package.
+        Network weights. Default: those of the package.
     fixed_mask : File | None
         Mask of the object on the fixed grid.
     moving_mask : File | None
         Mask of the object on the moving grid.
     lesion_mask : File | None
-        Region of the moving image that has no counterpart.
+        Region of the moving image without a counterpart in the fixed one, on its grid.
     profile : str
-        What the images show: a name of nio_pydra.profiles.PROFILES.
-    precision : str
-        One of auto and float32.
+        What the images show, by its name in nio_pydra.profiles.PROFILES.
     device : str
         One of auto, cpu and cuda.
+    precision : str
+        One of auto and float32.
     seed : int
         Random seed.
 
@@ -70,18 +70,17 @@ def Register(
     forward_xfm : File
         ITK composite .h5, fixed to moving points.
     inverse_xfm : File
-        Its inverse.
+        ITK composite .h5, moving to fixed points.
     warped : File
         Moving image on the fixed grid.
     record : File
-        JSON.
+        JSON with settings, time, memory and measures of quality.
     """
     from nio_pydra.engines.methods import choose_method
     from nio_pydra.engines.registration import register
     from nio_pydra.profiles import PROFILES
-    from nio_pydra.tasks.inputs import scan_files, task_runtime
 
-    found = register(
+    results = register(
         scan_files(fixed, mask=fixed_mask),
         scan_files(moving, mask=moving_mask, lesion_mask=lesion_mask),
         Path(affine),
@@ -91,4 +90,4 @@ def Register(
         profile=PROFILES[profile],
         runtime=task_runtime(device, seed, precision),
     )
-    return found.forward_xfm, found.inverse_xfm, found.warped, found.record
+    return results.forward_xfm, results.inverse_xfm, results.warped, results.record

@@ -7,12 +7,12 @@ from typing import Any
 from fileformats.generic import File
 from pydra.compose import python
 
-from nio_pydra import __version__
 from nio_pydra.bids.products import PRODUCTS
+from nio_pydra.tasks.inputs import CODE_VERSION
 
 
 def product_fields(field: Callable[..., Any]) -> dict[str, Any]:
-    """Return one field for each row of the table of products, made by ``python.arg`` or ``workflow.out``."""
+    """Return a field for each row of the table of products. `field` is ``python.arg`` or ``workflow.out``."""
     return {
         product.name: field(type=File | None, default=None, help=product.help())
         if product.optional
@@ -22,7 +22,7 @@ def product_fields(field: Callable[..., Any]) -> dict[str, Any]:
 
 
 @python.define(inputs=product_fields(python.arg), outputs=["files"])
-def Sink(destination: dict, version: str = __version__, **products: File | None) -> list[str]:
+def Sink(destination: dict, version: str = CODE_VERSION, **products: File | None) -> list[str]:
     """Copy the results of one scan into the derivative dataset.
 
     Parameters
@@ -30,14 +30,14 @@ def Sink(destination: dict, version: str = __version__, **products: File | None)
     destination : dict
         Fields of nio_pydra.bids.products.Destination.
     version : str
-        Of the code that this task calls.
+        Version of the code that this task calls.
     products : File | None
-        One for each row of nio_pydra.bids.products.PRODUCTS.
+        A file for each row of nio_pydra.bids.products.PRODUCTS.
 
     Returns
     -------
     files : list[str]
-        The paths written.
+        Paths of the files written.
     """
     from nio_pydra.bids.outputs import sink
     from nio_pydra.bids.products import Destination

@@ -1,4 +1,4 @@
-"""Care of pydra's cache: what a killed or failed run left, and why a job failed."""
+"""pydra's cache: cleaning up after a killed or failed run, and the reason why a job failed."""
 
 from __future__ import annotations
 
@@ -30,29 +30,34 @@ from nio_pydra.workflows.pydra_private import (
 __all__ = ["discard_unfinished", "failure_reason", "in_use"]
 
 TORN_LOCK_SECONDS = 10.0
+"""Age from which an empty lock counts as left by a killed process."""
 FRESH_SECONDS = 20.0
+"""Age up to which another run may still need a failed result."""
 
 
 @contextmanager
 def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[bool]:
-    """Mark a work folder as in use, and delete what a killed run left in it that would mislead this one.
+    """Mark a work folder as in use, and delete files in it that a killed run left and that would mislead this one.
 
-    pydra locks every job by a file, and waits for ever for one whose owner cannot be proved dead: a run killed on
-    another host or in another container, or in the moment between creating the file and writing into it. The kernel
-    in contrast releases this function's lock with its process, so whoever is alone with the folder knows that all
-    other locks in it are dead. While the folder is in use, locks that stay empty are deleted too: a process of this
-    very run may be killed in that moment, mostly for lack of memory.
+    pydra locks each job by a file, and waits for ever if it cannot tell that the owner of a lock is dead. That happens
+    when a run was killed on another host or in another container, or between creating the file and writing into it.
+    This function takes a lock that the kernel releases when the process ends. A run that is the only one to hold it
+    can delete all other locks in the folder.
+
+    While the folder is in use, locks that stay empty are deleted as well. They are left by processes of this run that
+    were killed, mostly for lack of memory.
 
     Parameters
     ----------
-    work_dir : pathlib.Path
+    work_dir : Path
+        Folder with pydra's cache and hashes.
     discard_locks : bool
-        False where jobs may outlive the run that started them, as under SLURM.
+        Whether to delete locks. False where jobs may outlive the run that started them, as under SLURM.
 
     Yields
     ------
     bool
-        Whether no other run was using the folder; False where the file system cannot tell.
+        Whether no other run was using the folder. False where the file system cannot tell.
     """
     with (work_dir / "in_use").open("w") as marker:
         try:
@@ -65,23 +70,23 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[bool]:
             for lock in locks(work_dir):
                 lock.unlink(missing_ok=True)
         with suppress(OSError):
-            # Waits if need be: a run that cleans has the folder to itself for a moment.
+            # Waits while another run that has the folder to itself cleans it.
             fcntl.flock(marker, fcntl.LOCK_SH)
         discard_torn_hashes(work_dir)
-        left = threading.Event()
+        ended = threading.Event()
         if discard_locks:
-            threading.Thread(target=_discard_torn_locks, args=(work_dir, left), daemon=True).start()
+            threading.Thread(target=_discard_torn_locks, args=(work_dir, ended), daemon=True).start()
         before = Path.cwd()
         try:
             yield alone
         finally:
-            left.set()
+            ended.set()
             os.chdir(before)  # pydra leaves the process in some job's folder
 
 
-def _discard_torn_locks(work_dir: Path, left: threading.Event) -> None:
-    """Until the folder is left, delete locks that have been empty for a while: they name no owner."""
-    while not left.wait(TORN_LOCK_SECONDS):
+def _discard_torn_locks(work_dir: Path, ended: threading.Event) -> None:
+    """Delete locks that have been empty for a while, until the run ends: they name no owner."""
+    while not ended.wait(TORN_LOCK_SECONDS):
         for lock in locks(work_dir):
             with suppress(FileNotFoundError):
                 found = lock.stat()
@@ -90,19 +95,19 @@ def _discard_torn_locks(work_dir: Path, left: threading.Event) -> None:
 
 
 def discard_unfinished(cache: Path, *, alone: bool = True) -> None:
-    """Delete results that must not be found again, except those of jobs that another run is at.
+    """Delete results that must not be used again, except those of jobs that another run is computing.
 
-    A failed job's result is computed anew by pydra, but the workflow around it may read the old one first. A job
-    ended by an interrupt leaves a result that claims success and holds no outputs. A result whose files were deleted,
-    cut off or changed since would be used as it is.
+    pydra computes the result of a failed job anew, but the workflow around it may read the old result first. An
+    interrupted job leaves a result that claims success and holds no outputs. pydra would also use a result whose files
+    were deleted, cut off or changed since.
 
     Parameters
     ----------
-    cache : pathlib.Path
-        pydra's cache folder; may be absent.
+    cache : Path
+        pydra's cache folder. It may be absent.
     alone : bool
-        No other run uses the folder. Otherwise a failure of the last seconds is kept: the run that it belongs to may
-        not have read it yet.
+        Whether no other run uses the folder. If one does, failures of the last seconds are kept, because that run may
+        not have read them yet.
     """
     for stored in stored_results(cache):
         if is_usable(stored):
@@ -114,20 +119,21 @@ def discard_unfinished(cache: Path, *, alone: bool = True) -> None:
 
 
 def failure_reason(cache: Path, task: Any) -> tuple[str, str]:
-    """Say why a job failed.
+    """Return the reason why a job failed.
 
     Parameters
     ----------
-    cache : pathlib.Path
+    cache : Path
+        pydra's cache folder.
     task : pydra task
-        The one that failed.
+        The task of the job.
 
     Returns
     -------
     reason : str
-        The sentence of an error of this package, or the kind and first line of any other error.
+        The message of an error of this package, or the kind and first line of any other error.
     details : str
-        All that pydra stored.
+        The traceback that pydra stored.
     """
     details = stored_error(cache / checksum(task))
     if not details:

@@ -1,4 +1,4 @@
-"""Workflow: all scans of a dataset, each by the `Subject` workflow."""
+"""All scans of a dataset, each registered by the `Subject` workflow."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ from nio_pydra.bids.inputs import Scan
 from nio_pydra.bids.outputs import discard_leftovers, engine_desc, sink
 from nio_pydra.bids.products import PRODUCTS, Destination
 from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.memory import require_memory
 from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.spatial.images import load_image, load_mask
 from nio_pydra.system.settings import plain
+from nio_pydra.tasks import Prepare
 from nio_pydra.version import source_digest
+from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
+from nio_pydra.workflows.progress import subject_hooks
+from nio_pydra.workflows.pydra_private import Submitter, stored_outputs, use_work_folder, warn_if_untried
+from nio_pydra.workflows.subject import Subject
+from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker, SlurmWorker
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
 
@@ -32,15 +40,15 @@ class DatasetSettings:
     method : Method
         Engine and settings.
     runtime : Runtime
-        Device, precision and seed; threads are those of OMP_NUM_THREADS.
+        Device, precision and seed. The number of threads is that of OMP_NUM_THREADS.
     skull_stripped : bool
-        Take every image as one of the object only, whatever its sidecar says.
+        Whether every image is zero outside the object, whatever its sidecar says.
     worker : str
         ``debug`` (one after another), ``cf`` (processes) or ``slurm``.
     n_procs : int
-        Processes of ``cf``.
+        Number of scans at a time.
     labels_desc : str or None
-        ``desc`` of the scans' label images.
+        ``desc`` of the label images of the scans.
     profile : Profile
         What is registered.
     """
@@ -56,19 +64,17 @@ class DatasetSettings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one scan.
+    """Result of one scan.
 
     Attributes
     ----------
     scan : Scan
-    files : list of pathlib.Path
-        Its derivatives; empty after a failure.
+        The scan.
     reason, details : str
-        Why it failed, in a sentence and in full; empty after a success.
+        Why it failed, in a sentence and in full. Empty after a success.
     """
 
     scan: Scan
-    files: list[Path]
     reason: str = ""
     details: str = ""
 
@@ -76,19 +82,22 @@ class Outcome:
 def register_dataset(
     scans: Sequence[Scan], atlas: Atlas, settings: DatasetSettings, *, out_dir: Path, work_dir: Path
 ) -> list[Outcome]:
-    """Register scans to an atlas; one that fails leaves the others done.
+    """Register scans to an atlas. A scan that fails does not stop the others.
 
-    What an earlier run with the same `work_dir` finished is taken from there.
+    Results that an earlier run with the same `work_dir` finished are used again.
 
     Parameters
     ----------
     scans : sequence of Scan
+        Scans to register.
     atlas : Atlas
+        Atlas to align them to.
     settings : DatasetSettings
-    out_dir : pathlib.Path
-        Takes the derivatives, each scan's as soon as it is done.
-    work_dir : pathlib.Path
-        Keeps pydra's cache.
+        How to register them.
+    out_dir : Path
+        Folder for the derivatives. Those of a scan are written as soon as it is done.
+    work_dir : Path
+        Folder for pydra's cache.
 
     Returns
     -------
@@ -98,15 +107,12 @@ def register_dataset(
     Raises
     ------
     InputError
-        If nothing to register is found in the atlas, the worker cannot be used, or memory does not hold so many
-        scans at a time.
+        If no object is found in the atlas, the worker cannot be used, or memory is too small for so many scans at a
+        time.
     """
-    # In a folder of its own: another program's files in the work folder are nobody's leftovers.
+    # A folder of its own, so that files of other programs in the work folder are not deleted.
     work_dir = work_dir.resolve() / "nio_pydra"
     work_dir.mkdir(parents=True, exist_ok=True)
-    from nio_pydra.workflows.cache import discard_unfinished, in_use
-    from nio_pydra.workflows.pydra_private import use_work_folder, warn_if_untried
-
     warn_if_untried()
     cache = use_work_folder(work_dir)
     with in_use(work_dir, discard_locks=settings.worker != "slurm") as alone:
@@ -117,69 +123,59 @@ def register_dataset(
 def _register_all(
     scans: Sequence[Scan], atlas: Atlas, settings: DatasetSettings, out_dir: Path, cache: Path
 ) -> list[Outcome]:
-    from nio_pydra.workflows.pydra_private import Submitter
-
-    problems = {scan.name: problem for scan in scans if (problem := scan.problem or _lost(scan))}
+    problems = {scan.name: problem for scan in scans if (problem := scan.problem or _unreadable(scan))}
     inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in problems}
-    for given in inputs.values():
-        discard_leftovers(Destination(**given["destination"]))
+    for own in inputs.values():
+        discard_leftovers(Destination(**own["destination"]))
     worker, arguments = _worker(settings)
     with Submitter(worker=worker, cache_root=cache, **arguments) as submit:
         mask = _atlas_mask(atlas, settings, submit, cache)
         common = _common_inputs(atlas, settings, mask)
-        waiting = [given for given in inputs.values() if _stored_products(common, given, cache) is None]
+        waiting = [own for own in inputs.values() if _stored_products(common, own, cache) is None]
         if waiting and settings.worker != "slurm":
             _require_memory(atlas, mask, settings, min(len(waiting), settings.n_procs))
         if waiting:
             _run_subjects(submit, common, waiting)
     return [
-        Outcome(scan, [], problems[scan.name])
+        Outcome(scan, problems[scan.name])
         if scan.name in problems
         else _outcome(scan, common, inputs[scan.name], cache)
         for scan in scans
     ]
 
 
-def _lost(scan: Scan) -> str:
-    """Say which file of a scan cannot be read; mostly empty."""
-    for path in (scan.t1w, scan.lesion, scan.mask, scan.labels):
-        # By the rights that reading has, where the system can say (Linux).
+def _unreadable(scan: Scan) -> str:
+    """Return a sentence about a file of a scan that cannot be read. Empty where all can."""
+    for path in (scan.image, scan.lesion, scan.mask, scan.labels):
+        # Reading uses the rights of the effective user, which only some systems can check.
         if path is not None and not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             if path.exists():
-                return f"{path}: no permission to read it."
+                return f"{path}: no permission to read it, change its permissions."
             return f"{path}: no such file; is it a link to content that was not fetched?"
     return ""
 
 
 def _run_subjects(submit: Any, common: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
-    """Split the `Subject` workflow over scans; finished elements are found in the cache even if others failed."""
-    from nio_pydra.workflows.progress import subject_hooks
-    from nio_pydra.workflows.subject import Subject
-
+    """Run the `Subject` workflow for each scan, as a split of one workflow."""
     keys = tuple(inputs[0])
-    batch = Subject(**common).split(keys, **{key: [given[key] for given in inputs] for key in keys})
+    batch = Subject(**common).split(keys, **{key: [own[key] for own in inputs] for key in keys})
     submit(batch, hooks=subject_hooks(), raise_errors=False)
 
 
 def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Outcome:
-    from nio_pydra.workflows.cache import failure_reason
-    from nio_pydra.workflows.subject import Subject
-
     products = _stored_products(common, inputs, cache)
     if products is None:
-        return Outcome(scan, [], *failure_reason(cache, Subject(**common, **inputs)))
+        return Outcome(scan, *failure_reason(cache, Subject(**common, **inputs)))
     try:
-        # Also for a scan found in the cache, whose derivatives somebody may have deleted since.
-        return Outcome(scan, sink(products, Destination(**inputs["destination"])))
+        # Also for a scan found in the cache: its derivatives may have been deleted since.
+        sink(products, Destination(**inputs["destination"]))
     except (InputError, OSError) as error:
-        return Outcome(scan, [], str(error))
+        return Outcome(scan, str(error))
+    return Outcome(scan)
 
 
 def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> dict[str, Path | None] | None:
-    """Return the results of one scan from the cache; None where it is not done."""
-    from nio_pydra.workflows.pydra_private import stored_outputs
-    from nio_pydra.workflows.subject import Subject
-
+    """Return the results of a scan from the cache. None where it is not done."""
     outputs = stored_outputs(Subject(**common, **inputs), cache)
     if outputs is None:
         return None
@@ -188,30 +184,22 @@ def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path
 
 
 def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
-    from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker, SlurmWorker
-
     if settings.worker == "slurm":
         if shutil.which("sbatch") is None:
-            raise InputError("The worker slurm needs the command sbatch, which is not there: run this on a SLURM host.")
+            raise InputError("The worker slurm needs the command sbatch, which is absent: run this on a SLURM host.")
         return SlurmWorker, {}
-    if settings.worker == "cf":
-        return ForkserverWorker, {"n_procs": settings.n_procs}
-    return SerialWorker, {}
+    return ForkserverWorker if settings.worker == "cf" else SerialWorker, {"n_procs": settings.n_procs}
 
 
 def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Path) -> Path:
-    """Return the atlas's mask of the object; made once, before the scans need it."""
+    """Return the mask of the object in the atlas. It is made once, before the scans need it."""
     if atlas.mask is not None:
         return atlas.mask
-    from nio_pydra.tasks import Prepare
-    from nio_pydra.workflows.cache import failure_reason
-
     task = Prepare(
         image=atlas.image,
         skull_stripped=atlas.skull_stripped,
         profile=settings.profile.name,
         device=settings.runtime.device,
-        version=source_digest(),
     )
     result = submit(task, raise_errors=False)
     if result.errored:
@@ -220,10 +208,7 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
 
 
 def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: int) -> None:
-    """Raise `InputError` where memory does not hold so many registrations, as far as the engine can tell."""
-    from nio_pydra.engines.memory import require_memory
-    from nio_pydra.spatial.images import load_image, load_mask
-
+    """Raise `InputError` where the engine predicts too little memory for so many scans at a time."""
     image, method = load_image(atlas.image, "atlas"), settings.method
     predicted = method.engine.memory_mb(image, load_mask(mask, image), method.settings, settings.runtime)
     if predicted is None:
@@ -246,7 +231,6 @@ def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) ->
         "device": settings.runtime.device,
         "precision": settings.runtime.precision,
         "seed": settings.runtime.seed,
-        "version": source_digest(),
         "method_version": f"{source_digest()}+{method.fingerprint()}",
     }
 
@@ -263,14 +247,14 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
         atlas_reference=atlas.reference,
         skull_stripped=skull_stripped,
         labels_desc=settings.labels_desc if scan.labels else None,
-        labels_source=scan.labels.absolute().as_uri() if scan.labels else None,
+        labels_source=scan.labels.as_uri() if scan.labels else None,
         profile=settings.profile.name,
     )
     return {
-        "scan": scan.t1w,
+        "scan": scan.image,
         "skull_stripped": skull_stripped,
-        "mask": None if scan.mask is None else scan.mask.absolute(),
-        "lesion_mask": None if scan.lesion is None else scan.lesion.absolute(),
-        "own_labels": None if scan.labels is None else scan.labels.absolute(),
+        "mask": scan.mask,
+        "lesion_mask": scan.lesion,
+        "own_labels": scan.labels,
         "destination": asdict(destination),
     }

@@ -1,4 +1,4 @@
-"""A line for every scan that is begun, done or failed."""
+"""A log line for every scan that is started, done or failed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ log = logging.getLogger("nio_pydra")
 
 
 def subject_hooks() -> TaskHooks:
-    """Return hooks for the `Subject` workflow; pydra runs them in the process that submitted it."""
+    """Return hooks for the `Subject` workflow. pydra runs them in the process that submitted it."""
     return TaskHooks(pre_run_task=_say_started, post_run_task=_say_failed, post_run=_say_done)
 
 
 def _name(job: Job[Any]) -> str | None:
-    """Name the scan of a job of the `Subject` workflow; None for the workflow around these."""
+    """Return the name of the scan of a `Subject` job. None for the workflow around these jobs."""
     destination = getattr(job.task, "destination", None)
     return None if destination is None else scan_name(destination["entities"])
 
@@ -35,6 +35,6 @@ def _say_failed(job: Job[Any], result: Any) -> None:
 
 
 def _say_done(job: Job[Any], result: Any) -> None:
-    """Run after the result was stored: from here on a killed run does not repeat this scan."""
+    """Log that a scan is done: its result is stored, so that a run that continues this one does not repeat it."""
     if name := _name(job):
         log.info("%s: done", name)

@@ -1,8 +1,8 @@
-"""The fence around pydra: all that this package knows of pydra's insides, and of the files in its cache.
+"""The parts of pydra that are not its public interface, and the files in its cache. No other module uses them.
 
-Defining tasks and workflows (`pydra.compose`) is what pydra promises; nothing here is. Another version of pydra may
-therefore lose finished scans, or take broken ones for finished. When one comes out, run ``tests/workflows`` and
-``tests/cli/test_bids_app.py`` with it, mend what fails here, and add it to `TRIED`.
+The public interface is `pydra.compose`, which defines tasks and workflows. With another version of pydra, finished
+scans may be lost, or broken ones may be taken for finished. For a new version, run ``tests/workflows`` and
+``tests/cli/test_bids_app.py`` with it, repair what fails here, and add it to `TRIED`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 import cloudpickle
-import pydra.engine.submitter  # noqa: F401  must come first: pydra.workers.base imports in a circle
+import pydra.engine.submitter  # noqa: F401  must come first: pydra.workers.base has a circular import
 from fileformats.core import FileSet
 from filelock import SoftFileLock, Timeout
 from pydra.engine.hooks import TaskHooks
@@ -35,27 +35,27 @@ __all__ = [
 ]  # fmt: skip
 
 TRIED = ("1.0a12",)
-"""Versions of pydra that the tests passed with."""
+"""Versions of pydra with which the tests passed."""
 HASH_BYTES = 16
-"""Of the hashes that pydra keeps."""
+"""Size of each hash that pydra keeps."""
 
 log = logging.getLogger("nio_pydra")
 
 
 def warn_if_untried() -> None:
-    """Warn where the installed pydra is none of the versions that the tests passed with."""
+    """Warn where the installed version of pydra is not in `TRIED`."""
     installed = importlib.metadata.version("pydra")
     if installed not in TRIED:
         log.warning(
-            "pydra %s is installed, and nio_pydra was tried with %s only: if finished scans are computed again or the "
-            "run stops, install that version (pip install pydra==%s).",
+            "pydra %s is installed, but nio_pydra was tested with %s only: if finished scans are computed again, or if "
+            "the run stops, run pip install pydra==%s.",
             installed, ", ".join(TRIED), TRIED[-1],
         )  # fmt: skip
 
 
 def use_work_folder(work_dir: Path) -> Path:
-    """Let pydra keep its hashes in a work folder, and return the folder for its cache beside them."""
-    # It would otherwise write into the home folder, and ask a server for its newest version.
+    """Make pydra keep its hashes in a work folder. Return the folder for its cache, beside them."""
+    # By default pydra writes into the home folder, and asks a server for its newest version.
     os.environ["PYDRA_HASH_CACHE"] = str(work_dir / "hashes")
     os.environ.setdefault("NO_ET", "1")
     return work_dir / "pydra"
@@ -65,17 +65,17 @@ def use_work_folder(work_dir: Path) -> Path:
 
 
 def checksum(task: Any) -> str:
-    """Return the name of a task's folder in the cache: a hash of its source and its inputs."""
+    """Return the hash of a task's source and inputs, which names its folder in the cache."""
     return str(task._checksum)
 
 
 def cache_root(job: Job[Any]) -> Path:
-    """Return the cache that a job's folder lies in."""
+    """Return the cache folder of a job."""
     return Path(job.cache_root)
 
 
 def job_folder(job: Job[Any]) -> Path:
-    """Return the folder of a job in the cache."""
+    """Return the job's own folder in the cache."""
     return Path(job.cache_dir)
 
 
@@ -88,13 +88,13 @@ def in_split(job: Job[Any]) -> bool:
 
 
 def stored_outputs(task: Any, cache: Path) -> Any | None:
-    """Return the outputs of a task from the cache; None where it is not done."""
+    """Return the outputs of a task from the cache. None where it is not done."""
     result = load_result(checksum(task), [cache])
     return None if result is None or result.errored else result.outputs
 
 
 def stored_error(folder: Path) -> str:
-    """Return the traceback that pydra stored in a job's folder; empty where there is none."""
+    """Return the traceback that pydra stored in a job's folder. Empty where there is none."""
     try:
         with (folder / "_error.pklz").open("rb") as stream:
             return "".join(cloudpickle.load(stream)["error message"])
@@ -103,17 +103,17 @@ def stored_error(folder: Path) -> str:
 
 
 def workflow_error(message: str) -> bool:
-    """Return whether the message of an error is pydra's own, about the workflow around the job that failed."""
+    """Return whether an error message comes from pydra, about the workflow around a failed job."""
     return message.startswith("Workflow job")
 
 
 def stored_results(cache: Path) -> Iterator[Path]:
-    """Give the file of every result in the cache; each lies in the folder of its job."""
+    """Return the result files in the cache. Each lies in the folder of its job."""
     return cache.glob("*/_result.pklz")
 
 
 def is_usable(stored: Path) -> bool:
-    """Return whether a result can be used again: it can be read, claims success, and its files are as it left them."""
+    """Return whether a stored result can be read, claims success, and has its files unchanged."""
     try:
         with stored.open("rb") as stream:
             result = cloudpickle.load(stream)
@@ -123,10 +123,10 @@ def is_usable(stored: Path) -> bool:
 
 
 def _is_lasting(stored: Path, result: Any) -> bool:
-    """Return whether a result that claims success can be used again.
+    """Return whether a result that claims success has its files unchanged.
 
-    The workflow around all scans cannot: it would hide that one of its scans has lost its result. The files of all
-    others were written before the result itself, so that whatever is newer, empty or gone was changed since.
+    False for the workflow around all scans: it would hide that a scan in it has lost its result. Files are written
+    before the result that names them. So a file that is newer, empty or absent was changed afterwards.
     """
     if type(result.task).__name__ == "Split":
         return False
@@ -137,24 +137,24 @@ def _is_lasting(stored: Path, result: Any) -> bool:
 
 
 def job_lock(folder: Path) -> SoftFileLock:
-    """Return pydra's own lock of a job, which is held as long as anything is written in its folder."""
+    """Return pydra's lock of a job. It is held while files are written in the job's folder."""
     return SoftFileLock(folder.with_suffix(".lock"))
 
 
 def locks(work_dir: Path) -> Iterator[Path]:
-    """Give all locks of pydra's jobs, and of its cache of hashes."""
+    """Return the lock files of pydra's jobs and of its hashes."""
     for folder in ("pydra", "hashes"):
         yield from (work_dir / folder).glob("*.lock")
 
 
 def discard_torn_hashes(work_dir: Path) -> None:
-    """Delete hashes that were not written whole, for lack of room or of time.
+    """Delete hashes that are incomplete, because the disk was full or a process was killed.
 
-    pydra would take them as they are. All files with an empty hash are the same to it: one scan would be given the
-    results of another.
+    pydra would use them. It takes all files with an empty hash for the same, so that one scan would get the results of
+    another.
     """
     for path in (work_dir / "hashes").glob("*"):
-        with suppress(FileNotFoundError, Timeout):  # another run was faster, or is at it
+        with suppress(FileNotFoundError, Timeout):  # another run deletes it, or writes it
             if path.suffix != ".lock" and path.stat().st_size != HASH_BYTES:
                 with SoftFileLock(path.with_suffix(".lock")).acquire(timeout=0):
                     path.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""Workflow: one scan from its file to derivatives."""
+"""Workflow: one scan, from its file to its derivatives."""
 
 from fileformats.generic import File
 from pydra.compose import workflow
 
 from nio_pydra.bids.products import PRODUCTS
-from nio_pydra.tasks import AffineAlign, Prepare, PropagateLabels, Register, Score, Sink
+from nio_pydra.tasks import AffineAlign, Prepare, PropagateLabels, Register, ScoreLabels, Sink
 from nio_pydra.tasks.sink import product_fields
 
 
@@ -17,7 +17,6 @@ def Subject(
     engine: str,
     preset: str,
     destination: dict,
-    version: str,
     method_version: str,
     mask: File | None = None,
     lesion_mask: File | None = None,
@@ -29,32 +28,30 @@ def Subject(
     precision: str = "auto",
     seed: int = 0,
 ):
-    """Align one scan to the atlas: mask, affine, registration, labels both ways, score, sink.
+    """Align a scan to the atlas: mask, affine, registration, labels in both directions, score, sink.
 
     Parameters
     ----------
     scan : File
         Image to be aligned.
     skull_stripped : bool
-        The scan shows the object only, without what is around it.
+        Whether the scan is zero outside the object.
     atlas : File
         Atlas image.
     atlas_mask : File
-        Its mask of the object.
+        Mask of the object on the atlas's grid.
     engine : str
-        Registration engine.
+        Name of the registration engine.
     preset : str
         Preset of the engine.
     destination : dict
         Fields of nio_pydra.bids.products.Destination.
-    version : str
-        Version of the code.
     method_version : str
-        Version of the code with the fingerprint of the engine.
+        Version of the code, with the fingerprint of the engine.
     mask : File | None
-        The scan's mask of the object; made where it is missing.
+        Mask of the object in the scan. None: it is made.
     lesion_mask : File | None
-        Mask of the scan's lesion.
+        Mask of the lesion in the scan.
     own_labels : File | None
         Label image of the scan.
     labels_of_atlas : File | None
@@ -62,20 +59,20 @@ def Subject(
     settings : dict | None
         Settings that differ from the preset's.
     profile : str
-        What is registered: a name of nio_pydra.profiles.PROFILES.
-    precision : str
-        One of auto and float32.
+        What is registered, by its name in nio_pydra.profiles.PROFILES.
     device : str
         One of auto, cpu and cuda.
+    precision : str
+        One of auto and float32.
     seed : int
         Random seed.
 
     Returns
     -------
     products : File | None
-        One for each row of nio_pydra.bids.products.PRODUCTS, in that order.
+        A file for each row of nio_pydra.bids.products.PRODUCTS, in that order.
     files : list[str]
-        What the sink wrote.
+        Paths of the files that the sink wrote.
     """
     masked = workflow.add(
         Prepare(
@@ -86,64 +83,43 @@ def Subject(
             lesion_mask=lesion_mask,
             profile=profile,
             device=device,
-            version=version,
         )
     )
-    aligned = workflow.add(
-        AffineAlign(
-            fixed=atlas,
-            moving=scan,
-            fixed_mask=atlas_mask,
-            moving_mask=masked.mask,
-            lesion_mask=masked.lesion_mask,
-            profile=profile,
-            seed=seed,
-            version=version,
-        )
-    )
+    pair = {
+        "fixed": atlas,
+        "moving": scan,
+        "fixed_mask": atlas_mask,
+        "moving_mask": masked.mask,
+        "lesion_mask": masked.lesion_mask,
+        "profile": profile,
+        "seed": seed,
+    }
+    aligned = workflow.add(AffineAlign(**pair))
     registered = workflow.add(
         Register(
-            fixed=atlas,
-            moving=scan,
+            **pair,
             affine=aligned.affine,
             affine_record=aligned.record,
             engine=engine,
             preset=preset,
             settings=settings,
-            fixed_mask=atlas_mask,
-            moving_mask=masked.mask,
-            lesion_mask=masked.lesion_mask,
-            profile=profile,
             device=device,
             precision=precision,
-            seed=seed,
             version=method_version,
         )
     )
     record, labels, atlas_labels = registered.record, None, None
     if own_labels is not None:
-        to_atlas = workflow.add(
-            PropagateLabels(labels=own_labels, reference=atlas, transform=registered.forward_xfm, version=version),
-            name="LabelsToAtlas",
-        )
-        labels = to_atlas.propagated
+        to_atlas = PropagateLabels(labels=own_labels, reference=atlas, transform=registered.forward_xfm)
+        labels = workflow.add(to_atlas, name="LabelsToAtlas").propagated
         if labels_of_atlas is not None:
-            scored = workflow.add(
-                Score(
-                    record=record,
-                    fixed_labels=labels_of_atlas,
-                    propagated_labels=labels,
-                    moving_labels=own_labels,
-                    version=version,
-                )
+            score = ScoreLabels(
+                record=record, fixed_labels=labels_of_atlas, propagated_labels=labels, moving_labels=own_labels
             )
-            record = scored.record
+            record = workflow.add(score).record
     if labels_of_atlas is not None:
-        to_subject = workflow.add(
-            PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm, version=version),
-            name="LabelsToSubject",
-        )
-        atlas_labels = to_subject.propagated
+        to_subject = PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm)
+        atlas_labels = workflow.add(to_subject, name="LabelsToSubject").propagated
     products = {
         "forward_xfm": registered.forward_xfm,
         "inverse_xfm": registered.inverse_xfm,
@@ -153,5 +129,5 @@ def Subject(
         "mask": masked.mask,
         "record": record,
     }
-    written = workflow.add(Sink(**products, destination=destination, version=version))
+    written = workflow.add(Sink(**products, destination=destination))
     return *(products[product.name] for product in PRODUCTS), written.files

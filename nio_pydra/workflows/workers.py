@@ -1,4 +1,4 @@
-"""Pydra workers: ones that let the other subjects finish, whatever happens to one of them."""
+"""Pydra workers that let all other subjects finish when one fails."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ __all__ = ["ForkserverWorker", "SerialWorker", "SlurmWorker"]
 class SerialWorker(pydra_private.Worker):
     """Runs one task after another in this process, one subject after another.
 
-    pydra's own `debug` worker stops everything at the first task that fails, and takes the locks of jobs that other
-    runs are at for dead ones; this one is asynchronous in form, and has another name, so that pydra treats it like the
-    parallel workers.
+    pydra's `debug` worker stops at the first task that fails, and deletes the locks of jobs that other runs compute.
+    pydra treats this one like its parallel workers, because it is asynchronous in form and has another name.
 
     Parameters
     ----------
     n_procs : int
-        So many subjects are begun at a time. Without a limit pydra runs the first task of every subject before the
-        second of any, and a run that is killed half-way has finished none.
+        Number of subjects at a time. Without a limit, pydra runs the first task of every subject before the second
+        task of any subject. A run that is killed half-way would then have finished no subject.
     """
 
     _plugin_name = "serial"
@@ -44,15 +43,15 @@ class SerialWorker(pydra_private.Worker):
         self._subjects = asyncio.Semaphore(n_procs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process."""
+        """Leave out the semaphore and the pool, which belong to this process."""
         return {"n_procs": self.n_procs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make that anew."""
+        """Make them anew."""
         self.__init__(**state)  # type: ignore[misc]
 
     async def submit(self, job: Job[Any], rerun: bool = False) -> Any:
-        """Run a job; an element of a split waits for its turn."""
+        """Run a job. An element of a split waits for its turn."""
         with full_disk_named(cache_root(job)):
             if in_split(job):
                 async with self._subjects:
@@ -60,23 +59,24 @@ class SerialWorker(pydra_private.Worker):
             return await super().submit(job, rerun)
 
     async def run(self, job: Job[Any], rerun: bool = False) -> Any:
-        """Run a task here and now."""
+        """Run a task in this process."""
         return _run(job, rerun)
 
 
 class ForkserverWorker(SerialWorker):
     """Runs tasks in `n_procs` processes started by a fork server.
 
-    pydra's `cf` worker forks this process, and a forked torch hangs for ever once the parent has used it. A process
-    that dies (mostly: for lack of memory) takes the whole pool with it; its tasks are then run once more, one at a
-    time in a process of their own, so that only the one that cannot be run fails.
+    pydra's `cf` worker forks this process. Torch hangs in a forked process if the parent has used it before.
+
+    A process that dies, mostly for lack of memory, ends the whole pool. The tasks of the pool are then run once more,
+    one at a time, each in a process of its own. So only the task that cannot be run fails.
     """
 
     _plugin_name = "cf"
 
     def __init__(self, n_procs: int = 1) -> None:
         super().__init__(n_procs)
-        # Made when it is needed: workers are pickled with their tasks, and a task must not make one of its own.
+        # Made on first use: workers are pickled with their tasks, and a task must not start a pool.
         self._pool: cf.ProcessPoolExecutor | None = None
         self._alone = asyncio.Lock()
 
@@ -94,7 +94,8 @@ class ForkserverWorker(SerialWorker):
                     return await _run_in(own, job, rerun)
                 except cf.BrokenExecutor:
                     raise RuntimeError(
-                        f"the process of the task {job.name} was killed, probably for lack of memory"
+                        f"the process of the task {job.name} was killed, probably for lack of memory: "
+                        "lower --nprocs, or use a machine with more memory"
                     ) from None
 
     def close(self) -> None:
@@ -104,7 +105,7 @@ class ForkserverWorker(SerialWorker):
 
 
 class SlurmWorker(pydra_private.SlurmWorker):
-    """Runs each task as a SLURM job, as pydra does, but says why one failed."""
+    """Runs each task as a SLURM job, as pydra does, and reports why one failed."""
 
     _plugin_name = "slurm"
 
@@ -125,7 +126,7 @@ def _run_pickled(job: bytes, rerun: bool) -> Any:
 
 
 def _run(job: Job[Any], rerun: bool) -> Any:
-    """Run a job; come back from its folder, in which pydra leaves the process if it cannot store the result."""
+    """Run a job, then return to the current folder: pydra stays in the job's folder if it cannot store the result."""
     folder = Path.cwd()
     try:
         with full_disk_named(cache_root(job)):
@@ -139,9 +140,9 @@ def _new_pool(n_procs: int) -> cf.ProcessPoolExecutor:
 
 
 def _end_with_parent() -> None:
-    """In a new worker process: leave interrupts to the parent, and end at once when it ends.
+    """Make a worker process ignore interrupts, which its parent handles, and end when its parent ends.
 
-    Without this the processes of a killed run would work on, or wait for ever.
+    Otherwise the processes of a killed run would go on, or wait for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = mp.parent_process()

@@ -1,4 +1,4 @@
-"""Which scans are found, and with what."""
+"""The scans that are found, with their masks and labels."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from nio_pydra.errors import InputError
 
 @pytest.fixture
 def said(caplog, monkeypatch):
-    """What is logged while scans are looked for."""
+    """Log messages of the search for scans."""
     monkeypatch.setattr(logging.getLogger("nio_pydra"), "propagate", True)  # the app's own handlers may be there
     caplog.set_level("INFO", logger="nio_pydra")
     return caplog
@@ -54,10 +54,10 @@ def test_filter_file_chooses_by_value_and_by_absence(dataset, tmp_path):
     assert names(dataset, filters=read_filters(file)) == ["sub-01", "sub-02"]
 
 
-def test_what_cannot_be_meant_is_the_problem_of_its_scan(dataset, tmp_path):
+def test_a_value_that_makes_no_sense_is_the_problem_of_its_scan(dataset, tmp_path):
     (dataset.root / "sub-01/anat/sub-01_T1w.json").write_bytes(b"\xef\xbb\xbf" + b'{"SkullStripped": "true"}')
     dataset.add("sub-03_run-a")
-    problems = {scan.t1w.name: scan.problem for scan in find_scans(dataset.root)}
+    problems = {scan.image.name: scan.problem for scan in find_scans(dataset.root)}
     assert "SkullStripped is 'true' in its sidecar, expected true or false" in problems["sub-01_T1w.nii.gz"]
     assert "a run must be a number" in problems["sub-03_run-a_T1w.nii.gz"]
 
@@ -85,7 +85,8 @@ def test_two_lesion_masks_of_one_scan_are_a_problem_of_that_scan_alone(dataset):
     first, second = find_scans(dataset.root, derivatives={"manual": dataset.derivatives})
     assert first.problem == ""
     assert re.fullmatch(
-        r"There are 2 files for one scan, where one was expected: \S+_mask.nii.gz, \S+_roi.nii.gz.", second.problem
+        r"There are 2 files for one scan, where one was expected: keep one of \S+_mask.nii.gz, \S+_roi.nii.gz.",
+        second.problem,
     )
 
 
@@ -137,7 +138,7 @@ def masks_found(dataset, scans, masks):
         (["run-1"], ["space-MNI"], [None]),
     ],
 )
-def test_a_mask_belongs_to_a_scan_if_its_name_says_no_more_and_fits_no_other(dataset, scans, masks, expected):
+def test_a_mask_belongs_to_a_scan_if_it_has_no_other_entities_and_fits_no_other_scan(dataset, scans, masks, expected):
     assert masks_found(dataset, scans, masks) == expected
 
 
@@ -147,7 +148,7 @@ def test_a_mask_is_not_used_for_the_chosen_session_if_it_fits_another_session(da
     assert found.mask is None
 
 
-def test_masks_that_are_not_used_and_scans_without_one_are_said(dataset, said):
+def test_masks_that_are_not_used_and_scans_without_one_are_logged(dataset, said):
     masks_found(dataset, ["ses-a", "ses-b"], [""])
     assert "sub-09_desc-brain_mask.nii.gz is not used: it could belong to several scans" in said.text
     assert "2 scans have no brain mask in the derivatives: sub-09_ses-a, sub-09_ses-b" in said.text
@@ -177,7 +178,7 @@ def test_entities_do_not_come_from_folders_above_the_dataset(tmp_path, make_data
     assert first.labels.name == "sub-01_desc-malf_dseg.nii.gz"
 
 
-def test_files_of_participants_that_nobody_asked_for_are_not_opened(dataset):
+def test_files_of_participants_that_were_not_chosen_are_not_opened(dataset):
     (dataset.root / "sub-02/anat/sub-02_T1w.json").write_text("{")
     (dataset.root / "sub-02/anat/sub-02_T1w.nii").touch()
     assert [scan.problem for scan in find_scans(dataset.root, participants=["01"])] == [""]

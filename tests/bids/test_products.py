@@ -1,4 +1,4 @@
-"""The table of products, and what is named after it; all of it for another object than the brain too."""
+"""The table of products and the names made from it, for the brain and for another object."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from nio_pydra.profiles import BRAIN, PROFILES
 
 @pytest.fixture
 def lungs(monkeypatch):
-    """A profile of another object, with a folder that brains have nothing in."""
+    """A profile of another object, in another folder."""
     profile = replace(BRAIN, name="lungs", suffix="ct", datatype="func")
     monkeypatch.setitem(PROFILES, "lungs", profile)
     return profile
@@ -39,7 +39,7 @@ def destination(out, **more):
 
 
 def readme(out, **more):
-    """The names that the README lists."""
+    """Return the names that the README lists."""
     description.write_description(out, "command", {}, **more)
     lines = (out / "README").read_text().splitlines()
     return [line.split("  ")[0] for line in lines if line.startswith("*")]
@@ -59,13 +59,13 @@ def test_every_file_of_a_scan_is_in_the_readme_once_and_no_other_is(files, tmp_p
 
 def test_optional_products_may_be_absent_and_the_others_may_not(files, tmp_path):
     for product in PRODUCTS:
-        there = {**files, product.name: None}
+        incomplete = {**files, product.name: None}
         out = tmp_path / f"out_{product.name}"
         if product.optional:
-            assert output_path(destination(out), product) not in sink(there, destination(out))
+            assert output_path(destination(out), product) not in sink(incomplete, destination(out))
         else:
             with pytest.raises(ValueError, match=f"{product.name}: expected a file"):
-                sink(there, destination(out))
+                sink(incomplete, destination(out))
             assert not out.exists()
 
 
@@ -130,7 +130,7 @@ def test_scans_of_another_object_are_found_with_their_masks(dataset, lungs, tmp_
         (folder / f"sub-02_desc-brain_{name}.nii.gz").touch()
     (dataset.derivatives / "sub-02/func/sub-02_space-T1w_desc-lungs_mask.nii.gz").touch()
     found = find_scans(dataset.root, derivatives={"m": dataset.derivatives}, filters={"desc": None}, profile=lungs)
-    assert [(scan.t1w.name, scan.mask.name) for scan in found] == [
+    assert [(scan.image.name, scan.mask.name) for scan in found] == [
         ("sub-02_ct.nii.gz", "sub-02_desc-lungs_mask.nii.gz"),
     ]  # fmt: skip
     filters = tmp_path / "filters.json"

@@ -17,7 +17,7 @@ INFANT = "tpl-MNIInfant/cohort-{0}/tpl-MNIInfant_cohort-{0}"
 
 @pytest.fixture
 def home(tmp_path, dataset, write_image):
-    """Return the function that fills a TemplateFlow folder with T1w images of these names, each with a mask."""
+    """Function that fills a TemplateFlow folder with T1w images of these names, each with a mask."""
     image = nib.load(dataset.atlas)
     folder = tmp_path / "tf"
 
@@ -125,14 +125,16 @@ def test_the_image_of_a_template_is_found(home, stems, template, image):
         ("MNI152NLin2009cAsym:nonsense-1", r"'nonsense-1' is not understood"),
         ("MNI152NLin2009cAsym:res-1:res-2", r"'res-2' is not understood"),
         ("NoSuchTemplate", r"TemplateFlow has no template NoSuchTemplate: it has .*MNI152NLin6Asym.*MNIInfant"),
-        # These exist, but not here.
-        ("MNI152NLin6Asym", r"TemplateFlow has MNI152NLin6Asym, but TEMPLATEFLOW_HOME \S+/tf does not, it holds "
-         r"MNI152NLin2009cAsym, MNIInfant: run `templateflow update`"),
+        # These exist, but not in this folder.
+        ("MNI152NLin6Asym", r"TemplateFlow has MNI152NLin6Asym, but TEMPLATEFLOW_HOME \S+/tf does not \(it holds "
+         r"MNI152NLin2009cAsym, MNIInfant\): run `templateflow update`"),
         ("MNIInfant:cohort-3", r"TemplateFlow has MNIInfant:cohort-3, but TEMPLATEFLOW_HOME \S+/tf does not"),
         ("MNI152NLin2009cAsym:res-2", r"TemplateFlow has MNI152NLin2009cAsym:res-2, but TEMPLATEFLOW_HOME"),
     ],
 )  # fmt: skip
-def test_what_does_not_exist_is_told_apart_from_what_is_not_here(dataset, home, tmp_path, template, pattern):
+def test_templates_that_do_not_exist_and_those_not_at_hand_have_different_messages(
+    dataset, home, tmp_path, template, pattern
+):
     folder = home(f"{MNI}_res-01", f"{INFANT.format(1)}_res-1")
     status, said = run(dataset, folder, tmp_path / "out", template)
     assert status == 1

@@ -1,4 +1,4 @@
-"""Bad input to the BIDS App: one clear sentence, exit status 1, nothing half-written, the other subjects done."""
+"""Bad input to the BIDS App: one clear sentence, exit status 1, no incomplete files, all other subjects done."""
 
 import gzip
 import json
@@ -35,8 +35,8 @@ BAD = {
 }
 
 
-def spoil(dataset, kind, write_image):
-    """Add subject `kind` to the dataset and spoil one of its files."""
+def damage(dataset, kind, write_image):
+    """Add subject `kind` to the dataset, and damage one of its files."""
     path = dataset.add(f"sub-{kind}")
     image = nib.load(path)
     data, affine = image.get_fdata(dtype=np.float32), image.affine
@@ -83,11 +83,11 @@ def spoil(dataset, kind, write_image):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, make_dataset, write_image):
-    """Run a dataset of one good subject among all kinds of bad ones; return status, output and folder."""
+    """Ended run of a dataset with two good subjects and all kinds of bad ones, and its output folder."""
     folder = tmp_path_factory.mktemp("mixed")
     dataset = make_dataset(folder, ["sub-good", "sub-hale"])
     for kind in BAD:
-        spoil(dataset, kind, write_image)
+        damage(dataset, kind, write_image)
     out = folder / "out"
     ended = run(dataset.command(out, "--nprocs", "4", "--omp-nthreads", "1"))
     return ended, out
@@ -129,7 +129,7 @@ def test_bad_subjects_show_no_traceback_but_leave_one_in_the_logs(mixed):
 @pytest.mark.slow
 def test_a_repaired_subject_is_done_by_the_next_run(dataset, write_image, capsys):
     out = dataset.root.parent / "out"
-    path = spoil(dataset, "nan", write_image)
+    path = damage(dataset, "nan", write_image)
     assert bids_app.main(dataset.command(out, "--participant-label", "nan", "01")) == 1
     write_image(np.nan_to_num(nib.load(path).get_fdata(dtype=np.float32)), path)
     capsys.readouterr()
@@ -279,7 +279,10 @@ FOREIGN = {
         "holds the dataset of b",
     ),
     "no generator": ({"dataset_description.json": '{"Name": "x"}'}, "of a program that it does not name"),
-    "null": ({"dataset_description.json": "null"}, "holds no JSON object in braces: nobody knows which program made"),
+    "null": (
+        {"dataset_description.json": "null"},
+        "holds no JSON object in braces: the program that made the output folder is unknown",
+    ),
     "half a description": ({"dataset_description.json": '{"Gene'}, "cannot be read as JSON"),
     "derivatives alone": ({"sub-07/anat/sub-07_desc-brain_mask.nii.gz": "mask"}, "holds sub-07 and no dataset_desc"),
     "readme alone": ({"README": "notes"}, "holds README and no dataset_description.json"),

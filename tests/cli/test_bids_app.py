@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 from nio_pydra.cli import bids_app
+from nio_pydra.engines.names import get_engine
 from nio_pydra.spatial.images import load_image
 from nio_pydra.spatial.itk import read_h5
 from nio_pydra.spatial.transforms import resample
+from nio_pydra.system.settings import plain
 
 NAMES = {
     "from-T1w_to-Tiny_mode-image_xfm.h5",
@@ -35,7 +38,7 @@ SCANS = ("sub-01", "sub-02", "sub-03_ses-a_run-1")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, make_dataset):
-    """A dataset and the output of its run; sub-02's scan and labels are those of sub-01 byte for byte."""
+    """A dataset and the output of its run. Scan and labels of sub-02 are copies of those of sub-01."""
     folder = tmp_path_factory.mktemp("app")
     dataset = make_dataset(folder, SCANS)
     for root, name in ((dataset.root, "T1w.nii.gz"), (dataset.derivatives, "desc-malf_dseg.nii.gz")):
@@ -51,7 +54,7 @@ def files_of(out: Path, scan: str) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("scan", SCANS)
-def test_every_scan_has_exactly_the_promised_files(finished, scan):
+def test_every_scan_has_exactly_the_documented_files(finished, scan):
     assert set(files_of(finished[1], scan)) == NAMES
 
 
@@ -69,7 +72,7 @@ def test_forward_transform_resamples_the_scan_into_the_atlas(finished):
     np.testing.assert_allclose(written.affine, nib.load(dataset.atlas).affine)
 
 
-def test_labels_go_both_ways_onto_the_right_grids(finished):
+def test_labels_are_resampled_in_both_directions_onto_the_right_grids(finished):
     dataset, out = finished
     files = files_of(out, "sub-03_ses-a_run-1")
     pairs = (
@@ -85,7 +88,7 @@ def test_labels_go_both_ways_onto_the_right_grids(finished):
         assert np.mean(moved.get_fdata()[own.get_fdata() > 0] == own.get_fdata()[own.get_fdata() > 0]) > 0.9
 
 
-def test_record_says_what_a_methods_section_needs(finished):
+def test_record_holds_what_a_methods_section_needs(finished):
     record = json.loads(files_of(finished[1], "sub-01")["space-Tiny_desc-affine_record.json"].read_text())
     for key in ("engine", "preset", "peak_memory_mb", "std_jacobian", "fold_percent", "versions", "threads", "device"):
         assert key in record
@@ -121,8 +124,8 @@ def test_parallel_processes_give_the_same_as_one_after_another(finished, tmp_pat
     assert bids_app.main(dataset.command(tmp_path / "out", *more)) == 0
     for scan in ("sub-01", "sub-03_ses-a_run-1"):
         name = "space-Tiny_desc-affine_T1w.nii.gz"
-        here, there = (nib.load(files_of(folder, scan)[name]).get_fdata() for folder in (tmp_path / "out", out))
-        np.testing.assert_array_equal(here, there)
+        parallel, serial = (nib.load(files_of(folder, scan)[name]).get_fdata() for folder in (tmp_path / "out", out))
+        np.testing.assert_array_equal(parallel, serial)
 
 
 def test_group_level_gathers_one_row_per_scan(finished, capsys):
@@ -231,7 +234,7 @@ def test_a_mask_from_derivatives_is_used_as_it_is(dataset, write_image):
 
 
 def test_a_lesion_mask_from_derivatives_changes_the_alignment_of_its_scan_only(finished, tmp_path, write_image):
-    """Drawn on a reoriented copy of the scan, as fMRIPrep's are; the other scan's mask shows no lesion."""
+    """The mask lies on a reoriented copy of the scan, as fMRIPrep writes them. The mask of the other scan is empty."""
     dataset, out = finished
     anat = tmp_path / "lesions/sub-01/anat"
     shutil.copytree(dataset.derivatives, tmp_path / "lesions", ignore=shutil.ignore_patterns("sub-*"))
@@ -244,11 +247,34 @@ def test_a_lesion_mask_from_derivatives_changes_the_alignment_of_its_scan_only(f
     write_image(np.zeros(scan.shape, np.uint8), none, scan.affine)
     more = ["--participant-label", "01", "03", "-d", f"lesions={tmp_path / 'lesions'}"]
     assert bids_app.main(dataset.command(tmp_path / "out", *more)) == 0
-    for name, touched in (("sub-01", True), ("sub-03_ses-a_run-1", False)):
-        here, there = (files_of(folder, name) for folder in (tmp_path / "out", out))
-        assert json.loads(here["space-Tiny_desc-affine_record.json"].read_text())["lesion_mask"] is touched
+    for name, has_lesion in (("sub-01", True), ("sub-03_ses-a_run-1", False)):
+        with_mask, without = (files_of(folder, name) for folder in (tmp_path / "out", out))
+        assert json.loads(with_mask["space-Tiny_desc-affine_record.json"].read_text())["lesion_mask"] is has_lesion
         image = "space-Tiny_desc-affine_T1w.nii.gz"
-        assert np.array_equal(nib.load(here[image]).get_fdata(), nib.load(there[image]).get_fdata()) is not touched
+        same = np.array_equal(nib.load(with_mask[image]).get_fdata(), nib.load(without[image]).get_fdata())
+        assert same is not has_lesion
+
+
+def test_settings_of_a_file_are_used_and_recorded_in_full(dataset, tmp_path, capsys):
+    for iterations in ((2, 0, 0), (3, 0, 0)):
+        (tmp_path / "settings.json").write_text(json.dumps({"preset": "fast", "iterations": iterations}))
+        more = ["--participant-label", "01", "--engine", "syn", "--settings", str(tmp_path / "settings.json")]
+        assert bids_app.main(dataset.command(tmp_path / "out", *more)) == 0
+        assert "sub-01: started" in capsys.readouterr().out  # results of other settings are not used again
+        record = json.loads(files_of(tmp_path / "out", "sub-01")["space-Tiny_desc-syn_record.json"].read_text())
+        assert record["settings"] == plain(replace(get_engine("syn").presets["fast"], iterations=iterations))
+        assert record["preset"] == "fast"
+
+
+def test_an_unknown_setting_is_refused_in_one_sentence(dataset, tmp_path, capsys):
+    (tmp_path / "settings.toml").write_text("iteration = [2, 0, 0]\n")
+    more = ["--engine", "syn", "--settings", str(tmp_path / "settings.toml")]
+    assert bids_app.main(dataset.command(tmp_path / "out", *more)) == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"nio-pydra: error: .*syn \(fast\): there is no setting iteration: the settings are .*", sentence
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
-"""`nio` and what both commands share."""
+"""`nio`, and what it shares with `nio-pydra`."""
 
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from nio_pydra.cli import nio
 from nio_pydra.cli.errors import exit_status
+from nio_pydra.engines.names import get_engine
+from nio_pydra.system.settings import plain
 
 
 @pytest.mark.parametrize("command", ["nio", "bids_app"])
@@ -40,9 +43,49 @@ def test_register_writes_transforms_image_labels_and_record(dataset, tmp_path, c
     assert f"mean Dice {record['dice']['mean']:.3f}" in capsys.readouterr().out
 
 
+def registered(dataset, out, *more):
+    """Register sub-01 to the atlas; return the record and the warped image."""
+    scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
+    arguments = ["register", "--fixed", dataset.atlas, "--moving", scan, "--out", out, "--skull-stripped", *more]
+    assert nio.main([str(argument) for argument in arguments]) == 0
+    return json.loads((out / "record.json").read_text()), nib.load(out / "warped.nii.gz").get_fdata()
+
+
+def test_register_uses_the_settings_of_a_file_and_records_them_in_full(dataset, tmp_path):
+    (tmp_path / "settings.toml").write_text('preset = "fast"\niterations = [2, 0, 0]\n')
+    preset = get_engine("syn").presets["fast"]
+    before, by_preset = registered(dataset, tmp_path / "preset", "--engine", "syn", "--preset", "fast")
+    after, by_file = registered(dataset, tmp_path / "file", "--engine", "syn", "--settings", tmp_path / "settings.toml")
+    assert before["settings"] == plain(preset)
+    assert after["settings"] == plain(replace(preset, iterations=(2, 0, 0)))
+    assert before["preset"] == after["preset"] == "fast"
+    assert not np.array_equal(by_preset, by_file)
+
+
+def test_register_takes_an_empty_lesion_mask_for_no_lesion_and_a_mask_on_any_grid(dataset, tmp_path, write_image):
+    scan = nib.load(dataset.root / "sub-01/anat/sub-01_T1w.nii.gz")
+    lesion = np.zeros(scan.shape, np.uint8)
+    lesion[4:12, 14:20, 8:16] = 1
+    own = nib.Nifti1Image(lesion, scan.affine)
+    turned = own.as_reoriented(np.array([[0, -1], [1, -1], [2, 1]]))
+    masks = {"empty": nib.Nifti1Image(0 * lesion, scan.affine), "own": own, "turned": turned}
+    results = {"none": registered(dataset, tmp_path / "none", "--engine", "affine")}
+    for name, mask in masks.items():
+        path = write_image(np.asarray(mask.dataobj), tmp_path / f"{name}.nii.gz", mask.affine)
+        results[name] = registered(dataset, tmp_path / name, "--engine", "affine", "--lesion-mask", path)
+    assert {name: record["lesion_mask"] for name, (record, _) in results.items()} == {
+        "none": False, "empty": False, "own": True, "turned": True,
+    }  # fmt: skip
+    images = {name: image for name, (_, image) in results.items()}
+    np.testing.assert_array_equal(images["empty"], images["none"])
+    np.testing.assert_array_equal(images["turned"], images["own"])
+    assert not np.array_equal(images["own"], images["none"])
+
+
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
+        ({"--settings": "{unknown}", "--engine": "syn"}, r"no setting iteration: the settings are metric, sampling, "),
         ({"--fixed": "absent.nii.gz"}, r"absent.nii.gz .*no such file"),
         ({"--out": "{atlas}/below"}, r"below cannot be written"),
         ({"--preset": "nonsense"}, r"affine has no preset nonsense"),
@@ -55,7 +98,9 @@ def test_register_refuses_bad_input_in_one_line(dataset, tmp_path, capsys, write
         "atlas": dataset.atlas,
         "small": write_image(np.ones((9, 9, 9), np.int16), tmp_path / "small.nii.gz"),
         "zero": write_image(np.zeros((24, 28, 24), np.uint8), tmp_path / "zero.nii.gz"),
+        "unknown": tmp_path / "unknown.json",
     }
+    files["unknown"].write_text('{"iteration": [2, 0, 0]}')
     options = {"--fixed": str(dataset.atlas), "--moving": str(dataset.root / "sub-01/anat/sub-01_T1w.nii.gz")}
     options |= {"--out": str(tmp_path / "pair"), "--engine": "affine"}
     options |= {key: value.format(**files) for key, value in change.items()}
@@ -89,7 +134,7 @@ def test_weights_are_converted_and_shown(real_data, tmp_path, capsys):
     assert shown["orientation"] == "LIA"
 
 
-def test_weights_refuse_a_file_that_is_none(tmp_path, capsys):
+def test_weights_refuse_a_file_that_holds_no_weights(tmp_path, capsys):
     (tmp_path / "text.pth").write_text("no weights")
     assert nio.main(["weights", "convert", str(tmp_path / "text.pth"), str(tmp_path / "out.safetensors")]) == 1
     assert nio.main(["weights", "info", str(tmp_path / "absent.safetensors")]) == 1

@@ -10,9 +10,10 @@ from scipy.spatial.transform import Rotation
 
 from nio_pydra.engines import affine
 from nio_pydra.engines.affine import align_images
-from nio_pydra.engines.alignment_check import SMALLEST_MATCH, brains_match, check_alignment
+from nio_pydra.engines.alignment_check import check_alignment, match_of
 from nio_pydra.engines.contract import Runtime, foreground_only
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import BRAIN
 from nio_pydra.spatial.images import load_image
 from nio_pydra.spatial.transforms import Transform, resample
 
@@ -82,8 +83,8 @@ def unusual(brain, kind):
 def test_an_unusual_image_of_a_brain_is_aligned(brains, kind):
     moving = unusual(brains[1], kind)
     found = align_images(brains[0], moving, RUNTIME, names=NAMES)
-    overlap, match = brains_match(brains[0], moving, found.affine)
-    assert overlap > 0.85 and match > SMALLEST_MATCH + 0.05
+    overlap, match = match_of(brains[0], moving, found.affine)
+    assert overlap > 0.85 and match > BRAIN.smallest_match + 0.05
 
 
 def test_a_standardised_brain_lands_where_the_same_brain_does(brains):
@@ -124,7 +125,5 @@ def test_a_lesion_is_not_compared():
     lesion[12:28, 12:32, 10:28] = 1
     spoiled[lesion > 0] = np.random.default_rng(1).random(int(lesion.sum()))
     spoiled = nib.Nifti1Image(spoiled, clean.affine)
-    matches = [
-        brains_match(clean, spoiled, np.eye(4), mask)[1] for mask in (None, nib.Nifti1Image(lesion, clean.affine))
-    ]
+    matches = [match_of(clean, spoiled, np.eye(4), mask)[1] for mask in (None, nib.Nifti1Image(lesion, clean.affine))]
     assert matches[1] > 1.5 * matches[0]

@@ -56,7 +56,7 @@ def test_settings_that_differ_are_set_in_nested_parts_and_the_rest_stays():
         (("nio_m",), {"network": 3}, "network is 3: expected a table of settings"),
         (("nio_m",), {"network": {"learning_rate": True}}, "network.learning_rate is True: expected a number"),
         (("nio_m",), {"start": "middle"}, "start is 'middle': expected network or zero"),
-        (("nio_m",), {"start": "zero"}, "start is 'zero', where no network is used"),
+        (("nio_m",), {"start": "zero"}, "start is 'zero', which uses no network"),
         (("syn",), {"metric": "MeanSquares"}, "expected 'mattes' or 'CC'"),
         (("affine",), {"speed": 1}, "there is no setting speed: there is nothing to set"),
     ],
@@ -93,7 +93,7 @@ def test_settings_come_from_toml_and_json(tmp_path, name, text):
     [
         ("[network", None, "is not TOML"),
         ("preset = 3", None, "preset is 3, expected a name"),
-        ('preset = "fast"', "paper", "starts from the preset fast, but --preset says paper"),
+        ('preset = "fast"', "paper", "starts from the preset fast, but --preset is paper"),
     ],
 )
 def test_a_settings_file_that_cannot_be_used_is_named(tmp_path, text, preset, sentence):

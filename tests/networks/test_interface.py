@@ -15,6 +15,7 @@ from nio_pydra.networks.interface import ARCHITECTURES, architecture_class
 
 TINY: dict[str, dict[str, object]] = {
     "lapirn": {"encoder_channels": 2, "channels": 2, "head_channels": (2, 2, 2)},
+    "mpr": {"fine_channels": 2, "coarse_channels": 2, "matching_channels": (3, 2, 2), "refining_channels": (2, 2, 2)},
     "ulae": {"channels": 2},
 }
 METADATA = {"orientation": "LIA", "voxel_size_mm": 1.0, "intensity_scaling": "minmax"}

@@ -1,4 +1,4 @@
-"""Files of an earlier run that were deleted, cut off or changed: the next run gives the right results."""
+"""Files of an earlier run that were deleted, cut off or changed: the next run still gives the right results."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from nio_pydra.cli import bids_app
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory, make_dataset):
-    """Return a dataset, the folder of its run, and the run's derivatives by name."""
+    """A dataset, the folder of its run, and the derivatives by name."""
     folder = tmp_path_factory.mktemp("damage")
     dataset = make_dataset(folder, ["sub-01"])
     assert bids_app.main(dataset.command(folder / "out")) == 0
@@ -25,7 +25,7 @@ def earlier(tmp_path_factory, make_dataset):
 
 @pytest.fixture
 def run(earlier):
-    """Return the function that runs the same command again, on what an earlier run left."""
+    """Function that runs the same command again, on the files of the earlier run."""
     dataset, folder, _ = earlier
     for name in ("work", "out"):
         shutil.rmtree(folder / name)
@@ -34,7 +34,7 @@ def run(earlier):
 
 
 def derivatives(out):
-    """Contents of all derivatives but the record, which says how long everything took."""
+    """Return the contents of all derivatives except the record, which holds times."""
     found = {path.name: path.read_bytes() for path in out.glob("sub-*/**/*.*")}
     return {name: content for name, content in found.items() if not name.endswith("_record.json")}
 
@@ -78,7 +78,7 @@ def test_damaged_results_of_single_steps_are_not_used_for_another_output_folder(
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, delete])
-def test_damaged_derivatives_are_put_right_and_compute_nothing(earlier, run, capsys, damage):
+def test_damaged_derivatives_are_restored_without_computing(earlier, run, capsys, damage):
     _, folder, right = earlier
     for path in [*folder.glob("out/sub-*/**/*.*"), folder / "out/README", folder / "out/.bidsignore"]:
         damage(path)
@@ -87,7 +87,7 @@ def test_damaged_derivatives_are_put_right_and_compute_nothing(earlier, run, cap
     assert derivatives(folder / "out") == right
 
 
-def test_results_of_other_code_are_not_used_and_records_say_which_code_it_was(earlier, run, capsys, monkeypatch):
+def test_results_of_other_code_are_not_used_and_records_name_the_code(earlier, run, capsys, monkeypatch):
     _, folder, right = earlier
     monkeypatch.setattr("nio_pydra.workflows.dataset.source_digest", lambda: "another state")
     (record,) = folder.glob("out/sub-*/**/*_record.json")

@@ -1,4 +1,4 @@
-"""The machine that the commands run on: signals, several runs at once, full disks, other people's settings."""
+"""The machine under the commands: signals, several runs at once, full disks, settings of the environment."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ def start(code: str, arguments, **options) -> subprocess.Popen:
 
 
 def ants_below(folder: Path) -> list[str]:
-    """ANTs processes that work in a folder."""
+    """Return the ANTs processes that work in a folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -81,7 +81,7 @@ def test_a_signal_ends_a_registration_and_leaves_nothing(dataset, tmp_path, numb
     ("number", "processes"),
     [(signal.SIGTERM, "1"), (signal.SIGTERM, "2"), (signal.SIGKILL, "1"), (signal.SIGKILL, "2")],
 )
-def test_nothing_lives_on_or_lies_about_after_a_killed_run_and_the_next(dataset, tmp_path, number, processes):
+def test_a_killed_run_leaves_no_process_and_the_next_run_leaves_no_temporary_file(dataset, tmp_path, number, processes):
     out, temporary = tmp_path / "out", tmp_path / "tmp"
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -158,7 +158,7 @@ def test_runs_of_the_same_second_have_a_log_each(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Command that runs another one with a disk of so many bytes at tmp_path/disk, in a name space of its own."""
+    """Function that makes a command run with a disk of a given size at tmp_path/disk."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -215,18 +215,18 @@ def test_a_seed_that_ants_would_not_take_is_refused(dataset, tmp_path, capsys, s
     for main, words in ((nio.main, arguments), (bids_app.main, dataset.command(tmp_path / "out"))):
         with pytest.raises(SystemExit):
             main([*words, "--random-seed", seed])
-        assert f"{seed} is no seed: expected a whole number from 0 to {2**31 - 2}" in capsys.readouterr().err
+        assert f"{seed} is not a seed: expected a whole number from 0 to {2**31 - 2}" in capsys.readouterr().err
 
 
 def unprivileged(*command: object) -> list[str]:
-    """Command run as a user who may read all files and owns none."""
+    """Return a command that runs as a user who can read all files and owns none."""
     return ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--inh-caps=+dac_read_search",
             "--ambient-caps=+dac_read_search", *map(str, command)]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_everything_runs_where_neither_package_nor_home_can_be_written(make_dataset, request):
-    """As in a container of Singularity, or of Docker with another user: a user without a name or a home."""
+    """As in Singularity, or in Docker with another user: a user without a name or a home."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("becoming another user needs root and setpriv")
     if subprocess.run(unprivileged(sys.executable, "-c", "import numba"), capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""The SLURM worker, against stand-ins for SLURM's commands that run each job at once."""
+"""The SLURM worker, with replacements of SLURM's commands that run each job at once."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Workers and the care of pydra's cache."""
+"""Workers, and cleaning up pydra's cache."""
 
 import importlib.metadata
 import logging
@@ -16,6 +16,7 @@ from pydra.engine.result import load_result
 from pydra.engine.submitter import Submitter
 
 from nio_pydra.cli.bids_app import _share_cores
+from nio_pydra.version import source_digest
 from nio_pydra.workflows import pydra_private
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
@@ -92,7 +93,7 @@ def test_a_killed_process_fails_its_own_task_only(tmp_path, monkeypatch):
 
 
 def test_worker_processes_may_use_torch_after_their_parent_did(tmp_path):
-    """With pydra's own worker, which forks, this hangs."""
+    """The worker of pydra itself hangs here, because it forks."""
     import torch
 
     assert torch.get_num_threads() > 1  # a single one would survive the fork
@@ -108,7 +109,7 @@ def test_worker_processes_may_use_torch_after_their_parent_did(tmp_path):
 
 
 def test_runs_started_together_after_a_kill_clean_up_together(tmp_path):
-    """Torn hashes are deleted by whoever is first."""
+    """The first run deletes incomplete hashes, and the others accept that they are gone."""
     (tmp_path / "hashes").mkdir()
     for number in range(60):
         (tmp_path / f"hashes/{number}").touch()
@@ -140,7 +141,7 @@ def test_results_of_failed_and_interrupted_jobs_are_discarded_and_good_ones_kept
     assert not any((tmp_path / name).exists() for name in (tasks[1]._checksum, tasks[2]._checksum, damaged.name))
 
 
-def test_what_another_run_is_at_or_may_not_have_read_is_not_discarded(tmp_path, failing):
+def test_results_that_another_run_computes_or_may_still_read_are_not_discarded(tmp_path, failing):
     task = failing(x=1)
     squares(SerialWorker, tmp_path, [task])
     folder = tmp_path / task._checksum
@@ -155,7 +156,7 @@ def test_what_another_run_is_at_or_may_not_have_read_is_not_discarded(tmp_path, 
 
 
 @pytest.mark.parametrize("worker", [SerialWorker, ForkserverWorker])
-def test_locks_of_jobs_that_another_run_is_at_are_kept(tmp_path, worker):
+def test_locks_of_jobs_that_another_run_computes_are_kept(tmp_path, worker):
     """The debug worker of pydra deletes every lock that is older than its own run."""
     assert not Submitter(worker=worker, cache_root=tmp_path).clean_stale_locks
     assert Submitter(worker="debug", cache_root=tmp_path).clean_stale_locks
@@ -171,7 +172,7 @@ def test_hashes_that_were_not_written_whole_are_discarded(tmp_path):
 
 
 @pytest.mark.parametrize("second", ["alone", "beside"])
-def test_a_run_is_alone_in_a_work_folder_or_knows_that_it_is_not(tmp_path, second):
+def test_a_run_can_tell_whether_it_is_alone_in_a_work_folder(tmp_path, second):
     with in_use(tmp_path, discard_locks=True) as first_alone:
         assert first_alone
         if second == "beside":
@@ -195,7 +196,7 @@ def test_locks_of_dead_runs_are_discarded_and_those_of_live_ones_kept(tmp_path):
     def lock():
         for path in locks:
             path.parent.mkdir(exist_ok=True)
-            path.touch()  # empty: killed between creating and writing it, which filelock waits for, for ever
+            path.touch()  # empty, as after a kill between creating and writing it: filelock waits for ever
 
     lock()
     with in_use(tmp_path, discard_locks=True):
@@ -209,7 +210,7 @@ def test_locks_of_dead_runs_are_discarded_and_those_of_live_ones_kept(tmp_path):
         assert not any(path.exists() for path in locks)
 
 
-def test_a_version_of_pydra_that_was_not_tried_is_warned_of_in_one_sentence(monkeypatch, caplog):
+def test_an_untested_version_of_pydra_gives_a_warning_of_one_sentence(monkeypatch, caplog):
     logging.getLogger("nio_pydra").propagate = True  # the app's own handlers may have taken over
     installed = importlib.metadata.version("pydra")
     monkeypatch.setattr(pydra_private, "TRIED", ("0.9", installed))
@@ -218,8 +219,8 @@ def test_a_version_of_pydra_that_was_not_tried_is_warned_of_in_one_sentence(monk
     monkeypatch.setattr(pydra_private, "TRIED", ("0.8", "0.9"))
     pydra_private.warn_if_untried()
     (said,) = {record.getMessage() for record in caplog.records}
-    assert f"pydra {installed} is installed, and nio_pydra was tried with 0.8, 0.9 only" in said
-    assert "pip install pydra==0.9" in said
+    assert f"pydra {installed} is installed, but nio_pydra was tested with 0.8, 0.9 only" in said
+    assert "run pip install pydra==0.9" in said
 
 
 def test_task_cache_follows_content_and_version_and_not_names(tmp_path):
@@ -234,3 +235,4 @@ def test_task_cache_follows_content_and_version_and_not_names(tmp_path):
     assert key("a.nii") == key("b.nii")
     assert key("a.nii") != key("c.nii")
     assert key("a.nii") != key("a.nii", "2")
+    assert Prepare(image=tmp_path / "a.nii", skull_stripped=True).version == source_digest()

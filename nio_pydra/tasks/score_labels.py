@@ -1,16 +1,16 @@
-"""Task: overlap of propagated labels with the atlas's own."""
+"""Task: overlap of propagated labels with the fixed image's labels."""
 
 from pathlib import Path
 
 from fileformats.generic import File
 from pydra.compose import python
 
-from nio_pydra import __version__
+from nio_pydra.tasks.inputs import CODE_VERSION
 
 
 @python.define(outputs=["record"])
-def Score(
-    record: File, fixed_labels: File, propagated_labels: File, moving_labels: File, version: str = __version__
+def ScoreLabels(
+    record: File, fixed_labels: File, propagated_labels: File, moving_labels: File, version: str = CODE_VERSION
 ) -> File:
     """Add the Dice overlap to a registration's record.
 
@@ -19,11 +19,11 @@ def Score(
     record : File
         JSON of the registration.
     fixed_labels : File
-        The atlas's labels.
-    moving_labels : File
-        The subject's labels before that.
+        Labels of the fixed image.
     propagated_labels : File
-        The subject's labels in the atlas's space.
+        Labels of the moving image on the fixed grid.
+    moving_labels : File
+        Labels of the moving image before they were propagated.
     version : str
         Version of the code that this task calls.
 

@@ -1,0 +1,110 @@
+"""Workflow: several methods on the same scans of a dataset, with the same masks and the same affine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+
+from nio_pydra.bids.atlas import Atlas
+from nio_pydra.bids.inputs import Scan
+from nio_pydra.engines.methods import Method
+from nio_pydra.errors import InputError
+from nio_pydra.spatial.images import load_labels
+from nio_pydra.system.places import same_place
+from nio_pydra.workflows.dataset import DatasetSettings, Outcome, register_dataset
+
+__all__ = ["cases_of", "folder_of", "register_by_methods"]
+
+
+def register_by_methods(
+    scans: Sequence[Scan],
+    atlas: Atlas,
+    methods: Mapping[str, Method],
+    settings: DatasetSettings,
+    *,
+    out_dir: Path,
+    work_dir: Path,
+) -> dict[str, list[Outcome]]:
+    """Register scans to an atlas by one method after the other.
+
+    All methods share the work folder. So the masks and the affine of a scan are computed once and found again by
+    every other method, and a run that was stopped goes on where it was.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        Scans to register.
+    atlas : Atlas
+        What they are registered to.
+    methods : mapping of str to Method
+        Methods by the names that the comparison gives them.
+    settings : DatasetSettings
+        Everything but the method.
+    out_dir : Path
+        Takes one derivative dataset for each method, named by :func:`folder_of`.
+    work_dir : Path
+        Keeps pydra's cache.
+
+    Returns
+    -------
+    dict of str to list of Outcome
+        What became of the scans, by name of the method.
+
+    Raises
+    ------
+    InputError
+        As :func:`nio_pydra.workflows.dataset.register_dataset` does.
+    """
+    return {
+        name: register_dataset(
+            scans, atlas, replace(settings, method=method), out_dir=folder_of(out_dir, name), work_dir=work_dir
+        )
+        for name, method in methods.items()
+    }
+
+
+def folder_of(out_dir: Path, name: str) -> Path:
+    """Return the derivative dataset of a method: its name in characters that all file systems take."""
+    return out_dir / re.sub(r"[^A-Za-z0-9._=-]+", "-", name)
+
+
+def cases_of(scans: Sequence[Scan], atlas: Atlas) -> list[Scan]:
+    """Return the scans that a comparison can use: those with labels, without the atlas itself.
+
+    Raises
+    ------
+    InputError
+        If there is none, the atlas has no labels, or the first scan's labels have none in common with the atlas's.
+    """
+    if atlas.labels is None:
+        raise InputError("The atlas has no labels: give them with --atlas-labels, as methods are compared by overlap.")
+    others = [scan for scan in scans if not same_place(scan.image, atlas.image)]
+    cases = [scan for scan in others if scan.labels is not None]
+    if not cases:
+        raise InputError(
+            f"None of the {len(others)} scans has labels: give them with -d NAME=PATH and --labels-desc DESC, as "
+            "methods are compared by overlap."
+        )
+    ours = _values(load_labels(atlas.labels, role="labels of the atlas"))
+    for case in cases:
+        assert case.labels is not None
+        try:
+            theirs = _values(load_labels(case.labels))
+        except InputError:  # a broken file is the problem of its own scan
+            continue
+        if ours & theirs:
+            break
+        raise InputError(
+            f"{case.labels} and {atlas.labels} have no label in common: expected labels of one scheme, so that their "
+            "overlap can be measured."
+        )
+    return cases
+
+
+def _values(labels: Nifti1Image) -> set[int]:
+    return {int(value) for value in np.unique(np.asanyarray(labels.dataobj)) if value > 0}
