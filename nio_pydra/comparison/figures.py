@@ -360,7 +360,7 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # Drawn without pyplot: that keeps figures, and picks a backend, for the whole process.
+    # Without pyplot, which keeps figures and chooses a backend for the whole process.
     figure = Figure(figsize=(width, height), dpi=RESOLUTION, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure

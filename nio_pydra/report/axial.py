@@ -75,5 +75,5 @@ def draw_outlines(axis: Axes, labels: NDArray[np.floating], colour: str, width: 
 
 
 def _canonical(image: nib.Nifti1Image) -> NDArray[np.float64]:
-    """Voxels with their axes towards right, anterior and superior."""
+    """Return voxels with their axes towards right, anterior and superior."""
     return np.asarray(nib.as_closest_canonical(image).dataobj, dtype=np.float64)
