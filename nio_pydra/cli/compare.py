@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
 import shlex
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nio_pydra.cli.dataset import (
+    DatasetRun,
     add_dataset_options,
     ended_by_signals,
     log_outcomes,
@@ -21,13 +25,19 @@ from nio_pydra.cli.dataset import (
 )
 from nio_pydra.cli.options import add_runtime_options
 from nio_pydra.errors import InputError
+from nio_pydra.system.cores import core_count, processor_name
+from nio_pydra.system.files import atomic_path
 
 if TYPE_CHECKING:
+    from nio_pydra.comparison.results import MethodDescription, Results
+    from nio_pydra.comparison.structures import Structures
     from nio_pydra.engines.methods import Method
 
 __all__ = ["add_arguments", "main"]
 
 log = logging.getLogger("nio_pydra")
+
+PAGE = "index.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", metavar="METHOD", help="method that the others are tested against (default: the first nio_m)"
     )
     group.add_argument(
+        "--test", metavar="METHOD[,METHOD]",
+        help="methods that are tested against the reference; fewer need fewer scans to differ significantly, and they "
+        "must be chosen before looking (default: all without settings of their own)",
+    )  # fmt: skip
+    group.add_argument(
         "--label-names", type=Path, metavar="TSV", help="names of labels: columns index and name, group is optional"
     )
     group.add_argument("--title", help="title of the page (default: made of the names)")
@@ -56,40 +71,143 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    names = list(dict.fromkeys(name.strip() for name in args.engines.split(",") if name.strip()))
+    names = _names(args.engines)
     methods, left_out = _methods(names)
     reference = _reference(args.reference, list(methods))
+    tested = _tested(args.test, reference, names)
     run = open_dataset(args)
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
-    from nio_pydra.comparison.structures import Structures, read_structures
-    from nio_pydra.workflows.compare import cases_of, folder_of
-    from nio_pydra.workflows.dataset import register_dataset
+    from nio_pydra.workflows.compare import cases_of, folder_of, register_by_methods
 
-    structures = Structures() if args.label_names is None else read_structures(args.label_names)
-    cases = cases_of(run.scans, run.atlas)
+    structures = _structures(args, run)
+    run = replace(run, scans=cases_of(run.scans, run.atlas))
+    command = shlex.join(["nio", *sys.argv[1:]])
     for name, reason in left_out.items():
         log.warning("%s is left out: %s", name, reason)
-    command = shlex.join(["nio", *sys.argv[1:]])
-    status = 0
     for name, method in methods.items():
         folder = folder_of(args.out_dir, name)
         refuse_mixture(folder, run.atlas.space, method.name, run.atlas.image)
         folder.mkdir(parents=True, exist_ok=True)
         write_description(folder, command, run.sources, args.profile)
-        log_start(run, name, args.profile.name)
-        start = time.perf_counter()
-        with ended_by_signals("nio compare"):
-            outcomes = register_dataset(
-                cases, run.atlas, settings_of(args, run, method), out_dir=folder, work_dir=args.work_dir
-            )
-        status |= log_outcomes(outcomes, folder, time.perf_counter() - start)
-        _write(
-            _results(args, run, methods, left_out, reference, [case.name for case in cases], structures), args.out_dir
-        )
-    print(args.out_dir / "index.html")
+    log_start(run, ", ".join(methods), args.profile.name)
+    plan = Plan(run, methods, left_out, reference, tested, structures, args.title, command)
+    settings = {name: settings_of(args, run, method) for name, method in methods.items()}
+    status, start = 0, time.perf_counter()
+    with ended_by_signals("nio compare"):
+        for name, outcomes in register_by_methods(
+            run.scans, run.atlas, settings, out_dir=args.out_dir, work_dir=args.work_dir
+        ):
+            status |= log_outcomes(outcomes, folder_of(args.out_dir, name), time.perf_counter() - start)
+            _write(plan.results(args.out_dir), args.out_dir)
+            start = time.perf_counter()
+    print(args.out_dir / PAGE)
     return status
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes
+    ----------
+    run : DatasetRun
+        Scans and atlas.
+    methods : dict of str to Method
+        Methods by name.
+    left_out : dict of str to str
+        Why other methods are not run, by name.
+    reference : str
+        Method that the others are tested against.
+    tested : list of str
+        Methods that are tested.
+    structures : Structures
+        Names and groups of labels.
+    title : str or None
+        Title of the page.
+    command : str
+        Command line.
+    """
+
+    run: DatasetRun
+    methods: dict[str, Method]
+    left_out: dict[str, str]
+    reference: str
+    tested: list[str]
+    structures: Structures
+    title: str | None
+    command: str
+
+    def results(self, out_dir: Path) -> Results:
+        """Return what there is so far in the output folder."""
+        from nio_pydra.comparison.cases import gather_cases
+        from nio_pydra.comparison.results import Results
+        from nio_pydra.workflows.compare import folder_of
+
+        scans = [scan.name for scan in self.run.scans]
+        folders = {name: folder_of(out_dir, name) for name in self.methods}
+        cases, labels = gather_cases(folders, scans, self.structures)
+        return Results(
+            title=self.title or f"{len(self.methods)} methods, {len(scans)} scans to {self.run.atlas.label}",
+            atlas=self.run.atlas,
+            scans=scans,
+            methods={name: _description(name, method, folders[name]) for name, method in self.methods.items()},
+            reference=self.reference,
+            tested=self.tested,
+            cases=cases,
+            labels=labels,
+            left_out=self.left_out,
+            command=self.command,
+            machine={
+                "Date": time.strftime("%Y-%m-%d"),
+                "Processor": f"{processor_name()}, {core_count()} cores",
+                "Load when the tables were written": f"{os.getloadavg()[0]:.1f}",
+            },
+        )
+
+
+def _description(name: str, method: Method, folder: Path) -> MethodDescription:
+    from nio_pydra.comparison.results import MethodDescription
+
+    weights, training_data = method.engine.weights_used(method.settings) or (None, None)
+    return MethodDescription(
+        folder, method.name, method.preset, method.engine.citation, name.partition("?")[2], weights, training_data
+    )
+
+
+def _write(results: Results, out_dir: Path) -> None:
+    """Write tables, pictures and the page of what is done so far."""
+    from nio_pydra.comparison.figures import write_figures
+    from nio_pydra.comparison.page import write_page
+    from nio_pydra.comparison.tables import markdown
+
+    tables = {
+        "cases.tsv": results.cases,
+        "labels.tsv": results.labels,
+        "summary.tsv": results.summary.reset_index(),
+        "statistics.tsv": results.tests.reset_index(),
+    }
+    for name, table in tables.items():
+        with atomic_path(out_dir / name) as temporary:
+            table.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
+    with atomic_path(out_dir / "summary.md") as temporary:
+        temporary.write_text(markdown(results), encoding="utf-8")
+    write_page(results, write_figures(results, out_dir / "figures"), out_dir / PAGE)
+
+
+def _structures(args: argparse.Namespace, run: DatasetRun) -> Structures:
+    """Return the names of labels: from the table given, or from the one that BIDS has beside the labels."""
+    from nio_pydra.comparison.structures import Structures, read_structures
+
+    beside = [path / f"desc-{args.labels_desc}_dseg.tsv" for path in run.sources.values()]
+    table = args.label_names or next((path for path in beside if path.is_file()), None)
+    return Structures() if table is None else read_structures(table)
+
+
+def _names(text: str) -> list[str]:
+    """Split a list of methods at the commas that do not stand in the list of a setting."""
+    return list(dict.fromkeys(name.strip() for name in re.split(r",(?![^\[]*\])", text) if name.strip()))
 
 
 def _methods(names: list[str]) -> tuple[dict[str, Method], dict[str, str]]:
@@ -115,3 +233,15 @@ def _reference(chosen: str | None, names: list[str]) -> str:
     if chosen is not None and chosen not in names:
         raise InputError(f"--reference {chosen} is none of the methods: choose one of {', '.join(names)}.")
     return chosen or next((name for name in names if name.startswith("nio_m")), names[-1])
+
+
+def _tested(chosen: str | None, reference: str, names: list[str]) -> list[str]:
+    """Return the methods that are tested against the reference."""
+    if chosen is None:
+        return [name for name in names if name != reference and "?" not in name]
+    tested = _names(chosen)
+    if unknown := [name for name in tested if name not in names or name == reference]:
+        raise InputError(
+            f"--test {unknown[0]} is none of the methods that {reference} is compared with: choose others."
+        )
+    return tested

@@ -14,6 +14,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "register": "register one image to another",
+    "compare": "compare methods on the scans of a BIDS dataset with labels",
     "engines": "list the registration engines, and how to install missing ones",
     "orient": "write a copy of an image with an unambiguous orientation in its header",
     "weights": "convert or show network weights",

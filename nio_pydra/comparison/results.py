@@ -67,6 +67,8 @@ class Results:
         Method that the others are tested against; one of `methods`.
     cases, labels : DataFrame
         Of :func:`nio_pydra.comparison.cases.gather_cases`.
+    tested : sequence of str or None
+        Methods that are tested against the reference. None: all others.
     left_out : mapping of str to str
         Why a method that was asked for was not run, by its name.
     command : str
@@ -87,6 +89,7 @@ class Results:
     reference: str
     cases: pd.DataFrame
     labels: pd.DataFrame
+    tested: Sequence[str] | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     machine: Mapping[str, str] = field(default_factory=dict)
@@ -111,7 +114,9 @@ class Results:
     @cached_property
     def tests(self) -> pd.DataFrame:
         """Each method against the reference, by method and group; empty where nothing can be tested."""
-        found = pd.DataFrame() if self.cases.empty else compare_with(self.cases, self.reference, self.groups)
+        found = pd.DataFrame()
+        if not self.cases.empty:
+            found = compare_with(self.cases, self.reference, self.groups, tested=self.tested)
         if found.empty or not found["p"].notna().any():
             return pd.DataFrame(index=pd.MultiIndex.from_tuples([], names=["method", "group"]))
         return found.set_index(["method", "group"])

@@ -69,7 +69,9 @@ def summarise(cases: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare_with(cases: pd.DataFrame, reference: str, groups: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
+def compare_with(
+    cases: pd.DataFrame, reference: str, groups: Sequence[str], *, tested: Sequence[str] | None = None, seed: int = 0
+) -> pd.DataFrame:
     """Test each method against a reference by their Dice on the same cases.
 
     Wilcoxon's signed-rank test, two-sided, pairs the cases. Holm's correction covers the methods of a group. The
@@ -85,6 +87,8 @@ def compare_with(cases: pd.DataFrame, reference: str, groups: Sequence[str], *, 
         Method that the others are compared with.
     groups : sequence of str
         Groups of structures, `ALL` among them.
+    tested : sequence of str, optional
+        Methods to test, chosen before looking at results; Holm's correction covers these. Default: all others.
     seed : int
         Random seed of the bootstrap.
 
@@ -97,7 +101,8 @@ def compare_with(cases: pd.DataFrame, reference: str, groups: Sequence[str], *, 
     """
     rows = []
     done = cases[cases["status"] == "done"].set_index(["method", "case"])
-    others = [method for method in cases["method"].unique() if method != reference]
+    there = cases["method"].unique()
+    others = [method for method in there if method != reference and (tested is None or method in tested)]
     for group in groups:
         tested = [_paired(done, reference, method, f"dice_{group}", seed) for method in others]
         corrected = _holm([row["p"] for row in tested])

@@ -215,6 +215,16 @@ class Engine(ABC):
         """Predict the peak memory from the fixed image and its mask. None: unknown."""
         return None
 
+    def weights_used(self, settings: Any) -> tuple[str, str] | None:
+        """Return the name of the network's weights and what they were trained on. None without a network.
+
+        Raises
+        ------
+        InputError
+            If the weights cannot be used.
+        """
+        return None
+
     def available(self) -> str | None:
         """Return None, or a sentence about what is missing and how to install it."""
         return None

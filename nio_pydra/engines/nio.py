@@ -157,6 +157,13 @@ class NetworkEngine(Engine):
             return ""
         return f"weights-{weights_digest(settings.weights or self._weights())[:16]}"
 
+    def weights_used(self, settings: NetworkSettings) -> tuple[str, str] | None:
+        """Return the name of the weights and the training data that their metadata name."""
+        network, conventions = self._load(settings)
+        if network is None:
+            return None
+        return (settings.weights or self._weights()).name, str(conventions.get("training_data", "unknown"))
+
     def memory_mb(
         self, fixed: Nifti1Image, mask: Nifti1Image | None, settings: NetworkSettings, runtime: Runtime
     ) -> Memory:

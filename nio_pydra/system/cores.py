@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
+from contextlib import suppress
+from pathlib import Path
 
-__all__ = ["core_count", "default_threads", "threads_asked_for"]
+__all__ = ["core_count", "default_threads", "processor_name", "threads_asked_for"]
 
 
 def core_count() -> int:
@@ -25,3 +28,12 @@ def threads_asked_for() -> int | None:
     """
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
+
+
+def processor_name() -> str:
+    """Return what the processor is called, as far as the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
-from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_labels
 from nio_pydra.system.places import same_place
@@ -24,12 +22,11 @@ __all__ = ["cases_of", "folder_of", "register_by_methods"]
 def register_by_methods(
     scans: Sequence[Scan],
     atlas: Atlas,
-    methods: Mapping[str, Method],
-    settings: DatasetSettings,
+    all_settings: Mapping[str, DatasetSettings],
     *,
     out_dir: Path,
     work_dir: Path,
-) -> dict[str, list[Outcome]]:
+) -> Iterator[tuple[str, list[Outcome]]]:
     """Register scans to an atlas by one method after the other.
 
     All methods share the work folder. So the masks and the affine of a scan are computed once and found again by
@@ -40,32 +37,28 @@ def register_by_methods(
     scans : sequence of Scan
         Scans to register.
     atlas : Atlas
-        What they are registered to.
-    methods : mapping of str to Method
-        Methods by the names that the comparison gives them.
-    settings : DatasetSettings
-        Everything but the method.
+        Atlas to align them to.
+    all_settings : mapping of str to DatasetSettings
+        Settings by the name of the method.
     out_dir : Path
-        Takes one derivative dataset for each method, named by :func:`folder_of`.
+        Folder for one derivative dataset for each method, named by :func:`folder_of`.
     work_dir : Path
-        Keeps pydra's cache.
+        Folder for pydra's cache.
 
-    Returns
-    -------
-    dict of str to list of Outcome
-        What became of the scans, by name of the method.
+    Yields
+    ------
+    name : str
+        Name of a method whose scans are finished.
+    outcomes : list of Outcome
+        What became of the scans, in their order.
 
     Raises
     ------
     InputError
         As :func:`nio_pydra.workflows.dataset.register_dataset` does.
     """
-    return {
-        name: register_dataset(
-            scans, atlas, replace(settings, method=method), out_dir=folder_of(out_dir, name), work_dir=work_dir
-        )
-        for name, method in methods.items()
-    }
+    for name, settings in all_settings.items():
+        yield name, register_dataset(scans, atlas, settings, out_dir=folder_of(out_dir, name), work_dir=work_dir)
 
 
 def folder_of(out_dir: Path, name: str) -> Path:

@@ -1,0 +1,126 @@
+"""`nio compare` on the tiny dataset: the affine against SyN."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nio_pydra.cli import nio
+
+
+def command(dataset, out: Path, engines: str, *more: str) -> list[str]:
+    arguments = dataset.command(out, *more)
+    arguments = arguments[: arguments.index("participant")] + arguments[arguments.index("participant") + 1 :]
+    where = arguments.index("--engine")
+    return ["compare", *arguments[:where], *arguments[where + 2 :], "--engines", engines]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+@pytest.fixture(scope="module")
+def compared(make_dataset, tmp_path_factory):
+    """A comparison of three participants, one of whom has a scan that cannot be read."""
+    folder = tmp_path_factory.mktemp("compared")
+    dataset = make_dataset(folder, ["sub-01", "sub-02", "sub-03"])
+    (dataset.root / "sub-03/anat/sub-03_T1w.nii.gz").write_bytes(b"")
+    status = nio.main(command(dataset, folder / "out", "affine,syn:fast?iterations=[10,0]"))
+    return dataset, folder / "out", status
+
+
+SYN = "syn:fast?iterations=[10,0]"
+
+
+def test_every_method_has_done_every_scan_that_can_be_read_and_failures_are_counted(compared):
+    _, out, status = compared
+    assert status == 1
+    cases = {(row["method"], row["case"]): row for row in rows(out / "cases.tsv")}
+    assert len(cases) == 6
+    for method in ("affine", SYN):
+        assert [cases[method, f"sub-0{n}"]["status"] for n in (1, 2, 3)] == ["done", "done", "failed"]
+        assert "is empty (0 bytes)" in cases[method, "sub-03"]["reason"]
+    assert json.loads(cases[SYN, "sub-01"]["settings"])["iterations"] == [10, 0]
+    assert {row["method"]: row["done"] for row in rows(out / "summary.tsv")} == {"affine": "2", SYN: "2"}
+
+
+def test_methods_share_masks_and_the_affine(compared):
+    _, out, _ = compared
+    work = out.parent / "work" / "nio_pydra" / "pydra"
+    assert len(list(work.glob("*/affine_record.json"))) == 2  # one for each scan, not for each method
+    seconds = {(row["method"], row["case"]): row["affine_seconds"] for row in rows(out / "cases.tsv")}
+    assert seconds["affine", "sub-01"] == seconds[SYN, "sub-01"]
+
+
+def test_the_page_and_the_tables_name_every_method(compared):
+    _, out, _ = compared
+    for name in ("index.html", "summary.md"):
+        text = (out / name).read_text()
+        assert "affine" in text and "syn:fast" in text and "sub-03" in text
+    assert len(list((out / "figures").glob("*.png"))) >= 3
+
+
+def test_each_method_has_a_derivative_dataset(compared, bids_errors):
+    _, out, _ = compared
+    for folder in ("affine", "syn-fast-iterations=-10-0-"):
+        assert bids_errors(out / folder) == []
+
+
+def test_a_comparison_goes_on_from_what_is_done(compared, capsys):
+    dataset, out, _ = compared
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*_xfm.h5")}
+    assert nio.main(command(dataset, out, f"affine,{SYN}")) == 1
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*_xfm.h5")} == before
+    said = capsys.readouterr().out
+    assert "sub-01: started" not in said and "sub-03: started" in said
+
+
+@pytest.mark.parametrize(
+    ("engines", "more", "sentence"),
+    [
+        ("magic", [], "There is no engine magic"),
+        ("", [], r"There is no method to compare \(--engines names none\)"),
+        ("affine:slow", [], "has no preset slow"),
+        ("affine", ["--reference", "syn"], "--reference syn is none of the methods: choose one of affine"),
+        ("affine", ["--label-names", "absent.tsv"], "absent.tsv .names of labels. cannot be read"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_work(dataset, tmp_path, capsys, engines, more, sentence):
+    import re
+
+    assert nio.main(command(dataset, tmp_path / "out", engines, *more)) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"nio compare: error: .*{sentence}.*\n", said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_share_nothing_are_refused(dataset, tmp_path, capsys, write_image):
+    import nibabel as nib
+    import numpy as np
+
+    labels = nib.load(dataset.atlas_labels)
+    others = np.where(labels.get_fdata() > 0, labels.get_fdata() + 50, 0).astype(np.int16)
+    write_image(others, dataset.atlas_labels, labels.affine)
+    assert nio.main(command(dataset, tmp_path / "out", "affine")) == 1
+    assert "have no label in common: expected labels of one scheme" in capsys.readouterr().err
+
+
+def test_scans_without_labels_are_refused(dataset, tmp_path, capsys):
+    shutil.rmtree(dataset.derivatives / "sub-01")
+    shutil.rmtree(dataset.derivatives / "sub-02")
+    assert nio.main(command(dataset, tmp_path / "out", "affine")) == 1
+    assert "No scan has a label image desc-malf_dseg in the derivatives" in capsys.readouterr().err
+
+
+def test_a_method_that_is_not_installed_is_left_out_with_the_line_that_says_how_to_get_it(
+    dataset, tmp_path, capsys, monkeypatch
+):
+    from nio_pydra.engines import greedy
+
+    monkeypatch.setattr(greedy, "find_spec", lambda name: None)
+    assert nio.main(command(dataset, tmp_path / "out", "affine,greedy", "--participant-label", "01")) == 0
+    assert "greedy is left out: picsl-greedy is not installed" in capsys.readouterr().out
+    assert "pip install nio-pydra[greedy]" in (tmp_path / "out/summary.md").read_text()
