@@ -61,8 +61,8 @@ MPR_LAYERS = {
     },
 }
 #: What is known of them. The authors' inference script reads images in LAS, as its atlas lies, though another atlas in
-#: the package lies in LIA; in most of the pairs measured the weights align more in LAS. The script scales by the
-#: extremes, of scans without outliers; the percentile does the same to such scans and is better for others.
+#: the package lies in LIA. On two pairs of OASIS scans the weights reach a mean Dice of 0.509 in LAS and 0.490 in LIA;
+#: scaled by the extremes, as that script does, 0.484 and 0.479 (affine 0.387).
 MPR_METADATA = {
     "orientation": "LAS",
     "voxel_size_mm": 1.0,
