@@ -14,8 +14,8 @@ __all__ = ["add_arguments", "main"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `nio weights`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    convert = actions.add_parser("convert", help="from the authors' .pth to safetensors with metadata")
-    convert.add_argument("source", type=Path, metavar="A.pth")
+    convert = actions.add_parser("convert", help="from a checkpoint published by a network's authors to safetensors")
+    convert.add_argument("source", type=Path, metavar="A.pth", help="of LapIRN (.pth) or MultiPropReg (.ckpt)")
     convert.add_argument("target", type=Path, metavar="B.safetensors")
     info = actions.add_parser("info", help="print the metadata as JSON")
     info.add_argument("file", type=Path, metavar="FILE")

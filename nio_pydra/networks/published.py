@@ -60,11 +60,13 @@ MPR_LAYERS = {
         )
     },
 }
-#: What is known of them. The package names no training data; its scripts scale images to [0, 1] by their extremes.
+#: What is known of them. The authors' inference script reads images in LAS, as its atlas lies, though another atlas in
+#: the package lies in LIA. On two pairs of OASIS scans the weights reach a mean Dice of 0.509 in LAS and 0.490 in LIA;
+#: scaled by the extremes, as that script does, 0.484 and 0.479 (affine 0.387).
 MPR_METADATA = {
-    "orientation": "LIA",
+    "orientation": "LAS",
     "voxel_size_mm": 1.0,
-    "intensity_scaling": "minmax",
+    "intensity_scaling": "percentile",
     "lambda": None,
     "training_data": "not stated by the authors (MultiPropReg 0.1.1)",
     "licence": "MIT (authors' package)",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from nio_pydra.losses import lncc
+from nio_pydra.networks import load_network
 from nio_pydra.networks.ulae import ULAE, ULAEConfig
 from nio_pydra.spatial.unit_grid import unit_to_voxel, voxel_to_unit, warp
 
@@ -77,3 +82,18 @@ def test_a_few_steps_on_one_pair_find_its_shift():
     inside = (fixed > 0.3).expand_as(moved)
     found = moved[inside].view(3, -1).mean(1)
     torch.testing.assert_close(found, torch.tensor([1.5, -1.0, 0.5]), atol=0.4, rtol=0)
+
+
+def test_the_weights_of_the_package_are_small_say_what_they_are_and_align_scans_that_they_never_saw(real_data):
+    path = Path(str(resources.files("nio_pydra") / "weights" / "ulae.safetensors"))
+    assert path.stat().st_size < 5_000_000
+    network, metadata = load_network(path)
+    assert isinstance(network, ULAE) and metadata["licence"] == "Apache-2.0" and "SynthSeg" in metadata["training_data"]
+    folder = real_data / "freesurfer_pairs"
+    with np.load(folder / "voxelmorph_test_scan.npz") as a, np.load(folder / "l2r2019_subject_1_vol.npz") as b:
+        volumes = [next(iter(file.values())).astype(np.float32) for file in (a, b)]
+    moving, fixed = (torch.from_numpy(v[32:128, 48:144, 64:160].copy())[None, None] for v in volumes)
+    with torch.no_grad():
+        warped = warp(moving, network.predict(moving, fixed))
+    before, after = (-lncc(fixed, image, 7).item() for image in (moving, warped))
+    assert after > before + 0.2
