@@ -24,6 +24,7 @@ ENGINES = {
     "syn": "syn:SYN",
     "greedy": "greedy:GREEDY",
     "mpr": "mpr:MPR",
+    "ulae": "ulae:ULAE",
 }
 """Module in `nio_pydra.engines` and name of the engine in it. The first engine is the default."""
 

@@ -128,7 +128,7 @@ class NetworkEngine(Engine):
         condition = None
         if network is not None:
             network = place(network, device)
-            if getattr(network.config, "conditional", False):
+            if network.config.conditional:
                 condition = condition_for(conventions, (settings.network or NIOSettings()).objective.weight)
         estimate = Estimate(space.problem, network, condition, precision, runtime.progress)
         for refiner in settings.refiners:

@@ -17,6 +17,7 @@ from nio_pydra.engines.names import ENGINES, get_engine
 from nio_pydra.engines.registration import register
 from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig, load_network, save_network
+from nio_pydra.networks.ulae import ULAE, ULAEConfig
 from nio_pydra.spatial.itk import read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform
 from nio_pydra.system.settings import plain
@@ -54,11 +55,10 @@ def scans(tmp_path_factory) -> Path:
             nib.save(out, folder / f"{name}{suffix}.nii.gz")
     world = moving_affine @ np.linalg.inv(fixed_affine)
     write_h5(Transform((world,)), folder / "affine.h5")
-    save_network(
-        LapIRN(LapIRNConfig(encoder_channels=4, channels=4, head_channels=(4, 4, 4))),
-        folder / "tiny.safetensors",
-        {"orientation": "LIA", "voxel_size_mm": 2.0, "intensity_scaling": "percentile", "lambda": 0.4},
-    )
+    metadata = {"orientation": "LIA", "voxel_size_mm": 2.0, "intensity_scaling": "percentile", "lambda": 0.4}
+    tiny = LapIRNConfig(encoder_channels=4, channels=4, head_channels=(4, 4, 4))
+    save_network(LapIRN(tiny), folder / "tiny.safetensors", metadata)
+    save_network(ULAE(ULAEConfig(channels=4)), folder / "tiny_ulae.safetensors", metadata)
     return folder
 
 
@@ -72,7 +72,8 @@ def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(sc
         pytest.skip(reason)
     preset = {"syn": "fast", "nio_m": "draft", "nio": "draft", "io": "draft"}.get(engine)
     # A network that learned nothing is enough to predict or to start from, not to be optimised in a few steps.
-    network = {"weights": scans / "tiny.safetensors"} if engine in ("lapirn", "io") else {}
+    weights = {"lapirn": "tiny.safetensors", "io": "tiny.safetensors", "ulae": "tiny_ulae.safetensors"}.get(engine)
+    network = {"weights": scans / weights} if weights else {}
     files = register(
         *scan_files(scans), scans / "affine.h5", tmp_path, choose_method(engine, preset, **network),
         affine_record={"seconds": 1.5, "processor_seconds": 1.4}, runtime=RUNTIME,
@@ -93,8 +94,8 @@ def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(sc
     assert np.median(np.linalg.norm(inverse.map_points(forward.map_points(points)) - points, axis=1)) < 0.1
     if engine in ("nio_m", "nio", "io", "syn"):
         assert record["similarity"]["after"] > record["similarity"]["before"] + 0.03
-    if network:
-        assert record["weights"]["name"] == "tiny.safetensors"
+    if weights:
+        assert record["weights"]["name"] == weights
 
 
 def test_folds_of_a_network_are_counted_and_removed(scans, tmp_path, monkeypatch):
