@@ -23,6 +23,8 @@ ENGINES = {
     "affine": "affine:AFFINE",
     "syn": "syn:SYN",
     "greedy": "greedy:GREEDY",
+    "niftyreg": "niftyreg:NIFTYREG",
+    "convexadam": "convexadam:CONVEXADAM",
 }
 """Module of `nio_pydra.engines` and the engine's name in it. The first one is the default."""
 
