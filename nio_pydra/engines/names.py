@@ -23,6 +23,8 @@ ENGINES = {
     "affine": "affine:AFFINE",
     "syn": "syn:SYN",
     "greedy": "greedy:GREEDY",
+    "niftyreg": "niftyreg:NIFTYREG",
+    "convexadam": "convexadam:CONVEXADAM",
     "mpr": "mpr:MPR",
     "ulae": "ulae:ULAE",
 }
