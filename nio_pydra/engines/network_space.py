@@ -13,8 +13,6 @@ from torch import Tensor
 
 from nio_pydra.engines.contract import Pair
 from nio_pydra.errors import InputError
-from nio_pydra.networks import Network
-from nio_pydra.networks.lapirn import SIZE_MULTIPLE
 from nio_pydra.optimize.problem import Problem
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities, to_displacement_field
 from nio_pydra.spatial.transforms import DisplacementField
@@ -82,7 +80,7 @@ class NetworkSpace:
         return to_displacement_field(field, self.grid, self.fixed)
 
 
-def grid_around(foreground: Nifti1Image, conventions: Mapping[str, Any], network: Network | None) -> NetworkGrid:
+def grid_around(foreground: Nifti1Image, conventions: Mapping[str, Any], multiple: int) -> NetworkGrid:
     """Return a network's grid around the object in an image.
 
     Parameters
@@ -91,13 +89,13 @@ def grid_around(foreground: Nifti1Image, conventions: Mapping[str, Any], network
         ``(X, Y, Z)``, zero outside the object.
     conventions : mapping
         ``orientation`` and ``voxel_size_mm`` of the network's metadata.
-    network : Network or None
-        Network that gives the multiple of every axis. None: that of LapIRN.
+    multiple : int
+        Number that divides the size of every axis.
     """
     return network_grid(
         foreground,
         np.asanyarray(foreground.dataobj) != 0,
         orientation=conventions["orientation"],
         voxel_size_mm=conventions["voxel_size_mm"],
-        multiple=SIZE_MULTIPLE if network is None else network.size_multiple,
+        multiple=multiple,
     )

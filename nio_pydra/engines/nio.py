@@ -25,6 +25,7 @@ from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.metrics import regularity
 from nio_pydra.networks import Network, load_network
 from nio_pydra.networks.checkpoints import condition_for, default_weights, weights_digest
+from nio_pydra.networks.lapirn import SIZE_MULTIPLE
 from nio_pydra.optimize.estimate import Estimate, Refiner
 from nio_pydra.optimize.io import IOSettings
 from nio_pydra.optimize.nio import NIOSettings
@@ -120,7 +121,7 @@ class NetworkEngine(Engine):
         torch.manual_seed(runtime.seed)
         watch = Stopwatch()
         fixed = pair.fixed_object
-        grid = grid_around(fixed, conventions, network)
+        grid = grid_around(fixed, conventions, _multiple(network))
         keep_freed_memory(math.prod(grid.shape))
         space = NetworkSpace.of(pair, grid, fixed, conventions["intensity_scaling"], device)
         precision = choose_precision(runtime, device)
@@ -172,7 +173,7 @@ class NetworkEngine(Engine):
         network, conventions = self._load(settings)
         optimised = settings.network is not None and settings.network.iterations[-1] > 0
         predicted = predicted_memory_mb(
-            grid_around(foreground_only(fixed, mask), conventions, network).shape,
+            grid_around(foreground_only(fixed, mask), conventions, _multiple(network)).shape,
             optimised=optimised,
             float32=choose_precision(runtime, device) == torch.float32,
         )
@@ -181,6 +182,11 @@ class NetworkEngine(Engine):
     def _load(self, settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
         """Return the network, if there is one, and its conventions."""
         return (None, NO_NETWORK) if settings.start == "zero" else load_network(settings.weights or self._weights())
+
+
+def _multiple(network: Network | None) -> int:
+    """Return the number that divides the size of every axis: of LapIRN without a network."""
+    return SIZE_MULTIPLE if network is None else network.size_multiple
 
 
 MOK_2023 = "Mok et al. 2023, Machine Learning in Medical Imaging (MICCAI workshop)"
