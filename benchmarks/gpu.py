@@ -119,8 +119,8 @@ def _write(results: dict[str, Any], path: Path) -> None:
         f"Written by `benchmarks/gpu.py`, nio_pydra {results['version']}, on {results['machine']}. {count} scans, one "
         "affine for all methods. Seconds are those from images in memory to both transforms in memory; the field is "
         "brought back, freed of folds and inverted on the processor. Each method ran once before its times were taken. "
-        "DSC30 is the mean of the lowest 30 % of the cases' Dice. Folds are those of the network's field, before they are "
-        "removed.",
+        "DSC30 is the mean of the lowest 30 % of the cases' Dice. Folds are those of the network's field, before they "
+        "are removed.",
         "",
         "| method | Dice | DSC30 | std of Jacobian | folds % | seconds | of which inversion | GPU memory, MiB |",
         "|---|---|---|---|---|---|---|---|",
