@@ -199,6 +199,8 @@ def test_the_fingerprint_of_a_network_is_that_of_its_weights(scans, tmp_path):
     copy.write_bytes((scans / "tiny.safetensors").read_bytes())
     prints = [choose_method("nio_m", weights=w).fingerprint() for w in (scans / "tiny.safetensors", copy, None)]
     assert prints[0] == prints[1] != prints[2]
+    with pytest.raises(InputError, match="needs LapIRN, but found weights of ulae"):
+        choose_method("nio_m", weights=scans / "tiny_ulae.safetensors").fingerprint()
     copy.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"copy\.safetensors"):
         choose_method("nio_m", weights=copy).fingerprint()
