@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from nio_pydra.engines import registration
+from nio_pydra.engines import chain, registration
 from nio_pydra.engines.chain import register_pair
 from nio_pydra.engines.contract import Runtime, ScanFiles
 from nio_pydra.engines.methods import choose_method
@@ -170,6 +170,17 @@ def test_labels_on_another_grid_stop_the_pair_before_any_work(scans, tmp_path):
             ScanFiles(scans / "moving.nii.gz", labels=scans / "fixed_labels.nii.gz", skull_stripped=True),
             tmp_path / "out", runtime=RUNTIME,
         )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_cannot_be_used_stop_the_pair_before_any_work(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(chain, "prepare", lambda *_, **__: pytest.fail("the work has begun"))
+    for weights, sentence in (
+        (tmp_path / "absent.safetensors", "no such"),
+        (scans / "tiny_ulae.safetensors", "LapIRN"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            register_pair(*scan_files(scans), tmp_path / "out", choose_method(weights=weights), runtime=RUNTIME)
     assert not (tmp_path / "out").exists()
 
 
