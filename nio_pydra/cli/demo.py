@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nio_pydra.cli.options import positive, seed
-from nio_pydra.engines.names import ENGINES, get_engine
+from nio_pydra.engines.names import DEFAULT_ENGINE, ENGINES, get_engine
 
 if TYPE_CHECKING:
     from nio_pydra.report import Comparison
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subjects", type=positive, default=3, metavar="N", help="number of subjects (default: %(default)s)"
     )
-    parser.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: %(default)s)")
+    parser.add_argument("--engine", choices=ENGINES, default=DEFAULT_ENGINE, help="(default: %(default)s)")
     parser.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="random seed of the simulation (default: %(default)s)"
     )

@@ -40,5 +40,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             subparser.description = module.__doc__
             module.add_arguments(subparser)
     arguments = parser.parse_args(words)
-    folders = [arguments.out] if hasattr(arguments, "out") else []
+    folders = [getattr(arguments, name) for name in ("out", "out_dir", "work_dir") if hasattr(arguments, name)]
     return exit_status(f"nio {arguments.command}", lambda: module.main(arguments), folders)

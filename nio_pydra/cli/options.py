@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.engines.names import ENGINES, LARGEST_SEED
+from nio_pydra.engines.names import DEFAULT_ENGINE, ENGINES, LARGEST_SEED
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN
 
@@ -63,7 +63,7 @@ def named_datasets(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Add --engine, --preset, --settings and --weights, and what `add_runtime_options` adds."""
     group = parser.add_argument_group("registration")
-    group.add_argument("--engine", choices=ENGINES, default="nio_m", help="(default: %(default)s)")
+    group.add_argument("--engine", choices=ENGINES, default=DEFAULT_ENGINE, help="(default: %(default)s)")
     group.add_argument("--preset", help="preset of the engine, as `nio engines` lists them (default: the first)")
     group.add_argument("--settings", type=Path, metavar="FILE", help="TOML or JSON: a preset, and settings that differ")
     group.add_argument("--weights", type=Path, help="network weights (default: those of the package)")

@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
     from nio_pydra.training.loop import train
 
     if args.weights is not None:
-        load_network(args.weights)  # better refused now than after the data were prepared
+        load_network(args.weights)  # so that an error comes before the data are prepared
     runtime = Runtime(device=args.device, threads=args.threads, seed=settings.seed, progress=False)
     device = choose_device(runtime)
     require_writable(args.out, "output folder")
@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> int:
     def log(line: str) -> None:
         text = f"{time.strftime('%H:%M:%S')} {line}"
         tqdm.write(text)  # around a bar, if there is one
-        with (args.out / "train.log").open("a") as file:  # not before there is something to say
+        with (args.out / "train.log").open("a") as file:  # not before the first line
             file.write(text + "\n")
 
     source = _source(args, settings, runtime, log)
@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _refuse_unused(args: argparse.Namespace) -> None:
-    """What would have no effect is a misunderstanding."""
+    """Raise `InputError` if an option would have no effect."""
     given = {
         "--derivatives": args.derivatives,
         "--labels-desc": args.labels_desc,
@@ -115,7 +115,7 @@ def _refuse_unused(args: argparse.Namespace) -> None:
 
 
 def _refuse_loss(args: argparse.Namespace) -> None:
-    """Nothing that is read, or that no run of this command has made, is replaced."""
+    """Raise `InputError` if an input, or a file that this command did not write, would be replaced."""
     from nio_pydra.bids.ownership import refuse_inputs_as_output
     from nio_pydra.system.places import refuse_same_file
 
@@ -187,7 +187,7 @@ def _source(args: argparse.Namespace, settings: TrainingSettings, runtime, log: 
             first.setdefault(scan.entities["subject"], files)
         scans = list(first.values())
         if len(scans) < len(found):
-            # Nobody may be paired with himself, nor be seen in training and validation.
+            # A participant must not be paired with itself, nor be in both training and validation.
             log(f"of {len(found)} scans the first of each of {len(scans)} participants is taken")
     require_enough(len(scans), settings.held_out)
     if settings.label_weight and not any(scan.labels for scan in scans):

@@ -64,6 +64,7 @@ def register_pair(
     out_dir = Path(out_dir)
     given = [getattr(scan, kind) for scan in (fixed, moving) for kind in ("image", "mask", "labels", "lesion_mask")]
     _refuse_loss(out_dir, [*given, getattr(method.settings, "weights", None)])
+    method.fingerprint()  # refuses weights that cannot be used, before the work
     with scratch_folder(out_dir) as work:
         runtime = replace(runtime, scratch=runtime.scratch or work)
         fixed = prepare(fixed, work / "fixed", runtime, role="fixed image", profile=profile)

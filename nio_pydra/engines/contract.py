@@ -35,7 +35,7 @@ class ScanFiles:
     labels : Path or None
         Label map on the image's grid.
     lesion_mask : Path or None
-        Mask of a region without a counterpart in other images.
+        Mask of a region without a counterpart in other images. That of a moving image is used, that of a fixed one not.
     skull_stripped : bool
         Whether the image is zero outside the object, so that a missing mask can be read from it.
     """

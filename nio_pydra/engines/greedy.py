@@ -76,7 +76,7 @@ class GreedyEngine(Engine):
         Returns
         -------
         Deformation
-            Forward field on the fixed grid, without an inverse. The details hold ``peak_memory_mb``.
+            Forward field on the fixed grid, without an inverse. The details hold ``peak_memory_mb`` and ``program``.
 
         Raises
         ------
@@ -99,7 +99,8 @@ class GreedyEngine(Engine):
         if vectors.shape[:3] != pair.fixed.shape:
             raise RuntimeError(f"greedy gave a field of shape {vectors.shape[:3]} for the grid {pair.fixed.shape}")
         forward = field_from_itk(vectors, pair.fixed.affine)
-        return Deformation(forward, None, found["spent"], {"peak_memory_mb": found["peak_memory_mb"]})
+        details = {"peak_memory_mb": found["peak_memory_mb"], "program": self.fingerprint(settings)}
+        return Deformation(forward, None, found["spent"], details)
 
     def fingerprint(self, settings: Any) -> str:
         """Return the version of picsl-greedy."""

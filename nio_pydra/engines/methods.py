@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.engines.contract import Engine
-from nio_pydra.engines.names import get_engine
+from nio_pydra.engines.names import DEFAULT_ENGINE, get_engine
 from nio_pydra.errors import InputError
 from nio_pydra.system.settings import plain, read_table, with_changes
 
@@ -50,7 +50,7 @@ class Method:
 
 
 def choose_method(
-    engine: str = "nio_m",
+    engine: str = DEFAULT_ENGINE,
     preset: str | None = None,
     *,
     weights: Path | None = None,

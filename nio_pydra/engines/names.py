@@ -10,7 +10,7 @@ from nio_pydra.errors import InputError
 if TYPE_CHECKING:
     from nio_pydra.engines.contract import Engine
 
-__all__ = ["ENGINES", "LARGEST_SEED", "get_engine"]
+__all__ = ["DEFAULT_ENGINE", "ENGINES", "LARGEST_SEED", "get_engine"]
 
 LARGEST_SEED = 2**31 - 2
 """ANTs gets the seed plus one, because 0 means the time of day, as a signed 32-bit number."""
@@ -28,7 +28,8 @@ ENGINES = {
     "mpr": "mpr:MPR",
     "ulae": "ulae:ULAE",
 }
-"""Module in `nio_pydra.engines` and name of the engine in it. The first engine is the default."""
+"""Module in `nio_pydra.engines` and name of the engine in it."""
+DEFAULT_ENGINE = next(iter(ENGINES))
 
 
 def get_engine(name: str) -> Engine:

@@ -181,7 +181,12 @@ class NetworkEngine(Engine):
 
     def _load(self, settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
         """Return the network, if there is one, and its conventions."""
-        return (None, NO_NETWORK) if settings.start == "zero" else load_network(settings.weights or self._weights())
+        if settings.start == "zero":
+            return None, NO_NETWORK
+        network, conventions = load_network(settings.weights or self._weights())
+        if settings.network is not None:
+            settings.network.require(network)
+        return network, conventions
 
 
 def _multiple(network: Network | None) -> int:

@@ -33,7 +33,7 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
         record. The last holds ``median`` and ``p99``, in mm, of three round trips: forward and back from ``voxels`` of
         the fixed object and from points ``between_voxels``, and from voxels of the moving object (``backward``).
     """
-    foreground, fixed = pair.fixed_foreground, np.asanyarray(pair.fixed.dataobj)
+    foreground, fixed = pair.fixed_foreground, np.asanyarray(pair.fixed_object.dataobj)
     moving = pair.moving_object  # its background is the darkest value
 
     def similarity(transform: Transform) -> float:

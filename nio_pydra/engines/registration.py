@@ -10,9 +10,8 @@ import json
 import logging
 import platform
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,8 @@ def register(
         "threads": runtime.thread_count,
         "seed": runtime.seed,
         **found.details,
-        "versions": {"nio_pydra": __version__, "python": platform.python_version()} | _versions(),
+        "versions": {"nio_pydra": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in RECORDED},
         "seconds": {
             "affine": affine_times.get("seconds"),
             "affine_processor": affine_times.get("processor_seconds"),
@@ -251,14 +251,6 @@ def _read_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path, profile: Profi
         mask(moving.lesion_mask, images[1], "lesion mask"),
         profile,
     )
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in RECORDED:
-        with suppress(PackageNotFoundError):  # of an engine that is not used
-            versions[name] = version(name)
-    return versions
 
 
 def _transforms(pair: Pair, found: Deformation) -> tuple[Transform, Transform]:

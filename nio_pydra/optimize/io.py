@@ -47,8 +47,11 @@ class IOSettings:
     objective: Objective = field(default_factory=Objective)
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.smoothings) < 0 or self.spacing < 1 or not self.learning_rate > 0:
-            raise ValueError(f"{self}: expected positive steps, spacing and learning rate")
+        for name, least in (("iterations", 0), ("spacing", 1), ("smoothings", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected {least} or more")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
 
     def refine(self, estimate: Estimate) -> Estimate:
         """Optimise the current field."""

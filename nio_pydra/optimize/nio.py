@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nio_pydra.errors import InputError
+from nio_pydra.networks import Network
 from nio_pydra.networks.lapirn import LEVELS, LapIRN, image_pyramid
 from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.problem import Objective, Problem
@@ -54,14 +55,17 @@ class NIOSettings:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
 
+    def require(self, network: Network | None) -> LapIRN:
+        """Return the network, or raise `InputError` if it is not one that can be optimised."""
+        if isinstance(network, LapIRN):
+            return network
+        found = "no network" if network is None else f"weights of {network.architecture}"
+        raise InputError(f"Neural Instance Optimization needs LapIRN, but found {found}: use weights of LapIRN.")
+
     def refine(self, estimate: Estimate) -> Estimate:
         """Optimise the network on the pair; its field replaces the current one."""
-        network = estimate.network
-        if not isinstance(network, LapIRN):
-            found = "no network" if network is None else f"weights of {network.architecture}"
-            raise InputError(f"Neural Instance Optimization needs LapIRN, but found {found}: use weights of LapIRN.")
         field = optimize_network(
-            network,
+            self.require(estimate.network),
             estimate.problem,
             self,
             condition=estimate.condition,

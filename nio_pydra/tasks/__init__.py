@@ -3,7 +3,7 @@
 Two rules hold for all of them.
 
 - pydra's cache key of a task holds the task's own source and its inputs, but not the code that the task calls. So each
-  task has an input `version`; another version computes anew. Its default is the digest of the package's source.
+  task has an input `version`; another version computes anew. Its default is `tasks.inputs.code_version`.
 - The key holds the content of files but not their names. So no task reads anything from a name. `Sink` gets the names
   of outputs as an input.
 """

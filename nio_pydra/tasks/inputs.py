@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,18 @@ from nio_pydra.version import source_digest
 if TYPE_CHECKING:
     from nio_pydra.engines.contract import Runtime, ScanFiles
 
-__all__ = ["CODE_VERSION", "scan_files", "task_runtime"]
+__all__ = ["CODE_VERSION", "code_version", "scan_files", "task_runtime"]
 
-CODE_VERSION = Factory(source_digest)
+PROGRAMS = ("antspyx", "deepbet")
+"""Packages that find masks and affines, so that results of every engine depend on them."""
+
+
+def code_version() -> str:
+    """Return the digest of the package's source and the versions of `PROGRAMS`."""
+    return "+".join([source_digest(), *(f"{name}-{version(name)}" for name in PROGRAMS)])
+
+
+CODE_VERSION = Factory(code_version)
 """Default `version` of every task: pydra computes it when a task is made."""
 
 

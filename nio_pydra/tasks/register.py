@@ -6,6 +6,7 @@ from pathlib import Path
 from fileformats.generic import File
 from pydra.compose import python
 
+from nio_pydra.engines.names import DEFAULT_ENGINE
 from nio_pydra.tasks.inputs import CODE_VERSION, scan_files, task_runtime
 
 
@@ -15,7 +16,7 @@ def Register(
     moving: File,
     affine: File,
     affine_record: File,
-    engine: str = "nio_m",
+    engine: str = DEFAULT_ENGINE,
     preset: str | None = None,
     settings: dict | None = None,
     version: str = CODE_VERSION,

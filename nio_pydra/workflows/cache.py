@@ -138,8 +138,10 @@ def failure_reason(cache: Path, task: Any) -> tuple[str, str]:
     details = stored_error(cache / checksum(task))
     if not details:
         return full_disk([cache]) or "it did not run to its end, and pydra stored no error", ""
-    if sentence := re.search(r"\b(?:InputError|FullDiskError|ComputationError): (.+)$", details, re.MULTILINE):
+    # The output that follows the message of a ProgramError stands in the details.
+    own = r"\b(?:InputError|FullDiskError|ComputationError|ProgramError): (.+?)(?: The end of its output:)?$"
+    if sentence := re.search(own, details, re.MULTILINE):
         return sentence[1], details
     errors = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception)\w*): (.+)$", details, re.MULTILINE)
-    own = [(kind, message) for kind, message in errors if not workflow_error(message)]
-    return (f"{own[-1][0]}: {own[-1][1]}" if own else "unknown error"), details
+    errors = [": ".join(error) for error in errors if not workflow_error(error[1])]
+    return (errors[-1] if errors else "unknown error"), details

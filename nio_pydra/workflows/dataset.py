@@ -22,7 +22,7 @@ from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_mask
 from nio_pydra.system.settings import plain
 from nio_pydra.tasks import Prepare
-from nio_pydra.version import source_digest
+from nio_pydra.tasks.inputs import code_version
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
 from nio_pydra.workflows.progress import subject_hooks
 from nio_pydra.workflows.pydra_private import Submitter, stored_outputs, use_work_folder, warn_if_untried
@@ -245,7 +245,7 @@ def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) ->
         "device": settings.runtime.device,
         "precision": settings.runtime.precision,
         "seed": settings.runtime.seed,
-        "method_version": f"{source_digest()}+{method.fingerprint()}",
+        "method_version": f"{code_version()}+{method.fingerprint()}",
     }
 
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from nio_pydra.engines.contract import Pair, foreground_only, inside
+from nio_pydra.engines.quality import quality
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN
+from nio_pydra.spatial.transforms import Transform
 
 VOXELS = np.random.default_rng(0).uniform(1, 9, (6, 7, 8)).astype(np.float32)
 MASK = np.zeros(VOXELS.shape, np.uint8)
@@ -47,3 +49,12 @@ def test_intensities_beyond_the_profiles_window_are_clipped():
     found = foreground_only(image(VOXELS), image(MASK), replace(BRAIN, intensity_window=window)).get_fdata()
     np.testing.assert_allclose(found, np.where(MASK, np.clip(VOXELS, *window) - min(0, window[0]), 0), rtol=1e-6)
     assert np.unique(found).size < np.unique(np.where(MASK, VOXELS, 0)).size
+
+
+@pytest.mark.parametrize("window", [None, (-1.0, 3.0), (-2.0, 2.0)])
+def test_an_image_matches_itself_whatever_its_profile_makes_of_its_intensities(window):
+    profile = replace(BRAIN, intensity_window=window)
+    scans, masks = [image(VOXELS - 5)] * 2, [image(MASK)] * 2
+    still = Transform((np.eye(4),))
+    found = quality(Pair(*scans, np.eye(4), *masks, profile=profile), (still, still))["similarity"]
+    assert found["before"] == found["after"] == pytest.approx(1, abs=1e-4)

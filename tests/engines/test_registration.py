@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from nio_pydra.engines import registration
+from nio_pydra.engines import chain, registration
 from nio_pydra.engines.chain import register_pair
 from nio_pydra.engines.contract import Runtime, ScanFiles
 from nio_pydra.engines.methods import choose_method
@@ -173,6 +173,17 @@ def test_labels_on_another_grid_stop_the_pair_before_any_work(scans, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_cannot_be_used_stop_the_pair_before_any_work(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(chain, "prepare", lambda *_, **__: pytest.fail("the work has begun"))
+    for weights, sentence in (
+        (tmp_path / "absent.safetensors", "no such"),
+        (scans / "tiny_ulae.safetensors", "LapIRN"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            register_pair(*scan_files(scans), tmp_path / "out", choose_method(weights=weights), runtime=RUNTIME)
+    assert not (tmp_path / "out").exists()
+
+
 def test_cuda_is_refused_where_there_is_none(scans, tmp_path):
     import torch
 
@@ -199,6 +210,8 @@ def test_the_fingerprint_of_a_network_is_that_of_its_weights(scans, tmp_path):
     copy.write_bytes((scans / "tiny.safetensors").read_bytes())
     prints = [choose_method("nio_m", weights=w).fingerprint() for w in (scans / "tiny.safetensors", copy, None)]
     assert prints[0] == prints[1] != prints[2]
+    with pytest.raises(InputError, match="needs LapIRN, but found weights of ulae"):
+        choose_method("nio_m", weights=scans / "tiny_ulae.safetensors").fingerprint()
     copy.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"copy\.safetensors"):
         choose_method("nio_m", weights=copy).fingerprint()

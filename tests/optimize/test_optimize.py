@@ -1,6 +1,7 @@
 """Instance optimisation of a network and of a field."""
 
 import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -129,10 +130,21 @@ def test_a_lesion_does_not_pull(pair):
     assert distance(spared) < 0.8 * distance(pulled)
 
 
-@pytest.mark.parametrize("wrong", [{"iterations": (1, 2)}, {"iterations": (1, -2, 3)}, {"learning_rate": 0.0}])
-def test_impossible_settings_are_refused_before_any_work(wrong):
-    with pytest.raises(ValueError, match="expected"):
-        NIOSettings(**wrong)
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (NIOSettings, "iterations", (1, 2)),
+        (NIOSettings, "iterations", (1, -2, 3)),
+        (NIOSettings, "learning_rate", 0.0),
+        (IOSettings, "iterations", -1),
+        (IOSettings, "spacing", 0),
+        (IOSettings, "smoothings", -1),
+        (IOSettings, "learning_rate", float("nan")),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_work(kind, name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is {re.escape(str(value))}: expected"):
+        kind(**{name: value})
 
 
 def test_regularisation_weight_is_a_share():

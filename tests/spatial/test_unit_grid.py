@@ -25,7 +25,7 @@ def test_a_shift_by_whole_voxels_moves_along_the_named_axis(image):
         voxels[:, axis] = amount
         moved = warp(image, voxel_to_unit(voxels))
         expected = image.roll(-amount, dims=axis + 2)
-        inside = [slice(3, -3)] * 3
+        inside = (slice(3, -3),) * 3
         assert torch.allclose(moved[0, 0][inside], expected[0, 0][inside], atol=1e-5)
 
 

@@ -89,7 +89,7 @@ def test_damaged_derivatives_are_restored_without_computing(earlier, run, capsys
 
 def test_results_of_other_code_are_not_used_and_records_name_the_code(earlier, run, capsys, monkeypatch):
     _, folder, right = earlier
-    monkeypatch.setattr("nio_pydra.workflows.dataset.source_digest", lambda: "another state")
+    monkeypatch.setattr("nio_pydra.workflows.dataset.code_version", lambda: "another state")
     (record,) = folder.glob("out/sub-*/**/*_record.json")
     assert json.loads(record.read_text())["versions"]["nio_pydra"] == nio_pydra.__version__
     before = record.read_bytes()

@@ -16,7 +16,8 @@ from pydra.engine.result import load_result
 from pydra.engine.submitter import Submitter
 
 from nio_pydra.cli.dataset import _share_cores
-from nio_pydra.version import source_digest
+from nio_pydra.tasks import inputs
+from nio_pydra.tasks.inputs import code_version
 from nio_pydra.workflows import pydra_private
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
@@ -68,6 +69,18 @@ def test_threads_of_all_scans_together_are_no_more_than_cores_unless_the_user_sa
 def test_a_failing_task_leaves_the_others_done(tmp_path, failing, worker, arguments):
     assert squares(worker, tmp_path, [failing(x=x) for x in range(4)], **arguments) == [0, None, 4, 9]
     assert failure_reason(tmp_path, failing(x=1))[0] == "ValueError: one is bad"
+
+
+def test_the_reason_of_a_failed_program_is_a_sentence_and_its_output_a_detail(tmp_path):
+    @python.define
+    def Square(x: int) -> int:
+        from nio_pydra.errors import ProgramError
+
+        raise ProgramError("ANTs was killed by signal 9. The end of its output:\nlast words")
+
+    squares(SerialWorker, tmp_path, [Square(x=1)])
+    reason, details = failure_reason(tmp_path, Square(x=1))
+    assert reason == "ANTs was killed by signal 9." and "last words" in details
 
 
 @pytest.mark.slow
@@ -223,7 +236,7 @@ def test_an_untested_version_of_pydra_gives_a_warning_of_one_sentence(monkeypatc
     assert "run pip install pydra==0.9" in said
 
 
-def test_task_cache_follows_content_and_version_and_not_names(tmp_path):
+def test_task_cache_follows_content_and_version_and_not_names(tmp_path, monkeypatch):
     from nio_pydra.tasks import Prepare
 
     for name, content in (("a.nii", "x"), ("b.nii", "x"), ("c.nii", "y")):
@@ -235,4 +248,15 @@ def test_task_cache_follows_content_and_version_and_not_names(tmp_path):
     assert key("a.nii") == key("b.nii")
     assert key("a.nii") != key("c.nii")
     assert key("a.nii") != key("a.nii", "2")
-    assert Prepare(image=tmp_path / "a.nii", skull_stripped=True).version == source_digest()
+
+    def by_default():
+        task = Prepare(image=tmp_path / "a.nii", skull_stripped=True)
+        assert task.version == code_version()
+        return task._checksum
+
+    keys = [by_default()]
+    monkeypatch.setattr(inputs, "source_digest", lambda: "another state")
+    keys.append(by_default())
+    monkeypatch.setattr(inputs, "version", lambda program: "another version")
+    keys.append(by_default())
+    assert len(set(keys)) == 3
