@@ -147,7 +147,7 @@ class Plan:
 
         scans = [scan.name for scan in self.run.scans]
         folders = {name: folder_of(out_dir, name) for name in self.methods}
-        cases, labels = gather_cases(folders, scans, self.structures)
+        cases, labels = gather_cases(folders, scans, self.structures, self.run.atlas.space)
         return Results(
             title=self.title or f"{len(self.methods)} methods, {len(scans)} scans to {self.run.atlas.label}",
             atlas=self.run.atlas,
