@@ -71,16 +71,17 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    names = _names(args.engines)
-    methods, left_out = _methods(names)
-    reference = _reference(args.reference, list(methods))
-    tested = _tested(args.test, reference, names)
-    run = open_dataset(args)
+    run = open_dataset(args)  # first of all, as it sets the number of threads
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
-    from nio_pydra.workflows.compare import cases_of, folder_of, register_by_methods
+    from nio_pydra.workflows.compare import cases_of, folder_of, register_by_methods, require_own_folders
 
+    names = _names(args.engines)
+    methods, left_out = _methods(names)
+    require_own_folders(args.out_dir, list(methods))
+    reference = _reference(args.reference, list(methods))
+    tested = _tested(args.test, reference, names)
     structures = _structures(args, run)
     run = replace(run, scans=cases_of(run.scans, run.atlas))
     command = shlex.join(["nio", *sys.argv[1:]])

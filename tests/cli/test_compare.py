@@ -85,6 +85,7 @@ def test_a_comparison_goes_on_from_what_is_done(compared, capsys):
         ("", [], r"There is no method to compare \(--engines names none\)"),
         ("affine:slow", [], "has no preset slow"),
         ("affine", ["--reference", "syn"], "--reference syn is none of the methods: choose one of affine"),
+        ("syn?iterations=[9,0],syn?iterations=[9, 0]", [], "would both be written to .*: leave one out"),
         ("affine", ["--label-names", "absent.tsv"], "absent.tsv .names of labels. cannot be read"),
     ],
 )
@@ -124,3 +125,14 @@ def test_a_method_that_is_not_installed_is_left_out_with_the_line_that_says_how_
     assert nio.main(command(dataset, tmp_path / "out", "affine,greedy", "--participant-label", "01")) == 0
     assert "greedy is left out: picsl-greedy is not installed" in capsys.readouterr().out
     assert "pip install nio-pydra[greedy]" in (tmp_path / "out/summary.md").read_text()
+
+
+def test_a_method_whose_folder_would_have_too_long_a_name_is_refused(dataset, tmp_path, capsys):
+    from nio_pydra.networks.checkpoints import default_weights
+
+    folder = tmp_path.joinpath(*["d" * 90] * 3)
+    folder.mkdir(parents=True)
+    weights = shutil.copy(default_weights(), folder / "weights.safetensors")
+    assert nio.main(command(dataset, tmp_path / "out", f"affine,lapirn@{weights}")) == 1
+    assert "characters: expected at most 255" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
