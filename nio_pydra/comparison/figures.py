@@ -73,8 +73,15 @@ def write_figures(results: Results, folder: Path) -> list[Picture]:
     InputError
         If an image cannot be read, or the folder cannot be written.
     """
+    import matplotlib
+
     if not any(len(results.done(name)) for name in results.methods):
         return []
+    with matplotlib.rc_context({"text.parse_math": False}):  # names of methods can hold dollar signs
+        return _draw_all(results, folder)
+
+
+def _draw_all(results: Results, folder: Path) -> list[Picture]:
     pictures = [
         Picture(
             _write(draw_boxes(results), folder / "boxes.png"),
@@ -92,8 +99,8 @@ def write_figures(results: Results, folder: Path) -> list[Picture]:
             _write(draw_regularity(results), folder / "regularity.png"),
             "Dice over regularity",
             "Mean over cases. The smaller std|J|, the smoother the deformation: of two methods the better one is above "
-            "and to the left. A line joins methods of one engine and preset that differ in their settings, in order of "
-            "std|J|.",
+            "and to the left. A line joins methods of one engine, preset and weights that differ in their settings, in "
+            "order of std|J|.",
         ),
     ]
     if results.atlas.labels is None:
@@ -248,7 +255,9 @@ def _families(results: Results, shown: Mapping[str, object]) -> list[list[str]]:
     families: dict[object, list[str]] = {}
     for name, method in results.methods.items():
         if name in shown:
-            families.setdefault(method.family, []).append(name)
+            # The path, as weights of different trainings often have one file name.
+            weights = name.partition("?")[0].partition("@")[2]
+            families.setdefault((method.engine, method.preset, weights), []).append(name)
     return list(families.values())
 
 
@@ -291,7 +300,7 @@ def _name_points(
     boxes = [_box(centre, 10 * pixels, 10 * pixels) for centre in centres.values()]
     boxes += [np.array(text.get_window_extent().extents) for text in axis.texts]
     boxes += [_box(place, 3 * pixels, 3 * pixels) for place in axis.transData.transform(obstacles)]
-    taken = np.stack(boxes)
+    taken = np.reshape(boxes, (-1, 4))
     for family in families:
         text = axis.annotate(
             _common_name(family), tuple(points[family[0]].place), xytext=(0, 0), textcoords="offset points",
