@@ -92,7 +92,13 @@ def test_groups_of_labels_follow_the_schemes_unless_the_table_says_otherwise(tmp
     assert structures.names == {4: "Lateral Ventricle", 100: "gyrus"}
     found = [structures.group(label) for label in (4, 17, 3, 42, 100, 207, 251, 1028)]
     assert found == ["ventricle", "subcortical", *["cortical"] * 4, "subcortical", "cortical"]
-    for text, sentence in (("a\tb\n1\t2\n", "expected index and name"), ("index\tname\nx\ty\n", "whole numbers")):
+    table.write_text("\ufeffindex\tname\n4\n5\tPutamen\n")  # as a spreadsheet writes it, a row without a name
+    assert read_structures(table).names == {4: "4", 5: "Putamen"}
+    for text, sentence in (
+        ("a\tb\n1\t2\n", "expected index and name"),
+        ("index\tname\nx\ty\n", "whole numbers"),
+        ("name\tindex\nx\n", "whole numbers"),
+    ):
         table.write_text(text)
         with pytest.raises(InputError, match=sentence):
             read_structures(table)
