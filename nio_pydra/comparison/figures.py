@@ -66,7 +66,8 @@ def write_figures(results: Results, folder: Path) -> list[Picture]:
     Returns
     -------
     list of Picture
-        Empty where no method has done a case. Without labels of the atlas there are no slices.
+        Empty where no case has a Dice. Without labels of the atlas there are no slices, and without a method that
+        deforms there is no Dice over time or regularity.
 
     Raises
     ------
@@ -75,7 +76,7 @@ def write_figures(results: Results, folder: Path) -> list[Picture]:
     """
     import matplotlib
 
-    if not any(len(results.done(name)) for name in results.methods):
+    if not any(len(_values(results.done(name), f"dice_{ALL}")) for name in results.methods):
         return []
     with matplotlib.rc_context({"text.parse_math": False}):  # names of methods can hold dollar signs
         return _draw_all(results, folder)
@@ -89,20 +90,27 @@ def _draw_all(results: Results, folder: Path) -> list[Picture]:
             "Boxes: quartiles and median. Whiskers: the farthest case within 1.5 times the box. Points: the cases, "
             f"each the mean over its structures. Dashed: the median of {results.reference}.",
         ),
-        Picture(
-            _write(draw_times(results), folder / "seconds.png"),
-            "Dice over time",
-            "Mean over cases, bars: one standard deviation. Seconds are T of the table: without the affine, which is "
-            "common to all. Where settings alone tell methods apart, a line joins them and one name stands for them.",
-        ),
-        Picture(
-            _write(draw_regularity(results), folder / "regularity.png"),
-            "Dice over regularity",
-            "Mean over cases. The smaller std|J|, the smoother the deformation: of two methods the better one is above "
-            "and to the left. A line joins methods of one engine, preset and weights that differ in their settings, in "
-            "order of std|J|.",
-        ),
     ]
+    if any(_point(results, name, "seconds") for name in results.methods):
+        pictures.append(
+            Picture(
+                _write(draw_times(results), folder / "seconds.png"),
+                "Dice over time",
+                "Mean over cases, bars: one standard deviation. Seconds are T of the table: without the affine, which "
+                "is common to all. Where settings alone tell methods apart, a line joins them and one name stands for "
+                "them.",
+            )
+        )
+    if any(_point(results, name, "std_jacobian") for name in results.methods):
+        pictures.append(
+            Picture(
+                _write(draw_regularity(results), folder / "regularity.png"),
+                "Dice over regularity",
+                "Mean over cases. The smaller std|J|, the smoother the deformation: of two methods the better one is "
+                "above and to the left. A line joins methods of one engine, preset and weights that differ in their "
+                "settings, in order of std|J|.",
+            )
+        )
     if results.atlas.labels is None:
         return pictures
     for case, which in choose_cases(results).items():
@@ -300,7 +308,7 @@ def _name_points(
     boxes = [_box(centre, 10 * pixels, 10 * pixels) for centre in centres.values()]
     boxes += [np.array(text.get_window_extent().extents) for text in axis.texts]
     boxes += [_box(place, 3 * pixels, 3 * pixels) for place in axis.transData.transform(obstacles)]
-    taken = np.reshape(boxes, (-1, 4))
+    taken = np.stack(boxes)
     for family in families:
         text = axis.annotate(
             _common_name(family), tuple(points[family[0]].place), xytext=(0, 0), textcoords="offset points",
@@ -362,7 +370,9 @@ def _values(cases: pd.DataFrame, column: str) -> NDArray[np.float64]:
 
 
 def _absence(results: Results, name: str) -> str:
-    return "failed" if len(results.failed(name)) else "not done"
+    if len(results.failed(name)):
+        return "failed"
+    return "no common label" if len(results.done(name)) else "not done"
 
 
 def _figure(width: float, height: float) -> Figure:

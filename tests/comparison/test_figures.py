@@ -227,11 +227,15 @@ def test_pictures_that_have_no_data_are_left_out(make_results, tmp_path):
     assert write_figures(replace(results, cases=pd.DataFrame()), tmp_path / "b") == []
 
 
-def test_cases_without_any_common_label_have_pictures_without_points(make_results, tmp_path):
+def test_without_dice_or_a_deformation_there_is_nothing_to_draw(make_results, tmp_path):
     results = make_results()
-    cases = results.cases.drop(columns=[name for name in results.cases if name.startswith("dice_")])
-    pictures = write_figures(replace(results, cases=cases), tmp_path)
-    assert [picture.path.name for picture in pictures] == ["boxes.png", "seconds.png", "regularity.png"]
+    columns = [name for name in results.cases if name.startswith("dice_")]
+    assert write_figures(replace(results, cases=results.cases.drop(columns=columns)), tmp_path / "a") == []
+    affine = results.cases[results.cases["method"] == "affine"]
+    assert [made.path.name for made in write_figures(replace(results, cases=affine), tmp_path / "b")] == ["boxes.png"]
+    none = results.cases.copy()
+    none.loc[none["method"] == "affine", columns] = None
+    assert [text.get_text() for text in draw_boxes(replace(results, cases=none)).axes[0].texts] == ["no common label"]
 
 
 def test_names_of_methods_are_text_and_no_formula(make_results, tmp_path):
