@@ -46,7 +46,8 @@ FOOTNOTES = {
     "transform, mm: median over voxels, mean over cases.",
     "T": "Seconds from images in memory to both transforms in memory, the same for every method: without the affine, "
     "which is common to all, the start of programs, the loading of weights, reading and writing, and measuring. "
-    "Only NiftyReg's holds the start of its two programs and their own files. Mean ± standard deviation over cases.",
+    "Two cannot be taken apart so far: SyN's holds the writing of its fields, compressed, and NiftyReg's the start of "
+    "its two programs and their files, not compressed. Mean ± standard deviation over cases.",
     "processor": "Processor seconds of the same work, over all threads.",
     "difference": "Dice of the reference minus Dice of the method on the same case, mean. Its 95 % interval is a "
     "percentile bootstrap over participants, as scans of one person are not independent.",
