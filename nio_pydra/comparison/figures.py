@@ -321,8 +321,9 @@ def _name_points(
         for name in family:
             for shift in _shifts(extent.width, extent.height, pixels):
                 box = _box(centres[name] + shift, extent.width + 2 * pixels, extent.height)
-                distance = float(np.hypot(*shift)) / pixels
-                cost = _covered(box, taken) + 10 * _outside(box, frame) + distance * pixels**2
+                beside = np.maximum(np.abs(shift) - (extent.width / 2, extent.height / 2), 0)
+                distance = float(np.hypot(*beside)) / pixels  # of the name's edge, so that long names can stand beside
+                cost = 10 * (_covered(box, taken) + _outside(box, frame)) + distance * pixels**2
                 if cost < best[0]:
                     best = (cost, name, shift, box)
         _, name, shift, box = best
