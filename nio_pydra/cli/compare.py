@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "nio_m:fast?network.objective.weight=0.2; `nio engines` lists engines and presets",
     )  # fmt: skip
     group.add_argument(
-        "--reference", metavar="METHOD", help="method that the others are tested against (default: the first nio_m)"
+        "--reference",
+        metavar="METHOD",
+        help="method that the others are tested against (default: the first nio_m, else the last)",
     )
     group.add_argument(
         "--test", metavar="METHOD[,METHOD]",
@@ -71,18 +73,21 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    names = _names(args.engines)
-    methods, left_out = _methods(names)
-    reference = _reference(args.reference, list(methods))
-    tested = _tested(args.test, reference, names)
-    run = open_dataset(args)
+    run = open_dataset(args)  # first of all, as it sets the number of threads
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
-    from nio_pydra.workflows.compare import cases_of, folder_of, register_by_methods
+    from nio_pydra.workflows.compare import cases_of, folder_of, register_by_methods, require_own_folders
 
+    names = _names(args.engines)
+    methods, left_out = _methods(names)
+    require_own_folders(args.out_dir, list(methods))
+    reference = _reference(args.reference, list(methods))
+    tested = _tested(args.test, reference, names)
     structures = _structures(args, run)
-    run = replace(run, scans=cases_of(run.scans, run.atlas))
+    found, run = run.scans, replace(run, scans=cases_of(run.scans, run.atlas))
+    if unlabelled := [scan.name for scan in found if scan.labels is None]:
+        log.warning("%d scans are left out, because they have no labels: %s", len(unlabelled), ", ".join(unlabelled))
     command = shlex.join(["nio", *sys.argv[1:]])
     for name, reason in left_out.items():
         log.warning("%s is left out: %s", name, reason)
@@ -147,7 +152,7 @@ class Plan:
 
         scans = [scan.name for scan in self.run.scans]
         folders = {name: folder_of(out_dir, name) for name in self.methods}
-        cases, labels = gather_cases(folders, scans, self.structures)
+        cases, labels = gather_cases(folders, scans, self.structures, self.run.atlas.space)
         return Results(
             title=self.title or f"{len(self.methods)} methods, {len(scans)} scans to {self.run.atlas.label}",
             atlas=self.run.atlas,
@@ -231,7 +236,9 @@ def _methods(names: list[str]) -> tuple[dict[str, Method], dict[str, str]]:
 
 def _reference(chosen: str | None, names: list[str]) -> str:
     if chosen is not None and chosen not in names:
-        raise InputError(f"--reference {chosen} is none of the methods: choose one of {', '.join(names)}.")
+        raise InputError(
+            f"--reference {chosen} is none of the methods that can be used here: choose one of {', '.join(names)}."
+        )
     return chosen or next((name for name in names if name.startswith("nio_m")), names[-1])
 
 

@@ -43,9 +43,9 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def gather_cases(
-    folders: Mapping[str, Path], scans: Sequence[str], structures: Structures
+    folders: Mapping[str, Path], scans: Sequence[str], structures: Structures, space: Mapping[str, str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read what each method has done with each scan.
+    """Read what each method has done with each scan, to one atlas.
 
     Parameters
     ----------
@@ -55,6 +55,8 @@ def gather_cases(
         Names of the scans of this comparison, as ``sub-01_ses-a``; others in the folders are left out.
     structures : Structures
         Names and groups of labels.
+    space : mapping of str to str
+        Entities of the atlas's space. The folders can hold results for other atlases as well, which are left out.
 
     Returns
     -------
@@ -73,8 +75,7 @@ def gather_cases(
     cases: list[dict[str, Any]] = []
     labels: list[dict[str, Any]] = []
     for method, folder in folders.items():
-        failed = {_scan_name(path, "_error"): path for path in failures(folder)}
-        done = {_scan_name(path, "_record"): path for path in done_records(folder)}
+        failed, done = (_by_scan(paths, space) for paths in (failures(folder), done_records(folder)))
         for scan in scans:
             path = failed.get(scan) or done.get(scan)
             if path is None:
@@ -90,10 +91,14 @@ def gather_cases(
     return pd.DataFrame(cases), pd.DataFrame(labels)
 
 
-def _scan_name(path: Path, ending: str) -> str:
-    """Return the scan that a record belongs to: its name up to the atlas."""
-    name = path.stem.removesuffix(ending)
-    return name.split("_space-")[0] if name_entities(path) else name
+def _by_scan(records: Sequence[Path], space: Mapping[str, str]) -> dict[str, Path]:
+    """Return the records for one atlas by the scan that they belong to: their name up to the atlas."""
+    found = {}
+    for path in records:
+        entities = name_entities(path)
+        if {key: entities[key] for key in ("space", "cohort", "res") if key in entities} == space:
+            found[path.name.split("_space-")[0]] = path
+    return found
 
 
 def _labels(record: Mapping[str, Any], structures: Structures) -> list[dict[str, Any]]:

@@ -66,15 +66,23 @@ def write_figures(results: Results, folder: Path) -> list[Picture]:
     Returns
     -------
     list of Picture
-        Empty where no method has done a case. Without labels of the atlas there are no slices.
+        Empty where no case has a Dice. Without labels of the atlas there are no slices, and without a method that
+        deforms there is no Dice over time or regularity.
 
     Raises
     ------
     InputError
         If an image cannot be read, or the folder cannot be written.
     """
-    if not any(len(results.done(name)) for name in results.methods):
+    import matplotlib
+
+    if not any(len(_values(results.done(name), f"dice_{ALL}")) for name in results.methods):
         return []
+    with matplotlib.rc_context({"text.parse_math": False}):  # names of methods can hold dollar signs
+        return _draw_all(results, folder)
+
+
+def _draw_all(results: Results, folder: Path) -> list[Picture]:
     pictures = [
         Picture(
             _write(draw_boxes(results), folder / "boxes.png"),
@@ -82,20 +90,27 @@ def write_figures(results: Results, folder: Path) -> list[Picture]:
             "Boxes: quartiles and median. Whiskers: the farthest case within 1.5 times the box. Points: the cases, "
             f"each the mean over its structures. Dashed: the median of {results.reference}.",
         ),
-        Picture(
-            _write(draw_times(results), folder / "seconds.png"),
-            "Dice over time",
-            "Mean over cases, bars: one standard deviation. Seconds are T of the table: without the affine, which is "
-            "common to all. Where settings alone tell methods apart, a line joins them and one name stands for them.",
-        ),
-        Picture(
-            _write(draw_regularity(results), folder / "regularity.png"),
-            "Dice over regularity",
-            "Mean over cases. The smaller std|J|, the smoother the deformation: of two methods the better one is above "
-            "and to the left. A line joins methods of one engine and preset that differ in their settings, in order of "
-            "std|J|.",
-        ),
     ]
+    if any(_point(results, name, "seconds") for name in results.methods):
+        pictures.append(
+            Picture(
+                _write(draw_times(results), folder / "seconds.png"),
+                "Dice over time",
+                "Mean over cases, bars: one standard deviation. Seconds are T of the table: without the affine, which "
+                "is common to all. Where settings alone tell methods apart, a line joins them and one name stands for "
+                "them.",
+            )
+        )
+    if any(_point(results, name, "std_jacobian") for name in results.methods):
+        pictures.append(
+            Picture(
+                _write(draw_regularity(results), folder / "regularity.png"),
+                "Dice over regularity",
+                "Mean over cases. The smaller std|J|, the smoother the deformation: of two methods the better one is "
+                "above and to the left. A line joins methods of one engine, preset and weights that differ in their "
+                "settings, in order of std|J|.",
+            )
+        )
     if results.atlas.labels is None:
         return pictures
     for case, which in choose_cases(results).items():
@@ -248,7 +263,9 @@ def _families(results: Results, shown: Mapping[str, object]) -> list[list[str]]:
     families: dict[object, list[str]] = {}
     for name, method in results.methods.items():
         if name in shown:
-            families.setdefault(method.family, []).append(name)
+            # The path, as weights of different trainings often have one file name.
+            weights = name.partition("?")[0].partition("@")[2]
+            families.setdefault((method.engine, method.preset, weights), []).append(name)
     return list(families.values())
 
 
@@ -304,8 +321,9 @@ def _name_points(
         for name in family:
             for shift in _shifts(extent.width, extent.height, pixels):
                 box = _box(centres[name] + shift, extent.width + 2 * pixels, extent.height)
-                distance = float(np.hypot(*shift)) / pixels
-                cost = _covered(box, taken) + 10 * _outside(box, frame) + distance * pixels**2
+                beside = np.maximum(np.abs(shift) - (extent.width / 2, extent.height / 2), 0)
+                distance = float(np.hypot(*beside)) / pixels  # of the name's edge, so that long names can stand beside
+                cost = 10 * (_covered(box, taken) + _outside(box, frame)) + distance * pixels**2
                 if cost < best[0]:
                     best = (cost, name, shift, box)
         _, name, shift, box = best
@@ -353,7 +371,9 @@ def _values(cases: pd.DataFrame, column: str) -> NDArray[np.float64]:
 
 
 def _absence(results: Results, name: str) -> str:
-    return "failed" if len(results.failed(name)) else "not done"
+    if len(results.failed(name)):
+        return "failed"
+    return "no common label" if len(results.done(name)) else "not done"
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -44,11 +44,6 @@ class MethodDescription:
     weights: str | None = None
     training_data: str | None = None
 
-    @property
-    def family(self) -> tuple[str, str, str | None]:
-        """What methods share that differ in settings only."""
-        return self.engine, self.preset, self.weights
-
 
 @dataclass(frozen=True)
 class Results:

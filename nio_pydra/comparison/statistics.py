@@ -17,8 +17,6 @@ __all__ = ["compare_with", "group_names", "mark", "summarise"]
 RESAMPLINGS = 10_000
 FEWEST_CASES = 2
 """Of a test: with one case there is nothing to compare."""
-
-
 MARKS = ((0.001, "†"), (0.05, "*"))
 """Largest p, and the sign of it behind a number in Table 1 of Mok et al. 2023."""
 
@@ -104,11 +102,11 @@ def compare_with(
     there = cases["method"].unique()
     others = [method for method in there if method != reference and (tested is None or method in tested)]
     for group in groups:
-        tested = [_paired(done, reference, method, f"dice_{group}", seed) for method in others]
-        corrected = _holm([row["p"] for row in tested])
+        compared = [_paired(done, reference, method, f"dice_{group}", seed) for method in others]
+        corrected = _holm([row["p"] for row in compared])
         rows += [
             {"group": group, "method": method, "reference": reference, **row, "p_holm": p}
-            for method, row, p in zip(others, tested, corrected, strict=True)
+            for method, row, p in zip(others, compared, corrected, strict=True)
         ]
     return pd.DataFrame(rows)
 

@@ -55,15 +55,15 @@ def read_structures(path: Path) -> Structures:
         If the table cannot be read, lacks a column, or has an index that is no whole number.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} (names of labels) cannot be read ({error}): expected a table between tabs.") from None
     if rows and not {"index", "name"} <= rows[0].keys():
         raise InputError(f"{path} (names of labels) has the columns {', '.join(rows[0])}: expected index and name.")
     try:
-        names = {int(row["index"]): row["name"] for row in rows}
-    except ValueError as error:
+        names = {int(row["index"]): row["name"] or row["index"] for row in rows}
+    except (TypeError, ValueError) as error:  # a row that ends early has None
         raise InputError(f"{path} (names of labels): {error}; expected whole numbers as index.") from None
     groups = {int(row["index"]): row["group"] for row in rows if row.get("group") not in (None, "", "n/a")}
     return Structures(names, groups)

@@ -106,9 +106,10 @@ def register(
     -----
     ``seconds`` in the record have the same meaning for every engine. ``registration`` is the time from images in memory
     to both transforms in memory, and ``registration_processor`` is its processor time. Both exclude the start of
-    processes and the loading of weights. ``affine`` and ``affine_processor`` are the same for the affine. ``files`` is
-    reading and writing. ``measures`` is the resampling of the moving image and all measures of quality.
-    ``preparation`` is the rest: the loading of weights and programs.
+    processes and the loading of weights, as far as an engine lets them: those of ``syn`` hold the writing of compressed
+    fields, those of ``niftyreg`` the start of its programs and their files. ``affine`` and ``affine_processor`` are the
+    same for the affine. ``files`` is reading and writing. ``measures`` is the resampling of the moving image and all
+    measures of quality. ``preparation`` is the rest: the loading of weights and programs.
     """
     runtime, method = runtime or Runtime(), method or choose_method()
     forget_peak_memory()

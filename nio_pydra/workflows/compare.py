@@ -16,7 +16,10 @@ from nio_pydra.spatial.images import load_labels
 from nio_pydra.system.places import same_place
 from nio_pydra.workflows.dataset import DatasetSettings, Outcome, register_dataset
 
-__all__ = ["cases_of", "folder_of", "register_by_methods"]
+__all__ = ["cases_of", "folder_of", "register_by_methods", "require_own_folders"]
+
+LONGEST_NAME = 255
+"""Bytes of a folder's name that all file systems take."""
 
 
 def register_by_methods(
@@ -64,6 +67,25 @@ def register_by_methods(
 def folder_of(out_dir: Path, name: str) -> Path:
     """Return the derivative dataset of a method: its name in characters that all file systems take."""
     return out_dir / re.sub(r"[^A-Za-z0-9._=-]+", "-", name)
+
+
+def require_own_folders(out_dir: Path, names: Sequence[str]) -> None:
+    """Raise `InputError` if a method cannot have a folder, or would have that of another one."""
+    owners: dict[str, str] = {}
+    for name in names:
+        folder = folder_of(out_dir, name)
+        if len(folder.name) > LONGEST_NAME:
+            raise InputError(
+                f"The method {name} makes the name of a folder of {len(folder.name)} characters: expected at most "
+                f"{LONGEST_NAME}. Give its weights a shorter path, for example by a link."
+            )
+        # Some file systems do not tell capital letters from small ones.
+        owner = owners.setdefault(folder.name.casefold(), name)
+        if owner != name:
+            raise InputError(
+                f"The methods {owner} and {name} would both be written to {folder}: leave one out, or give its "
+                "weights another name."
+            )
 
 
 def cases_of(scans: Sequence[Scan], atlas: Atlas) -> list[Scan]:

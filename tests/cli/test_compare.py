@@ -84,7 +84,12 @@ def test_a_comparison_goes_on_from_what_is_done(compared, capsys):
         ("magic", [], "There is no engine magic"),
         ("", [], r"There is no method to compare \(--engines names none\)"),
         ("affine:slow", [], "has no preset slow"),
-        ("affine", ["--reference", "syn"], "--reference syn is none of the methods: choose one of affine"),
+        (
+            "affine",
+            ["--reference", "syn"],
+            "--reference syn is none of the methods that can be used here: choose one of affine",
+        ),
+        ("syn?iterations=[9,0],syn?iterations=[9, 0]", [], "would both be written to .*: leave one out"),
         ("affine", ["--label-names", "absent.tsv"], "absent.tsv .names of labels. cannot be read"),
     ],
 )
@@ -115,6 +120,16 @@ def test_scans_without_labels_are_refused(dataset, tmp_path, capsys):
     assert "No scan has a label image desc-malf_dseg in the derivatives" in capsys.readouterr().err
 
 
+def test_scans_without_labels_and_the_atlas_itself_are_no_cases(dataset, tmp_path, capsys):
+    (dataset.derivatives / "sub-02/anat/sub-02_desc-malf_dseg.nii.gz").unlink()
+    dataset.add("sub-03", 6.0)
+    atlas = ("--atlas", str(dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"))
+    atlas += ("--atlas-labels", str(dataset.derivatives / "sub-01/anat/sub-01_desc-malf_dseg.nii.gz"))
+    assert nio.main(command(dataset, tmp_path / "out", "affine", *atlas)) == 0
+    assert [row["case"] for row in rows(tmp_path / "out/cases.tsv")] == ["sub-03"]
+    assert "1 scans are left out, because they have no labels: sub-02" in capsys.readouterr().out
+
+
 def test_a_method_that_is_not_installed_is_left_out_with_the_line_that_says_how_to_get_it(
     dataset, tmp_path, capsys, monkeypatch
 ):
@@ -124,3 +139,14 @@ def test_a_method_that_is_not_installed_is_left_out_with_the_line_that_says_how_
     assert nio.main(command(dataset, tmp_path / "out", "affine,greedy", "--participant-label", "01")) == 0
     assert "greedy is left out: picsl-greedy is not installed" in capsys.readouterr().out
     assert "pip install nio-pydra[greedy]" in (tmp_path / "out/summary.md").read_text()
+
+
+def test_a_method_whose_folder_would_have_too_long_a_name_is_refused(dataset, tmp_path, capsys):
+    from nio_pydra.networks.checkpoints import default_weights
+
+    folder = tmp_path.joinpath(*["d" * 90] * 3)
+    folder.mkdir(parents=True)
+    weights = shutil.copy(default_weights(), folder / "weights.safetensors")
+    assert nio.main(command(dataset, tmp_path / "out", f"affine,lapirn@{weights}")) == 1
+    assert "characters: expected at most 255" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

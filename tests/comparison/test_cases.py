@@ -13,6 +13,8 @@ from nio_pydra.comparison.statistics import compare_with, group_names, mark, sum
 from nio_pydra.comparison.structures import Structures, read_structures
 from nio_pydra.errors import InputError
 
+TINY = {"space": "Tiny"}
+
 
 def _record(overlap: dict[str, float], **more) -> str:
     return json.dumps(
@@ -48,7 +50,10 @@ def test_cases_and_labels_are_read_from_records_and_failures_are_counted(tmp_pat
         {"sub-2": "it lies beside the atlas"},
     )
     cases, labels = gather_cases(
-        {"one": one, "two": tmp_path / "absent"}, ["sub-1_ses-a", "sub-2", "sub-3"], Structures({17: "Hippocampus"})
+        {"one": one, "two": tmp_path / "absent"},
+        ["sub-1_ses-a", "sub-2", "sub-3"],
+        Structures({17: "Hippocampus"}),
+        TINY,
     )
     assert list(cases["case"]) == ["sub-1_ses-a", "sub-2"]  # sub-9 is not of this comparison, sub-3 not done
     done = cases.iloc[0]
@@ -65,7 +70,19 @@ def test_cases_and_labels_are_read_from_records_and_failures_are_counted(tmp_pat
 
 def test_a_scan_that_failed_in_the_latest_run_is_not_shown_by_its_earlier_record(tmp_path):
     folder = _derivatives(tmp_path / "one", {"sub-1": _record({"17": 0.8})}, {"sub-1": "no more"})
-    assert list(gather_cases({"one": folder}, ["sub-1"], Structures())[0]["status"]) == ["failed"]
+    assert list(gather_cases({"one": folder}, ["sub-1"], Structures(), TINY)[0]["status"]) == ["failed"]
+
+
+def test_results_for_another_atlas_in_the_same_folder_are_left_out(tmp_path):
+    folder = _derivatives(tmp_path, {"sub-1": _record({"17": 0.8})}, {"sub-2": "no"})
+    for path in [*tmp_path.rglob("*_record.json"), *tmp_path.rglob("*_error.json")]:
+        for space in ("Zoo", "Tiny_cohort-1", "Tiny_res-2"):  # sorted after the atlas's own
+            other = path.with_name(path.name.replace("Tiny", space))
+            other.write_text(path.read_text().replace("0.8", "0.1").replace('"no"', '"other"'))
+    cases, _ = gather_cases({"one": folder}, ["sub-1", "sub-2"], Structures(), TINY)
+    assert cases.loc[0, "dice_all"] == 0.8 and cases.loc[1, "reason"] == "no"
+    assert gather_cases({"one": folder}, ["sub-1"], Structures(), {"space": "Zoo"})[0].loc[0, "dice_all"] == 0.1
+    assert gather_cases({"one": folder}, ["sub-1"], Structures(), {"space": "Absent"})[0].empty
 
 
 def test_groups_of_labels_follow_the_schemes_unless_the_table_says_otherwise(tmp_path):
@@ -75,7 +92,13 @@ def test_groups_of_labels_follow_the_schemes_unless_the_table_says_otherwise(tmp
     assert structures.names == {4: "Lateral Ventricle", 100: "gyrus"}
     found = [structures.group(label) for label in (4, 17, 3, 42, 100, 207, 251, 1028)]
     assert found == ["ventricle", "subcortical", *["cortical"] * 4, "subcortical", "cortical"]
-    for text, sentence in (("a\tb\n1\t2\n", "expected index and name"), ("index\tname\nx\ty\n", "whole numbers")):
+    table.write_text("\ufeffindex\tname\n4\n5\tPutamen\n")  # as a spreadsheet writes it, a row without a name
+    assert read_structures(table).names == {4: "4", 5: "Putamen"}
+    for text, sentence in (
+        ("a\tb\n1\t2\n", "expected index and name"),
+        ("index\tname\nx\ty\n", "whole numbers"),
+        ("name\tindex\nx\n", "whole numbers"),
+    ):
         table.write_text(text)
         with pytest.raises(InputError, match=sentence):
             read_structures(table)

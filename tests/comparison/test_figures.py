@@ -101,6 +101,18 @@ def test_settings_of_one_method_are_joined_in_order_of_regularity(make_results):
     assert [list(line) for line in lines] == [[0.10, 0.20, 0.30, 0.40]]
 
 
+def test_weights_of_one_file_name_in_different_folders_are_not_joined(make_results):
+    results = make_results()
+    renamed = {"best": "net@a/weights.pth", "network": "net@b/weights.pth"}
+    methods = {
+        renamed.get(name, name): replace(method, engine="net", weights="weights.pth") if name in renamed else method
+        for name, method in results.methods.items()
+    }
+    cases = results.cases.assign(method=results.cases["method"].replace(renamed))
+    figure = draw_regularity(replace(results, methods=methods, cases=cases, reference=renamed["best"]))
+    assert set(_names(figure)) == {*renamed.values(), "smooth (4 settings)"}
+
+
 def test_a_method_that_does_not_deform_is_no_point_but_named(make_results):
     results = make_results()
     for draw in (draw_times, draw_regularity):
@@ -213,6 +225,25 @@ def test_pictures_that_have_no_data_are_left_out(make_results, tmp_path):
     results = make_results()
     assert len(write_figures(results, tmp_path / "a")) == 3  # this atlas has no labels
     assert write_figures(replace(results, cases=pd.DataFrame()), tmp_path / "b") == []
+
+
+def test_without_dice_or_a_deformation_there_is_nothing_to_draw(make_results, tmp_path):
+    results = make_results()
+    columns = [name for name in results.cases if name.startswith("dice_")]
+    assert write_figures(replace(results, cases=results.cases.drop(columns=columns)), tmp_path / "a") == []
+    affine = results.cases[results.cases["method"] == "affine"]
+    assert [made.path.name for made in write_figures(replace(results, cases=affine), tmp_path / "b")] == ["boxes.png"]
+    none = results.cases.copy()
+    none.loc[none["method"] == "affine", columns] = None
+    assert [text.get_text() for text in draw_boxes(replace(results, cases=none)).axes[0].texts] == ["no common label"]
+
+
+def test_names_of_methods_are_text_and_no_formula(make_results, tmp_path):
+    results = make_results()
+    name = "best@$x^$.pth"
+    methods = {name if key == "best" else key: method for key, method in results.methods.items()}
+    cases = results.cases.assign(method=results.cases["method"].replace("best", name))
+    assert write_figures(replace(results, methods=methods, cases=cases, reference=name), tmp_path)
 
 
 def test_labels_on_another_grid_are_refused(with_images):

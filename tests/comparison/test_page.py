@@ -175,6 +175,24 @@ def test_scans_of_one_person_have_no_interval(make_results):
     assert any("one participant" in text for text in cautions(results))
 
 
+def test_several_scans_of_one_person_are_said(make_results):
+    sentence = "Some participants have several cases"
+    assert not any(sentence in text for text in cautions(make_results()))
+    twice = make_results([f"sub-{number // 2}_ses-{number % 2}" for number in range(8)])
+    cases = twice.cases.assign(participant=twice.cases["case"].str.split("_").str[0])
+    assert any(sentence in text for text in cautions(replace(twice, cases=cases)))
+
+
+def test_cases_without_a_common_label_are_said(make_results):
+    results = make_results()
+    cases = results.cases.copy()
+    cases.loc[cases["case"] == "sub-02", "dice_all"] = None
+    assert any(
+        text.startswith("No label of sub-02 is one of the atlas's") for text in cautions(replace(results, cases=cases))
+    )
+    assert not any("No label of" in text for text in cautions(results))
+
+
 def test_missing_cases_are_said(make_results):
     assert any("network" in text and "fewer cases" in text for text in cautions(make_results()))
     results = make_results()
