@@ -98,7 +98,7 @@ def check_atlas(image: Path, labels: Path | None, mask: Path | None) -> None:
     if labels is not None:
         load_labels(labels, like=loaded)
     if mask is not None:
-        load_mask(mask, like=loaded)
+        load_mask(mask)
 
 
 def _sidecar(image: Path) -> dict[str, object]:

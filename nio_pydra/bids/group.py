@@ -25,6 +25,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "preset": (("preset",), "Preset of the engine's settings", None),
     "dice_mean": (("dice", "mean"), "Mean Dice overlap over labels, atlas against propagated labels", None),
     "dice_labels": (("dice", "labels"), "Number of labels in that mean", None),
+    "hd95_mm_mean": (("hd95_mm", "mean"), "Mean 95 % Hausdorff distance of the same labels", "mm"),
     "std_jacobian": (("std_jacobian",), "Standard deviation of the Jacobian determinant in the atlas's {object}", None),
     "fold_percent": (
         ("fold_percent",),

@@ -19,7 +19,7 @@ from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["register_pair"]
 
-RESULTS = ("record.json", "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz")
+RESULTS = ("record.json", "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz", "fixed_labels.nii.gz")
 """In order of creation. The record comes first and shows that the others belong to a registration."""
 
 
@@ -39,8 +39,9 @@ def register_pair(
     fixed, moving : ScanFiles
         Scans with their masks and labels. If both have labels, the record holds their Dice.
     out_dir : Path
-        Folder for ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz``, ``record.json`` and, if the moving scan
-        has labels, ``labels.nii.gz`` (these labels on the fixed grid).
+        Folder for ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz``, ``record.json`` and, if the
+        scans have labels, ``labels.nii.gz`` (the moving ones on the fixed grid) and ``fixed_labels.nii.gz`` (the fixed
+        ones on the moving grid).
     method : Method, optional
         Engine and settings. Default: that of :func:`nio_pydra.engines.methods.choose_method`.
     profile : Profile
@@ -79,6 +80,8 @@ def register_pair(
             propagated = propagate_labels(moving.labels, fixed.image, files.forward_xfm, results / "labels.nii.gz")
             if fixed.labels is not None:
                 record = score(files.record, fixed.labels, propagated, files.record, moving.labels)
+        if fixed.labels is not None:
+            propagate_labels(fixed.labels, moving.image, files.inverse_xfm, results / "fixed_labels.nii.gz")
         for name in RESULTS:
             if (results / name).exists():
                 (results / name).replace(out_dir / name)

@@ -45,8 +45,11 @@ class Method:
         return self.engine.fingerprint(self.settings)
 
     def record(self) -> dict[str, Any]:
-        """Return the engine, the preset and all settings, as JSON values."""
-        return {"engine": self.name, "preset": self.preset or None, "settings": plain(self.settings)}
+        """Return engine, preset and all settings as JSON values, without the folder of weights."""
+        settings = plain(self.settings)
+        if settings.get("weights"):
+            settings["weights"] = Path(settings["weights"]).name
+        return {"engine": self.name, "preset": self.preset or None, "settings": settings}
 
 
 def choose_method(

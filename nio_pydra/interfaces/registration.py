@@ -45,6 +45,7 @@ class NIORegistrationOutputSpec(TraitedSpec):
     inverse_xfm = File(exists=True, desc="ITK composite, moving to fixed points")
     warped = File(exists=True, desc="moving image on the fixed grid")
     labels = File(desc="moving labels on the fixed grid, if given")
+    fixed_labels = File(desc="labels of the fixed image on the moving grid, if it has labels")
     record = File(exists=True, desc="JSON: settings, time, memory, measures of quality")
 
 
@@ -92,5 +93,7 @@ class NIORegistration(BaseInterface):
         names = ["forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "record.json"]
         if isdefined(self.inputs.moving_labels):
             names.append("labels.nii.gz")
+        if isdefined(self.inputs.fixed_labels):
+            names.append("fixed_labels.nii.gz")
         # nipype lists outputs from inside the node's folder
         return {name.partition(".")[0]: str(Path.cwd() / name) for name in names}

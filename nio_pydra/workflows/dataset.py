@@ -206,11 +206,10 @@ def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
 
 
 def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Path) -> Path:
-    """Return the mask of the object in the atlas. It is made once, before the scans need it."""
-    if atlas.mask is not None:
-        return atlas.mask
+    """Return the mask of the object in the atlas, on its grid. It is made once, before the scans need it."""
     task = Prepare(
         image=atlas.image,
+        mask=atlas.mask,
         skull_stripped=atlas.skull_stripped,
         profile=settings.profile.name,
         device=settings.runtime.device,

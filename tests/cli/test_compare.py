@@ -84,12 +84,13 @@ def test_a_comparison_goes_on_from_what_is_done(compared, capsys):
         ("magic", [], "There is no engine magic"),
         ("", [], r"There is no method to compare \(--engines names none\)"),
         ("affine:slow", [], "has no preset slow"),
+        ("syn,affine,syn:fast", [], "syn:fast and syn are the same method"),
         (
             "affine",
             ["--reference", "syn"],
             "--reference syn is none of the methods that can be used here: choose one of affine",
         ),
-        ("syn?iterations=[9,0],syn?iterations=[9, 0]", [], "would both be written to .*: leave one out"),
+        ("syn?iterations=[9,0],syn?iterations=[9, 0]", [], r"syn\?iterations=.* are the same method"),
         ("affine", ["--label-names", "absent.tsv"], "absent.tsv .names of labels. cannot be read"),
     ],
 )
@@ -150,3 +151,12 @@ def test_a_method_whose_folder_would_have_too_long_a_name_is_refused(dataset, tm
     assert nio.main(command(dataset, tmp_path / "out", f"affine,lapirn@{weights}")) == 1
     assert "characters: expected at most 255" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_two_methods_never_share_a_folder(tmp_path):
+    from nio_pydra.errors import InputError
+    from nio_pydra.workflows.compare import require_own_folders
+
+    require_own_folders(tmp_path, ["lapirn@a/b.pth", "lapirn@a/c.pth"])
+    with pytest.raises(InputError, match=r"would both be written to .*: leave one out"):
+        require_own_folders(tmp_path, ["lapirn@a/b.pth", "lapirn@a-b.pth"])

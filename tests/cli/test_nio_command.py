@@ -37,7 +37,8 @@ def test_register_writes_transforms_image_labels_and_record(dataset, tmp_path, c
     arguments += ["--out", str(tmp_path / "pair"), "--skull-stripped", "--engine", "affine"]
     assert nio.main(arguments) == 0
     assert {path.name for path in (tmp_path / "pair").iterdir()} == {
-        "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz", "record.json",
+        "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz", "fixed_labels.nii.gz",
+        "record.json",
     }  # fmt: skip
     record = json.loads((tmp_path / "pair/record.json").read_text())
     assert f"mean Dice {record['dice']['mean']:.3f}" in capsys.readouterr().out

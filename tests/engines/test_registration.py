@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from nio_pydra.engines import chain, registration
-from nio_pydra.engines.chain import register_pair
+from nio_pydra.engines.chain import RESULTS, register_pair
 from nio_pydra.engines.contract import Runtime, ScanFiles
 from nio_pydra.engines.methods import choose_method
 from nio_pydra.engines.names import ENGINES, get_engine
@@ -20,7 +20,6 @@ from nio_pydra.networks import LapIRN, LapIRNConfig, load_network, save_network
 from nio_pydra.networks.ulae import ULAE, ULAEConfig
 from nio_pydra.spatial.itk import read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform
-from nio_pydra.system.settings import plain
 
 RUNTIME = Runtime(device="cpu", threads=2, progress=False)
 SHAPE = (56, 60, 52)
@@ -80,7 +79,7 @@ def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(sc
     )  # fmt: skip
     record = json.loads(files.record.read_text())
     assert record["engine"] == engine and record["preset"] == (preset or next(iter(get_engine(engine).presets)))
-    assert record["settings"] == plain(choose_method(engine, preset, **network).settings)
+    assert record["settings"] == choose_method(engine, preset, **network).record()["settings"]
     assert record["seconds"]["affine"] == 1.5 and record["seconds"]["affine_processor"] == 1.4
     assert min(record["seconds"].values()) >= 0 and record["seconds"]["files"] > 0
     assert record["peak_memory_mb"] > 100 and record["threads"] == 2 and record["device"] == "cpu"
@@ -158,7 +157,9 @@ def test_a_pair_is_masked_aligned_registered_and_scored(scans, tmp_path):
     assert set(record["dice"]["labels"]) == {"1", "2", "3"} and record["dice"]["mean"] > 0.75
     assert record["seconds"]["affine"] > 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz", "record.json"}
+    assert names == set(RESULTS)
+    back, own = nib.load(tmp_path / "out" / "fixed_labels.nii.gz"), nib.load(scans / "moving_labels.nii.gz")
+    assert back.shape == own.shape and np.mean(np.asarray(back.dataobj) == np.asarray(own.dataobj)) > 0.9
     labels = nib.load(tmp_path / "out" / "labels.nii.gz")
     assert labels.get_data_dtype() == np.uint8 and set(np.unique(labels.dataobj)) == {0, 1, 2, 3}
 
