@@ -211,8 +211,8 @@ class Engine(ABC):
         """
         return ""
 
-    def memory_mb(self, fixed: Nifti1Image, mask: Nifti1Image | None, settings: Any, runtime: Runtime) -> Memory | None:
-        """Predict the peak memory from the fixed image and its mask. None: unknown."""
+    def memory_mb(self, fixed_object: Nifti1Image, settings: Any, runtime: Runtime) -> Memory | None:
+        """Predict the peak memory from what :attr:`Pair.fixed_object` will be. None: unknown."""
         return None
 
     def weights_used(self, settings: Any) -> tuple[str, str] | None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from nibabel.nifti1 import Nifti1Image
 
-from nio_pydra.engines.contract import Deformation, Engine, Memory, Pair, Runtime, foreground_only
+from nio_pydra.engines.contract import Deformation, Engine, Memory, Pair, Runtime
 from nio_pydra.engines.devices import choose_device, choose_precision
 from nio_pydra.engines.memory import BASE_MB, predicted_memory_mb
 from nio_pydra.engines.network_space import NetworkSpace, grid_around
@@ -165,15 +165,13 @@ class NetworkEngine(Engine):
             return None
         return (settings.weights or self._weights()).name, str(conventions.get("training_data", "unknown"))
 
-    def memory_mb(
-        self, fixed: Nifti1Image, mask: Nifti1Image | None, settings: NetworkSettings, runtime: Runtime
-    ) -> Memory:
+    def memory_mb(self, fixed_object: Nifti1Image, settings: NetworkSettings, runtime: Runtime) -> Memory:
         """Predict the peak memory of LapIRN; other networks take less."""
         device = choose_device(runtime)
         network, conventions = self._load(settings)
         optimised = settings.network is not None and settings.network.iterations[-1] > 0
         predicted = predicted_memory_mb(
-            grid_around(foreground_only(fixed, mask), conventions, _multiple(network)).shape,
+            grid_around(fixed_object, conventions, _multiple(network)).shape,
             optimised=optimised,
             float32=choose_precision(runtime, device) == torch.float32,
         )

@@ -14,7 +14,7 @@ from nio_pydra.bids.inputs import Scan
 from nio_pydra.bids.outputs import discard_leftovers, engine_desc, sink
 from nio_pydra.bids.products import PRODUCTS, Destination
 from nio_pydra.bids.records import Failure
-from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.contract import Runtime, foreground_only
 from nio_pydra.engines.memory import require_memory
 from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
@@ -223,7 +223,8 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
 def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: int) -> None:
     """Raise `InputError` where the engine predicts too little memory for so many scans at a time."""
     image, method = load_image(atlas.image, "atlas"), settings.method
-    predicted = method.engine.memory_mb(image, load_mask(mask, image), method.settings, settings.runtime)
+    fixed = foreground_only(image, load_mask(mask, image), settings.profile)
+    predicted = method.engine.memory_mb(fixed, method.settings, settings.runtime)
     if predicted is None:
         return
     require_memory(predicted.process, scans)

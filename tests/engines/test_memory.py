@@ -85,10 +85,10 @@ def test_scans_that_the_gpu_does_not_hold_are_refused(monkeypatch):
 def test_a_gpu_is_predicted_to_need_what_the_processor_would(monkeypatch):
     image = nib.Nifti1Image(np.ones((64, 64, 64), np.float32), np.diag([2.0, 2, 2, 1]))
     engine, settings = nio.NIO_M, nio.NIO_M.presets["paper"]
-    processor = engine.memory_mb(image, None, settings, Runtime(device="cpu", precision="float32"))
+    processor = engine.memory_mb(image, settings, Runtime(device="cpu", precision="float32"))
     assert processor.process > memory.BASE_MB and processor.device == 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = engine.memory_mb(image, None, settings, Runtime(device="cuda", precision="float32"))
+    found = engine.memory_mb(image, settings, Runtime(device="cuda", precision="float32"))
     assert found == Memory(memory.BASE_MB, processor.process)
 
 
