@@ -77,7 +77,8 @@ def _compare(args: argparse.Namespace) -> int:
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
-    from nio_pydra.workflows.compare import cases_of, folder_of, register_by_methods, require_own_folders
+    from nio_pydra.comparison.scope import cases_of, folder_of, require_own_folders
+    from nio_pydra.workflows.dataset import register_dataset
 
     names = _names(args.engines)
     methods, left_out = _methods(names)
@@ -98,17 +99,23 @@ def _compare(args: argparse.Namespace) -> int:
         write_description(folder, command, run.sources, args.profile)
     log_start(run, ", ".join(methods), args.profile.name)
     plan = Plan(run, methods, left_out, reference, tested, structures, args.title, command)
-    settings = {name: settings_of(args, run, method) for name, method in methods.items()}
-    status, start = 0, time.perf_counter()
+    # All methods share the work folder: the masks and the affine of a scan are computed once.
+    status, stopped = 0, {}
     with ended_by_signals("nio compare"):
-        for name, outcomes in register_by_methods(
-            run.scans, run.atlas, settings, out_dir=args.out_dir, work_dir=args.work_dir
-        ):
-            status |= log_outcomes(outcomes, folder_of(args.out_dir, name), time.perf_counter() - start)
+        for name, method in methods.items():
+            settings, folder, start = settings_of(args, run, method), folder_of(args.out_dir, name), time.perf_counter()
+            try:
+                outcomes = register_dataset(run.scans, run.atlas, settings, out_dir=folder, work_dir=args.work_dir)
+            except InputError as error:  # the other methods go on
+                stopped[name] = error
+                log.error("%s cannot be run: %s", name, error)
+                continue
+            status |= log_outcomes(outcomes, folder, time.perf_counter() - start)
             _write(plan.results(args.out_dir), args.out_dir)
-            start = time.perf_counter()
+    if len(stopped) == len(methods):
+        raise next(iter(stopped.values()))
     print(args.out_dir / PAGE)
-    return status
+    return 1 if stopped else status
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ class Plan:
         """Return what there is so far in the output folder."""
         from nio_pydra.comparison.cases import gather_cases
         from nio_pydra.comparison.results import Results
-        from nio_pydra.workflows.compare import folder_of
+        from nio_pydra.comparison.scope import folder_of
 
         scans = [scan.name for scan in self.run.scans]
         folders = {name: folder_of(out_dir, name) for name in self.methods}

@@ -154,9 +154,19 @@ def test_a_method_whose_folder_would_have_too_long_a_name_is_refused(dataset, tm
 
 
 def test_two_methods_never_share_a_folder(tmp_path):
+    from nio_pydra.comparison.scope import require_own_folders
     from nio_pydra.errors import InputError
-    from nio_pydra.workflows.compare import require_own_folders
 
     require_own_folders(tmp_path, ["lapirn@a/b.pth", "lapirn@a/c.pth"])
     with pytest.raises(InputError, match=r"would both be written to .*: leave one out"):
         require_own_folders(tmp_path, ["lapirn@a/b.pth", "lapirn@a-b.pth"])
+
+
+def test_a_method_that_memory_does_not_hold_does_not_stop_the_others(dataset, tmp_path, capsys, monkeypatch):
+    from nio_pydra.engines import memory
+
+    monkeypatch.setattr(memory, "machine_memory_mb", lambda: 500.0)
+    engines = "lapirn,affine"
+    assert nio.main(command(dataset, tmp_path / "out", engines, "--nprocs", "2", "--worker", "cf")) == 1
+    assert "lapirn cannot be run: " in capsys.readouterr().out
+    assert {row["method"] for row in rows(tmp_path / "out/cases.tsv")} == {"affine"}

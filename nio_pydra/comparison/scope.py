@@ -1,9 +1,9 @@
-"""Workflow: several methods on the same scans of a dataset, with the same masks and the same affine."""
+"""Scope of a comparison: which scans it can use, and in which folders the results of its methods lie."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,54 +14,11 @@ from nio_pydra.bids.inputs import Scan
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.images import load_labels
 from nio_pydra.system.places import same_place
-from nio_pydra.workflows.dataset import DatasetSettings, Outcome, register_dataset
 
-__all__ = ["cases_of", "folder_of", "register_by_methods", "require_own_folders"]
+__all__ = ["cases_of", "folder_of", "require_own_folders"]
 
 LONGEST_NAME = 255
 """Bytes of a folder's name that all file systems take."""
-
-
-def register_by_methods(
-    scans: Sequence[Scan],
-    atlas: Atlas,
-    all_settings: Mapping[str, DatasetSettings],
-    *,
-    out_dir: Path,
-    work_dir: Path,
-) -> Iterator[tuple[str, list[Outcome]]]:
-    """Register scans to an atlas by one method after the other.
-
-    All methods share the work folder. So the masks and the affine of a scan are computed once and found again by
-    every other method, and a run that was stopped goes on where it was.
-
-    Parameters
-    ----------
-    scans : sequence of Scan
-        Scans to register.
-    atlas : Atlas
-        Atlas to align them to.
-    all_settings : mapping of str to DatasetSettings
-        Settings by the name of the method.
-    out_dir : Path
-        Folder for one derivative dataset for each method, named by :func:`folder_of`.
-    work_dir : Path
-        Folder for pydra's cache.
-
-    Yields
-    ------
-    name : str
-        Name of a method whose scans are finished.
-    outcomes : list of Outcome
-        What became of the scans, in their order.
-
-    Raises
-    ------
-    InputError
-        As :func:`nio_pydra.workflows.dataset.register_dataset` does.
-    """
-    for name, settings in all_settings.items():
-        yield name, register_dataset(scans, atlas, settings, out_dir=folder_of(out_dir, name), work_dir=work_dir)
 
 
 def folder_of(out_dir: Path, name: str) -> Path:
