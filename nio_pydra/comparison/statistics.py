@@ -15,8 +15,8 @@ from nio_pydra.metrics import mean_of_lowest
 __all__ = ["compare_with", "group_names", "mark", "summarise"]
 
 RESAMPLINGS = 10_000
-FEWEST_CASES = 2
-"""Of a test: with one case there is nothing to compare."""
+FEWEST_PARTICIPANTS = 2
+"""Of a test and an interval."""
 MARKS = ((0.001, "†"), (0.05, "*"))
 """Largest p, and the sign of it behind a number in Table 1 of Mok et al. 2023."""
 
@@ -72,10 +72,11 @@ def compare_with(
 ) -> pd.DataFrame:
     """Test each method against a reference by their Dice on the same cases.
 
-    Wilcoxon's signed-rank test, two-sided, pairs the cases. Holm's correction covers the methods of a group. The
-    effect size is the matched-pairs rank-biserial correlation: 1 where the reference is better in every case, -1 where
-    it is worse. The interval of the mean difference is the 95 % percentile bootstrap over PARTICIPANTS, as scans of one
-    person are not independent.
+    Scans of one person are not independent. So the test takes one difference for each PARTICIPANT, the mean over the
+    scans that both methods have done, and the interval of the mean difference is the 95 % percentile bootstrap over
+    participants. The test is Wilcoxon's signed-rank test, two-sided. Holm's correction covers the methods of a group.
+    The effect size is the matched-pairs rank-biserial correlation: 1 where the reference is better for every
+    participant, -1 where it is worse.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def compare_with(
     DataFrame
         One row for each group and other method: ``group``, ``method``, ``reference``, ``pairs``, ``participants``,
         ``difference`` (reference minus method, mean), ``low`` and ``high`` (of its interval), ``effect``, ``p`` and
-        ``p_holm``. With fewer than two pairs only the difference is known; the others are NaN.
+        ``p_holm``. With fewer than two participants only the difference is known; the others are NaN.
     """
     rows = []
     done = cases[cases["status"] == "done"].set_index(["method", "case"])
@@ -140,11 +141,12 @@ def _paired(done: pd.DataFrame, reference: str, method: str, column: str, seed: 
         "effect": np.nan,
         "p": np.nan,
     }
-    if len(both) >= FEWEST_CASES and differences.any():
-        row["p"] = float(wilcoxon(differences).pvalue)
-        row["effect"] = _rank_biserial(differences)
-    if row["participants"] >= FEWEST_CASES:
-        row["low"], row["high"] = _bootstrap(differences, participants, seed)
+    if row["participants"] < FEWEST_PARTICIPANTS:
+        return row
+    row["low"], row["high"] = _bootstrap(differences, participants, seed)
+    own = pd.Series(differences).groupby(participants).mean().to_numpy()
+    if own.any():
+        row["p"], row["effect"] = float(wilcoxon(own).pvalue), _rank_biserial(own)
     return row
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from nio_pydra.comparison import paper
 from nio_pydra.comparison.cases import ALL
 from nio_pydra.comparison.results import MethodDescription, Results
-from nio_pydra.comparison.statistics import FEWEST_CASES, mark
+from nio_pydra.comparison.statistics import FEWEST_PARTICIPANTS, mark
 
 __all__ = [
     "FOOTNOTES",
@@ -51,8 +51,8 @@ FOOTNOTES = {
     "processor": "Processor seconds of the same work, over all threads.",
     "difference": "Dice of the reference minus Dice of the method on the same case, mean. Its 95 % interval is a "
     "percentile bootstrap over participants, as scans of one person are not independent.",
-    "effect": "Matched-pairs rank-biserial correlation: 1 where the reference is better in every case, -1 where it is "
-    "worse in every case.",
+    "effect": "Matched-pairs rank-biserial correlation: 1 where the reference is better for every participant, -1 "
+    "where it is worse.",
 }
 """What each measure is."""
 
@@ -245,31 +245,26 @@ def facts_table(results: Results) -> Table:
 def cautions(results: Results) -> list[str]:
     """Return sentences on what readers could misread: statistics that are left out, cases that are missing."""
     found = []
-    pairs = results.tests["pairs"].max() if len(results.tests) else 0
-    if len(results.scans) < FEWEST_CASES:
+    people = results.tests["participants"].max() if len(results.tests) else 0
+    if len(results.scans) < FEWEST_PARTICIPANTS:
         found.append("Statistics are left out: one case only, which gives no pairs to test and no standard deviation.")
-    elif not pairs:
+    elif not people:
         found.append(
-            f"Statistics are left out: no other method has two cases in common with {results.reference} on which they "
-            "differ."
+            "Statistics are left out: no other method has cases of two participants in common with "
+            f"{results.reference} on which they differ."
         )
     else:
         tested = int(results.tests.xs(ALL, level="group")["p"].notna().sum())
-        smallest = min(1.0, tested * 2 * 0.5 ** float(pairs))
+        smallest = min(1.0, tested * 2 * 0.5 ** float(people))
         limit = next((p for p in (0.05, 0.001) if smallest >= p), None)
         if limit is not None:
             found.append(
-                f"With {pairs:.0f} pairs and {tested} method{'s' * (tested != 1)} tested, the smallest p that the test "
-                f"can give after Holm's correction is {_p(smallest)}, even where the reference is better in every "
-                f"case: {'* and † are' if limit == 0.05 else '† is'} out of reach."
+                f"With {people:.0f} participants and {tested} method{'s' * (tested != 1)} tested, the smallest p that the "
+                f"test can give after Holm's correction is {_p(smallest)}, even where the reference is better for every "
+                f"participant: {'* and † are' if limit == 0.05 else '† is'} out of reach."
             )
-        if not results.tests["low"].notna().any():
-            found.append("Intervals are left out: all cases are of one participant.")
-        elif (results.tests["participants"] < results.tests["pairs"]).any():
-            found.append(
-                "Some participants have several cases. The test takes these for independent, which makes its p too "
-                "small; the intervals do not."
-            )
+        if (results.tests["participants"] < results.tests["pairs"]).any():
+            found.append("Some participants have several cases: the test takes the mean of each participant.")
     if alone := _without_overlap(results.cases):
         found.append(
             f"No label of {', '.join(alone)} is one of the atlas's: means of Dice and HD95 are without "

@@ -151,9 +151,12 @@ def test_signs_of_the_paper_stand_behind_what_differs(make_results):
 
 
 def test_a_correction_that_nothing_can_pass_is_said(make_results):
-    """Two pairs give p = 0.5 at the least."""
+    """Two participants give p = 0.5 at the least."""
     found = cautions(make_results(["sub-01", "sub-02"]))
-    assert "With 2 pairs and 6 methods tested, the smallest p" in found[0] and "* and † are out of reach" in found[0]
+    assert (
+        "With 2 participants and 6 methods tested, the smallest p" in found[0]
+        and "* and † are out of reach" in found[0]
+    )
     assert "† is out of reach" in cautions(make_results())[0]
     assert not [text for text in cautions(make_results([f"sub-{n:02}" for n in range(1, 20)])) if "reach" in text]
 
@@ -168,11 +171,10 @@ def test_one_case_leaves_statistics_out_and_says_so(make_results, tmp_path):
     assert next(row for row in page.rows if row[0] == "best")[1] == "0.650"  # no standard deviation of one
 
 
-def test_scans_of_one_person_have_no_interval(make_results):
+def test_scans_of_one_person_give_no_statistics(make_results):
     results = make_results([f"sub-01_ses-{number}" for number in range(8)])
-    table = statistics_table(results)
-    assert {row[3] for row in _texts(table)} == {"–"}
-    assert any("one participant" in text for text in cautions(results))
+    assert statistics_table(results) is None
+    assert any("no other method has cases of two participants in common" in text for text in cautions(results))
 
 
 def test_several_scans_of_one_person_are_said(make_results):
