@@ -259,9 +259,9 @@ def cautions(results: Results) -> list[str]:
         limit = next((p for p in (0.05, 0.001) if smallest >= p), None)
         if limit is not None:
             found.append(
-                f"With {people:.0f} participants and {tested} method{'s' * (tested != 1)} tested, the smallest p that the "
-                f"test can give after Holm's correction is {_p(smallest)}, even where the reference is better for every "
-                f"participant: {'* and † are' if limit == 0.05 else '† is'} out of reach."
+                f"With {people:.0f} participants and {tested} method{'s' * (tested != 1)} tested, the smallest p that "
+                f"the test can give after Holm's correction is {_p(smallest)}, even where the reference is better for "
+                f"every participant: {'* and † are' if limit == 0.05 else '† is'} out of reach."
             )
         if (results.tests["participants"] < results.tests["pairs"]).any():
             found.append("Some participants have several cases: the test takes the mean of each participant.")
