@@ -63,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--label-names", type=Path, metavar="TSV", help="names of labels: columns index and name, group is optional"
     )
+    group.add_argument(
+        "--tables-only", action="store_true", help="register nothing: write tables, pictures and page of what is done"
+    )
     group.add_argument("--title", help="title of the page (default: made of the names)")
 
 
@@ -92,13 +95,17 @@ def _compare(args: argparse.Namespace) -> int:
     command = shlex.join(["nio", *sys.argv[1:]])
     for name, reason in left_out.items():
         log.warning("%s is left out: %s", name, reason)
+    plan = Plan(run, methods, left_out, reference, tested, structures, args.title, command)
+    if args.tables_only:
+        _write(plan.results(args.out_dir), args.out_dir)
+        print(args.out_dir / PAGE)
+        return 0
     for name, method in methods.items():
         folder = folder_of(args.out_dir, name)
         refuse_mixture(folder, run.atlas.space, method.name, run.atlas.image)
         folder.mkdir(parents=True, exist_ok=True)
         write_description(folder, command, run.sources, args.profile)
     log_start(run, ", ".join(methods), args.profile.name)
-    plan = Plan(run, methods, left_out, reference, tested, structures, args.title, command)
     # All methods share the work folder: the masks and the affine of a scan are computed once.
     status, stopped = 0, {}
     with ended_by_signals("nio compare"):

@@ -78,6 +78,16 @@ def test_a_comparison_goes_on_from_what_is_done(compared, capsys):
     assert "sub-01: started" not in said and "sub-03: started" in said
 
 
+def test_tables_are_written_anew_without_registering(compared):
+    dataset, out, _ = compared
+    (out / "index.html").unlink()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("dataset_description.json")}
+    assert nio.main(command(dataset, out, SYN, "--tables-only")) == 0
+    assert {row["method"] for row in rows(out / "summary.tsv")} == {SYN}
+    assert (out / "index.html").exists() and len(before) == 2
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("dataset_description.json")} == before
+
+
 @pytest.mark.parametrize(
     ("engines", "more", "sentence"),
     [
