@@ -245,8 +245,8 @@ def _methods(names: list[str]) -> tuple[dict[str, Method], dict[str, str]]:
         if twin := next((other for other in methods if other != name and methods[other] == methods[name]), None):
             raise InputError(f"{name} and {twin} are the same method: leave one of them out of --engines.")
     if not methods:
-        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "--engines names none"
-        raise InputError(f"There is no method to compare ({why}).")
+        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "--engines names none."
+        raise InputError(f"There is no method to compare: {why}")
     return methods, left_out
 
 

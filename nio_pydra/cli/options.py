@@ -97,6 +97,9 @@ def method_of(args: argparse.Namespace) -> Method:
     preset, changes = args.preset, None
     if args.settings is not None:
         preset, changes = read_settings_file(args.settings, preset)
-    method = choose_method(args.engine, preset, weights=args.weights, changes=changes)
+    try:
+        method = choose_method(args.engine, preset, weights=args.weights, changes=changes)
+    except InputError as error:
+        raise InputError(f"{args.settings} (settings): {error}" if args.settings else str(error)) from None
     method.fingerprint()
     return method

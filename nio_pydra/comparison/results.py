@@ -125,9 +125,8 @@ class Results:
         return self._with_status(method, "failed")
 
     def deforms(self, method: str) -> bool:
-        """Return whether a method has done more than the affine in any case."""
-        found = self.done(method)
-        return "std_jacobian" in found and bool(found["std_jacobian"].astype(float).gt(0).any())
+        """Return whether a method looks for a deformation: all but the affine do."""
+        return self.methods[method].engine != "affine"
 
     @cached_property
     def settings(self) -> dict[str, str]:

@@ -54,7 +54,9 @@ def cases_of(scans: Sequence[Scan], atlas: Atlas) -> list[Scan]:
         If there is none, the atlas has no labels, or the first scan's labels have none in common with the atlas's.
     """
     if atlas.labels is None:
-        raise InputError("The atlas has no labels: give them with --atlas-labels, as methods are compared by overlap.")
+        raise InputError(
+            "The atlas has no labels: give them with --atlas-labels, because methods are compared by overlap."
+        )
     others = [scan for scan in scans if not same_place(scan.image, atlas.image)]
     cases = [scan for scan in others if scan.labels is not None]
     if not cases:

@@ -87,7 +87,7 @@ def choose_method(
         raise InputError(f"The engine {engine} cannot be used here: {reason}")
     if weights is not None:
         if "weights" not in {field.name for field in fields(presets[preset])}:
-            raise InputError(f"The engine {engine} uses no network: leave out --weights.")
+            raise InputError(f"The engine {engine} uses no network: leave out the weights.")
         changes = {**(changes or {}), "weights": weights}
     try:
         settings = with_changes(presets[preset], changes or {})

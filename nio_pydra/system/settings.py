@@ -33,9 +33,9 @@ def read_table(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} (settings) cannot be read ({error.strerror}): give another file.") from None
     except ValueError as error:
-        raise InputError(f"{path} (settings) is not {kind} ({error}): correct it, or name it .toml or .json.") from None
+        raise InputError(f"{path} (settings) is not {kind} ({error}): correct it; a TOML file must be named .toml.") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} (settings) holds {type(content).__name__}: expected names with values.")
+        raise InputError(f"{path} (settings) holds a {type(content).__name__}: expected settings by name.")
     return content
 
 
@@ -61,12 +61,15 @@ def with_changes(settings: T, changes: Mapping[str, Any], name: str = "") -> T:
     known = [field.name for field in fields(settings)]  # type: ignore[arg-type]
     prefix = f"{name}." if name else ""
     if unknown := sorted(set(changes) - set(known)):
-        has = f"the settings are {', '.join(known)}" if known else "there is nothing to set"
-        raise ValueError(f"there is no setting {prefix}{unknown[0]}: {has}")
+        choices = f"choose one of {', '.join(known)}" if known else "there is nothing to set"
+        raise ValueError(f"there is no setting {prefix}{unknown[0]}: {choices}")
     values = {
         key: _converted(value, hints[key], getattr(settings, key), prefix + key) for key, value in changes.items()
     }
-    return replace(settings, **values)  # type: ignore[type-var]
+    try:
+        return replace(settings, **values)  # type: ignore[type-var]
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
 
 
 def plain(settings: object) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def refused(capsys, dataset, arguments, pattern, *, begun=False):
         (["--participant-label", "01", "sub-99"], r"no participant 99: it has 01, 02"),
         (["--session-label", "x"], r"no session x: it has none"),
         (["--preset", "nonsense"], r"affine has no preset nonsense: choose one of default"),
-        (["--weights", "w.safetensors"], r"affine uses no network: leave out --weights"),
+        (["--weights", "w.safetensors"], r"affine uses no network: leave out the weights"),
         (["--engine", "lapirn", "--weights", "absent.safetensors"], r"absent.safetensors: no such weights file"),
         (["--atlas", "absent.nii.gz"], r"absent.nii.gz \(atlas\): no such file"),
         (["--atlas-name", "my_atlas"], r"'my_atlas' cannot be part of a BIDS file name"),

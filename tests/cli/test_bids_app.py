@@ -272,7 +272,7 @@ def test_an_unknown_setting_is_refused_in_one_sentence(dataset, tmp_path, capsys
     assert bids_app.main(dataset.command(tmp_path / "out", *more)) == 1
     (sentence,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
-        r"nio-pydra: error: .*syn \(fast\): there is no setting iteration: the settings are .*", sentence
+        r"nio-pydra: error: .*syn \(fast\): there is no setting iteration: choose one of .*", sentence
     )
     assert not (tmp_path / "out").exists()
 

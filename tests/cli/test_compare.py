@@ -92,7 +92,7 @@ def test_tables_are_written_anew_without_registering(compared):
     ("engines", "more", "sentence"),
     [
         ("magic", [], "There is no engine magic"),
-        ("", [], r"There is no method to compare \(--engines names none\)"),
+        ("", [], r"There is no method to compare: --engines names none"),
         ("affine:slow", [], "has no preset slow"),
         ("syn,affine,syn:fast", [], "syn:fast and syn are the same method"),
         (

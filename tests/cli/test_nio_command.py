@@ -86,7 +86,7 @@ def test_register_takes_an_empty_lesion_mask_for_no_lesion_and_a_mask_on_any_gri
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
-        ({"--settings": "{unknown}", "--engine": "syn"}, r"no setting iteration: the settings are metric, sampling, "),
+        ({"--settings": "{unknown}", "--engine": "syn"}, r"no setting iteration: choose one of metric, sampling, "),
         ({"--fixed": "absent.nii.gz"}, r"absent.nii.gz .*no such file"),
         ({"--out": "{atlas}/below"}, r"below cannot be written"),
         ({"--preset": "nonsense"}, r"affine has no preset nonsense"),

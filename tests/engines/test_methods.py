@@ -49,10 +49,10 @@ def test_settings_that_differ_are_set_in_nested_parts_and_the_rest_stays():
     [
         (("magic",), {}, "There is no engine magic: choose one of nio_m"),
         (("nio_m", "magic"), {}, "has no preset magic: choose one of paper, precise, fast, draft"),
-        (("nio_m",), {"netwrok": {}}, r"there is no setting netwrok: the settings are start, network"),
+        (("nio_m",), {"netwrok": {}}, r"there is no setting netwrok: choose one of start, network"),
         (("nio_m",), {"network": {"iterations": "many"}}, "network.iterations is 'many': expected a list"),
         (("nio_m",), {"network": {"iterations": [1.5, 0, 0]}}, "network.iterations is 1.5: expected a whole number"),
-        (("nio_m",), {"network": {"iterations": [1, 2]}}, "expected 3 numbers"),
+        (("nio_m",), {"network": {"iterations": [1, 2]}}, "network.iterations is .1, 2.: expected 3 numbers"),
         (("nio_m",), {"network": 3}, "network is 3: expected a table of settings"),
         (("nio_m",), {"network": {"learning_rate": True}}, "network.learning_rate is True: expected a number"),
         (("nio_m",), {"start": "middle"}, "start is 'middle': expected network or zero"),
@@ -134,3 +134,15 @@ def test_a_short_text_names_a_method():
 def test_a_text_that_names_no_method_is_refused(text, sentence):
     with pytest.raises(InputError, match=sentence):
         parse_method(text)
+
+
+def test_nio_engines_shows_the_settings_of_one_engine_as_files_take_them(capsys, tmp_path):
+    assert nio.main(["engines", "nio_m"]) == 0
+    said = capsys.readouterr().out
+    assert "\nsyn\n" not in said and "network.iterations = [20, 10, 0]" in said
+    fast = said.partition("settings of fast\n")[2].partition("settings of")[0]
+    path = tmp_path / "fast.toml"
+    path.write_text("\n".join(line.strip() for line in fast.splitlines() if "=" in line and "weights" not in line))
+    preset, changes = read_settings_file(path)
+    assert choose_method("nio_m", preset, changes=changes).settings == get_engine("nio_m").presets["fast"]
+    assert nio.main(["engines", "magic"]) == 1
