@@ -16,7 +16,7 @@ def _packaged_weights() -> Path:
 
 ULAE = NetworkEngine(
     "ULAE-net, a network that accumulates fields at three scales; weights of this package",
-    "Shu et al. 2021, MICCAI",
+    "Shu et al. 2021, MICCAI: Medical image registration based on uncoupled learning and accumulative enhancement",
     {"default": NetworkSettings()},
     _packaged_weights,
 )

@@ -3,8 +3,8 @@
 The two encoders are uncoupled: the fixed image passes plain convolutions, the moving image passes stages that look
 far around every voxel and take in what the fixed branch found at the same scale. The decoders work at 1/4, 1/2 and
 full resolution, each on the moving image and its features as the fields found so far warp them; the fields are
-composed. Source: Shu et al., "ULAE-net: Unsupervised learning of large deformation registration with uncoupled
-encoder and accumulative enhancement" (IPMI 2021).
+composed. Source: Shu et al., "Medical image registration based on uncoupled learning and accumulative enhancement"
+(MICCAI 2021).
 """
 
 from __future__ import annotations

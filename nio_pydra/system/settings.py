@@ -33,7 +33,9 @@ def read_table(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} (settings) cannot be read ({error.strerror}): give another file.") from None
     except ValueError as error:
-        raise InputError(f"{path} (settings) is not {kind} ({error}): correct it; a TOML file must be named .toml.") from None
+        raise InputError(
+            f"{path} (settings) is not {kind} ({error}): correct it; a TOML file must be named .toml."
+        ) from None
     if not isinstance(content, dict):
         raise InputError(f"{path} (settings) holds a {type(content).__name__}: expected settings by name.")
     return content

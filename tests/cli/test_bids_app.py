@@ -271,9 +271,7 @@ def test_an_unknown_setting_is_refused_in_one_sentence(dataset, tmp_path, capsys
     more = ["--engine", "syn", "--settings", str(tmp_path / "settings.toml")]
     assert bids_app.main(dataset.command(tmp_path / "out", *more)) == 1
     (sentence,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(
-        r"nio-pydra: error: .*syn \(fast\): there is no setting iteration: choose one of .*", sentence
-    )
+    assert re.fullmatch(r"nio-pydra: error: .*syn \(fast\): there is no setting iteration: choose one of .*", sentence)
     assert not (tmp_path / "out").exists()
 
 
