@@ -35,7 +35,7 @@ FOOTNOTES = {
     "voxels over the sum of both. Labels absent from either map are skipped; a label that gets lost on the way counts "
     "0. First the mean over the structures of a case, then mean ± standard deviation (of a sample) over cases.",
     "† and *": "p < 0.001 and p < 0.05 against the reference method, whether that is better or worse: Wilcoxon's "
-    "signed-rank test over cases, two-sided, with Holm's correction for the number of methods.",
+    "signed-rank test over participants, two-sided, with Holm's correction for the number of methods.",
     "DSC30": "Mean of the lowest 30 % of the cases' Dice, as the paper has it.",
     "DSC30, Learn2Reg": "30th percentile of the cases' Dice, as the Learn2Reg challenge has it.",
     "HD95": "95 % Hausdorff distance of labels, mm; lost labels have none. Mean over structures, then over cases.",
