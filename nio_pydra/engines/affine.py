@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -44,15 +42,12 @@ class AffineEngine(Engine):
 
     what = "affine alignment by ANTs alone, which is the start of every other engine"
     citation = "Avants et al. 2011, NeuroImage 54, doi:10.1016/j.neuroimage.2010.09.025"
+    package = "antspyx"
     presets = MappingProxyType({"default": AffineSettings()})
 
     def run(self, pair: Pair, settings: AffineSettings, runtime: Runtime) -> Deformation:
         """Return no deformation, because the pair's affine is the whole registration."""
         return Deformation(None, None, Spent(0.0, 0.0))
-
-    def fingerprint(self, settings: Any) -> str:
-        """Return the version of antspyx."""
-        return f"antspyx-{version('antspyx')}"
 
 
 AFFINE = AffineEngine()

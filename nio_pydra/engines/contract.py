@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,11 +184,14 @@ class Engine(ABC):
         Reference to cite.
     presets : mapping of str to dataclass instance
         Frozen settings by name, the default first. If they have a field ``weights``, a network's weights can be chosen.
+    package : str or None
+        Package on whose version results depend.
     """
 
     what: str
     citation: str
     presets: Mapping[str, Any]
+    package: str | None = None
 
     @abstractmethod
     def run(self, pair: Pair, settings: Any, runtime: Runtime) -> Deformation:
@@ -209,7 +213,7 @@ class Engine(ABC):
         InputError
             If the weights cannot be used.
         """
-        return ""
+        return f"{self.package}-{version(self.package)}" if self.package else ""
 
     def memory_mb(self, fixed_object: Nifti1Image, settings: Any, runtime: Runtime) -> Memory | None:
         """Predict the peak memory from what :attr:`Pair.fixed_object` will be. None: unknown."""

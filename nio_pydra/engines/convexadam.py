@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -74,6 +73,7 @@ class ConvexAdamEngine(Engine):
 
     what = "discrete convex search, then Adam on the field, by MIND descriptors; no learning"
     citation = "Siebert et al. 2024, IEEE Transactions on Medical Imaging, ieeexplore.ieee.org/document/10681158"
+    package = "convexadam"
     presets = MappingProxyType({"mind": ConvexAdamSettings()})
 
     def run(self, pair: Pair, settings: ConvexAdamSettings, runtime: Runtime) -> Deformation:
@@ -146,10 +146,6 @@ class ConvexAdamEngine(Engine):
         if device.type == "cuda":
             details["peak_device_memory_mb"] = found["peak_device_memory_mb"]
         return Deformation(forward, None, before + found["spent"] + watch.read(), details)
-
-    def fingerprint(self, settings: Any) -> str:
-        """Return the version of convexAdam."""
-        return f"convexadam-{version('convexadam')}"
 
     def available(self) -> str | None:
         """Say how to install convexAdam where it is missing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -58,6 +57,7 @@ class GreedyEngine(Engine):
 
     what = "greedy diffeomorphic registration by local cross-correlation, the fast classical baseline"
     citation = "Yushkevich et al. 2016, Alzheimer's & Dementia 12(7), P126"
+    package = "picsl-greedy"
     presets = MappingProxyType({"default": GreedySettings()})
 
     def run(self, pair: Pair, settings: GreedySettings, runtime: Runtime) -> Deformation:
@@ -101,10 +101,6 @@ class GreedyEngine(Engine):
         forward = field_from_itk(vectors, pair.fixed.affine)
         details = {"peak_memory_mb": found["peak_memory_mb"], "program": self.fingerprint(settings)}
         return Deformation(forward, None, found["spent"], details)
-
-    def fingerprint(self, settings: Any) -> str:
-        """Return the version of picsl-greedy."""
-        return f"picsl-greedy-{version('picsl-greedy')}"
 
     def available(self) -> str | None:
         """Return how to install picsl-greedy if it is missing."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -57,6 +55,7 @@ class SynEngine(Engine):
 
     what = "symmetric normalization by ANTs, the classical baseline"
     citation = "Avants et al. 2008, Medical Image Analysis 12, doi:10.1016/j.media.2007.06.004"
+    package = "antspyx"
     presets = MappingProxyType(
         {
             "fast": SynSettings(),
@@ -100,10 +99,6 @@ class SynEngine(Engine):
             forward = _read_warp(result.warp, pair.fixed)
             inverse = _read_warp(result.inverse_warp, pair.fixed)
         return Deformation(forward, inverse, result.spent, {"peak_memory_mb": result.peak_memory_mb})
-
-    def fingerprint(self, settings: Any) -> str:
-        """Return the version of antspyx."""
-        return f"antspyx-{version('antspyx')}"
 
 
 SYN = SynEngine()
