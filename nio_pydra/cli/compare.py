@@ -95,9 +95,10 @@ def _compare(args: argparse.Namespace) -> int:
     command = shlex.join(["nio", *sys.argv[1:]])
     for name, reason in left_out.items():
         log.warning("%s is left out: %s", name, reason)
-    plan = Plan(run, methods, left_out, reference, tested, structures, args.title, command)
+    described = {name: _description(name, method, folder_of(args.out_dir, name)) for name, method in methods.items()}
+    plan = Plan(run, described, left_out, reference, tested, structures, args.title, command)
     if args.tables_only:
-        _write(plan.results(args.out_dir), args.out_dir)
+        _write(plan.results(), args.out_dir)
         print(args.out_dir / PAGE)
         return 0
     for name, method in methods.items():
@@ -118,7 +119,7 @@ def _compare(args: argparse.Namespace) -> int:
                 log.error("%s cannot be run: %s", name, error)
                 continue
             status |= log_outcomes(outcomes, folder, time.perf_counter() - start)
-            _write(plan.results(args.out_dir), args.out_dir)
+            _write(plan.results(), args.out_dir)
     if len(stopped) == len(methods):
         raise next(iter(stopped.values()))
     print(args.out_dir / PAGE)
@@ -133,7 +134,7 @@ class Plan:
     ----------
     run : DatasetRun
         Scans and atlas.
-    methods : dict of str to Method
+    methods : dict of str to MethodDescription
         Methods by name.
     left_out : dict of str to str
         Why other methods are not run, by name.
@@ -150,7 +151,7 @@ class Plan:
     """
 
     run: DatasetRun
-    methods: dict[str, Method]
+    methods: dict[str, MethodDescription]
     left_out: dict[str, str]
     reference: str
     tested: list[str]
@@ -158,20 +159,19 @@ class Plan:
     title: str | None
     command: str
 
-    def results(self, out_dir: Path) -> Results:
-        """Return what there is so far in the output folder."""
+    def results(self) -> Results:
+        """Return what there is so far in the folders of the methods."""
         from nio_pydra.comparison.cases import gather_cases
         from nio_pydra.comparison.results import Results
-        from nio_pydra.comparison.scope import folder_of
 
         scans = [scan.name for scan in self.run.scans]
-        folders = {name: folder_of(out_dir, name) for name in self.methods}
+        folders = {name: method.folder for name, method in self.methods.items()}
         cases, labels = gather_cases(folders, scans, self.structures, self.run.atlas.space)
         return Results(
             title=self.title or f"{len(self.methods)} methods, {len(scans)} scans to {self.run.atlas.label}",
             atlas=self.run.atlas,
             scans=scans,
-            methods={name: _description(name, method, folders[name]) for name, method in self.methods.items()},
+            methods=self.methods,
             reference=self.reference,
             tested=self.tested,
             cases=cases,
@@ -188,10 +188,17 @@ class Plan:
 
 def _description(name: str, method: Method, folder: Path) -> MethodDescription:
     from nio_pydra.comparison.results import MethodDescription
+    from nio_pydra.engines.methods import split_method
 
     weights, training_data = method.engine.weights_used(method.settings) or (None, None)
     return MethodDescription(
-        folder, method.name, method.preset, method.engine.citation, name.partition("?")[2], weights, training_data
+        folder,
+        method.name,
+        method.preset,
+        method.engine.citation,
+        split_method(name).settings or "",
+        weights,
+        training_data,
     )
 
 
@@ -231,13 +238,12 @@ def _names(text: str) -> list[str]:
 
 def _methods(names: list[str]) -> tuple[dict[str, Method], dict[str, str]]:
     """Return the methods by name, and why others are left out: their program is not installed."""
-    from nio_pydra.engines.methods import parse_method
+    from nio_pydra.engines.methods import parse_method, split_method
     from nio_pydra.engines.names import get_engine
 
     methods, left_out = {}, {}
     for name in names:
-        engine = name.partition(":")[0].partition("@")[0].partition("?")[0]
-        if reason := get_engine(engine).available():
+        if reason := get_engine(split_method(name).engine).available():
             left_out[name] = reason
             continue
         methods[name] = parse_method(name)

@@ -7,14 +7,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nio_pydra.engines.contract import Engine
 from nio_pydra.engines.names import DEFAULT_ENGINE, get_engine
 from nio_pydra.errors import InputError
 from nio_pydra.system.settings import plain, read_table, with_changes
 
-__all__ = ["Method", "choose_method", "parse_method", "read_settings_file"]
+__all__ = ["Method", "choose_method", "parse_method", "read_settings_file", "split_method"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,29 @@ def read_settings_file(path: Path, preset: str | None = None) -> tuple[str | Non
     return named or preset, changes
 
 
+class MethodText(NamedTuple):
+    """Parts of a short text that names a method; None where it says nothing."""
+
+    engine: str
+    preset: str | None
+    weights: str | None
+    settings: str | None
+
+
+def split_method(text: str) -> MethodText:
+    """Take apart a text of the form that :func:`parse_method` reads, without looking anything up.
+
+    Raises
+    ------
+    InputError
+        If the text has another form.
+    """
+    form = re.fullmatch(r"(\w+)(?::(\w+))?(?:@([^?]+))?(?:\?(.+))?", text.strip())
+    if form is None:
+        raise InputError(f"The method {text!r} cannot be read: expected ENGINE[:PRESET][@WEIGHTS][?SETTING=VALUE].")
+    return MethodText(*form.groups())
+
+
 def parse_method(text: str) -> Method:
     """Return the method that a short text names, for example in a list of methods to compare.
 
@@ -144,10 +167,7 @@ def parse_method(text: str) -> Method:
     InputError
         As :func:`choose_method`, and if the text has another form.
     """
-    form = re.fullmatch(r"(\w+)(?::(\w+))?(?:@([^?]+))?(?:\?(.+))?", text.strip())
-    if form is None:
-        raise InputError(f"The method {text!r} cannot be read: expected ENGINE[:PRESET][@WEIGHTS][?SETTING=VALUE].")
-    engine, preset, weights, settings = form.groups()
+    engine, preset, weights, settings = split_method(text)
     try:
         changes = tomllib.loads("\n".join(settings.split("&"))) if settings else None
     except tomllib.TOMLDecodeError as error:
