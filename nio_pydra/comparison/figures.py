@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from nio_pydra.comparison.cases import ALL
 from nio_pydra.comparison.results import Results
-from nio_pydra.comparison.slices import choose_cases, draw_slices
+from nio_pydra.comparison.slices import RESOLUTION, choose_cases, draw_slices
 from nio_pydra.report.axial import HEIGHT
+from nio_pydra.report.canvas import new_figure
 from nio_pydra.system.files import atomic_path
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "draw_boxes", "draw_regularity", "draw_times", "write_figures"]
 
-RESOLUTION = 130
-"""Pixels per inch."""
 COLOURS = (
     "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22",
 )  # fmt: skip
@@ -132,7 +131,7 @@ def _draw_all(results: Results, folder: Path) -> list[Picture]:
 def draw_boxes(results: Results) -> Figure:
     """Draw box plots of Dice, a panel for each group of structures, methods from top to bottom in their order."""
     names = list(results.methods)
-    figure = _figure(3.0 + 2.9 * len(results.groups), 1.2 + 0.34 * len(names))
+    figure = new_figure(3.0 + 2.9 * len(results.groups), 1.2 + 0.34 * len(names), "white", RESOLUTION)
     axes = np.atleast_1d(figure.subplots(1, len(results.groups), sharey=True))
     colours = _styles(results)
     for axis, group in zip(axes, results.groups, strict=True):
@@ -175,7 +174,7 @@ def _scatter(results: Results, measure: str, heading: str, *, bars: bool) -> Fig
     """Draw Dice over a measure; times on a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = _figure(7.6, 5.0)
+    figure = new_figure(7.6, 5.0, "white", RESOLUTION)
     axis = figure.subplots()
     axis.set(xlabel=heading, ylabel="Dice, all structures")
     axis.grid(color="0.92")
@@ -374,16 +373,6 @@ def _absence(results: Results, name: str) -> str:
     if len(results.failed(name)):
         return "failed"
     return "no common label" if len(results.done(name)) else "not done"
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Without pyplot, which keeps figures and chooses a backend for the whole process.
-    figure = Figure(figsize=(width, height), dpi=RESOLUTION, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _write(figure: Figure, path: Path) -> Path:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nio_pydra.comparison.cases import ALL
 from nio_pydra.comparison.results import Results
 from nio_pydra.report.axial import axial_view, draw_outlines
+from nio_pydra.report.canvas import new_figure
 from nio_pydra.spatial.images import load_image, load_labels
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ PERCENTILES = 0.5, 99.5
 """Ends of the grey scale."""
 INITIAL = "affine"
 """Engine whose results are the moving image before any method."""
-DPI = 130
+RESOLUTION = 130
+"""Pixels per inch, of all pictures of a comparison."""
 
 
 def choose_cases(results: Results) -> dict[str, str]:
@@ -66,9 +68,6 @@ def draw_slices(results: Results, case: str) -> Figure:
     InputError
         If a file that exists cannot be read, or labels lie on another grid than the atlas's.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     labels = load_labels(_required(results.atlas.labels))
     atlas = load_image(results.atlas.image, "atlas")
     view = axial_view(labels)
@@ -82,11 +81,7 @@ def draw_slices(results: Results, case: str) -> Figure:
     height, width = outlined.shape
     lines = -(-(len(names) + 1) // COLUMNS)
     panel = 2.15
-    figure = Figure(
-        figsize=(panel * COLUMNS, lines * (panel * height / width + 0.32)), dpi=DPI, facecolor="black",
-        layout="constrained",
-    )  # fmt: skip
-    FigureCanvasAgg(figure)
+    figure = new_figure(panel * COLUMNS, lines * (panel * height / width + 0.32), "black", RESOLUTION)
     axes = figure.subplots(lines, COLUMNS).ravel()
     for axis in axes:
         axis.set(xticks=[], yticks=[], facecolor="black")

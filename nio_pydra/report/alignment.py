@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from nio_pydra.report.axial import axial_view, draw_outlines
+from nio_pydra.report.canvas import new_figure
 from nio_pydra.system.files import atomic_path
 
 __all__ = ["Comparison", "draw_comparisons"]
@@ -56,15 +57,10 @@ def draw_comparisons(
     engine : str
         Name of the engine, for the headings.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     view = axial_view(labels)
     outlined = view.cut(labels)
     height, width = outlined.shape
-    # Without pyplot, which keeps figures and chooses a backend for the whole process.
-    figure = Figure(figsize=(10.5, 0.8 + len(rows) * 2.25 * height / width), facecolor="black", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.5, 0.8 + len(rows) * 2.25 * height / width, "black")
     axes = np.atleast_2d(figure.subplots(len(rows), 4))
     largest = max(np.nanpercentile(view.cut(row.error_before), 98) for row in rows)
     for line, row in zip(axes, rows, strict=True):
