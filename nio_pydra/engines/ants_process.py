@@ -38,6 +38,9 @@ class AntsOptions:
     search : tuple of float and bool, or None
         Search for the start of an affine among turns in all directions: degrees between two turns, and whether the
         principal axes are aligned first. None: no search.
+    update_variance, field_variance : float
+        Variances of the Gaussians that smooth the updates of the deformable stage, and its whole field, in voxels
+        squared of the level.
     """
 
     type_of_transform: str
@@ -45,6 +48,8 @@ class AntsOptions:
     syn_sampling: int = 32
     reg_iterations: tuple[int, ...] = (40, 20, 0)
     search: tuple[float, bool] | None = None
+    update_variance: float = 3.0
+    field_variance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,8 @@ def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, A
         syn_metric=options["syn_metric"],
         syn_sampling=options["syn_sampling"],
         reg_iterations=tuple(options["reg_iterations"]),
+        flow_sigma=options["update_variance"],
+        total_sigma=options["field_variance"],
     )  # fmt: skip
     spent = watch.read()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -30,16 +31,23 @@ class SynSettings:
         Number of histogram bins of "mattes", or window radius of "CC" in voxels.
     iterations : tuple of int
         Iterations per level, coarse to fine. The last level has full resolution.
+    update_variance : float
+        Variance of the Gaussian that smooths each update of the field, in voxels squared of the level: the main control
+        of smoothness. The default is that of antspyx.
+    field_variance : float
+        The same of the whole field, after each update. 0, the default of antspyx, leaves it as it is.
 
     Raises
     ------
     ValueError
-        If a setting is unknown or not positive, or all iterations are zero.
+        If a setting is unknown, or a number cannot be used, or all iterations are zero.
     """
 
     metric: str = "mattes"
     sampling: int = 32
     iterations: tuple[int, ...] = (40, 20, 0)
+    update_variance: float = 3.0
+    field_variance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.metric not in ("mattes", "CC"):
@@ -48,6 +56,9 @@ class SynSettings:
             raise ValueError(f"sampling is {self.sampling}: expected at least 1")
         if min(self.iterations, default=0) < 0 or sum(self.iterations) == 0:
             raise ValueError(f"iterations is {self.iterations}: expected counts, not all zero")
+        for name in ("update_variance", "field_variance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 0 or more")
 
 
 class SynEngine(Engine):
@@ -90,7 +101,14 @@ class SynEngine(Engine):
         ProgramError
             If the ANTs process fails.
         """
-        options = AntsOptions("SyNOnly", settings.metric, settings.sampling, settings.iterations)
+        options = AntsOptions(
+            "SyNOnly",
+            settings.metric,
+            settings.sampling,
+            settings.iterations,
+            update_variance=settings.update_variance,
+            field_variance=settings.field_variance,
+        )
         images = pair.fixed_object, pair.moving_object
         with scratch_folder(runtime.scratch) as folder:
             result = run_ants(*images, options, folder, runtime, affine=pair.affine, lesion=pair.lesion_mask)

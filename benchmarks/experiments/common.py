@@ -1,0 +1,313 @@
+"""What the experiments share: a comparison as `nio compare` takes it, its run, and its page in `docs/results`.
+
+Every experiment takes the same options:
+
+    python benchmarks/experiments/experiment_1.py --data DATA --out OUT [--weights DIR] [--methods METHOD,METHOD ...]
+
+`DATA` holds `oasis_malf` and, for experiment 3, `freesurfer_pairs`. Methods that are done are not run again, so several
+calls, on several machines even, can fill one `OUT`; `--tables-only` writes what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+
+from nio_pydra.bids.records import done_records, name_entities
+from nio_pydra.cli import compare, nio
+from nio_pydra.cli.dataset import open_dataset, settings_of
+from nio_pydra.comparison.scope import cases_of, folder_of
+from nio_pydra.engines.methods import parse_method, split_method
+from nio_pydra.errors import InputError
+from nio_pydra.report.axial import axial_view
+from nio_pydra.spatial.images import load_labels
+from nio_pydra.system.cores import core_count, processor_name
+from nio_pydra.system.files import atomic_path
+from nio_pydra.workflows.dataset import register_dataset
+
+DOCS = Path(__file__).parents[2] / "docs"
+TEST = ("1003", "1004", "1005", "1101", "1107", "1110", "1116", "1125")
+FIRST_VISIT = {"session": ["01", None]}
+
+CLASSICAL = ("affine", "syn:fast", "niftyreg", "greedy")
+CONVEXADAM = ("convexadam",)
+TESTED = ("syn:fast", "niftyreg", "greedy")
+"""Methods that the reference is tested against: chosen before any of them was run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One `nio compare`.
+
+    Attributes
+    ----------
+    name : str
+        Folder of its results.
+    title : str
+    dataset, labels : Path
+        BIDS dataset, and its derivatives with label images.
+    desc : str
+        ``desc`` of the label images.
+    atlas, atlas_labels : Path
+    atlas_name : str
+    participants : tuple of str
+    methods : tuple of str
+    filters : dict
+        Entities that the scans must have.
+    reference : str
+    """
+
+    name: str
+    title: str
+    dataset: Path
+    labels: Path
+    desc: str
+    atlas: Path
+    atlas_labels: Path
+    atlas_name: str
+    participants: tuple[str, ...]
+    methods: tuple[str, ...]
+    filters: dict[str, object]
+    reference: str = "nio_m"
+
+    def options(self, run: argparse.Namespace) -> list[str]:
+        """Return the options of `nio compare`."""
+        out = run.out / self.name
+        filters = run.out / f"{self.name}_filter.json"
+        filters.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(filters) as temporary:
+            temporary.write_text(json.dumps({"t1w": self.filters}) + "\n")
+        tested = [name for name in TESTED if name in self.methods and name != self.reference]
+        return [
+            *(str(self.dataset), str(out), "--work-dir", str(run.work or run.out / "work")),
+            *("--engines", ",".join(self.methods), "--reference", self.reference),
+            *(["--test", ",".join(tested)] if tested else []),
+            *("--atlas", str(self.atlas), "--atlas-name", self.atlas_name, "--atlas-labels", str(self.atlas_labels)),
+            *("-d", f"labels={self.labels}", "--labels-desc", self.desc, "--skull-stripped"),
+            *("--bids-filter-file", str(filters), "--participant-label", *self.participants),
+            *("--nprocs", str(run.nprocs), "--omp-nthreads", str(run.threads), "--device", run.device),
+            *("--title", self.title),
+        ]  # fmt: skip
+
+
+def oasis(
+    data: Path,
+    name: str,
+    title: str,
+    methods: Sequence[str],
+    *,
+    atlas: str = "1000",
+    participants: Sequence[str] = TEST,
+) -> Comparison:
+    """Return a comparison of first visits of `oasis_malf` to one of its participants."""
+    dataset = data / "oasis_malf"
+    labels = dataset / "derivatives" / "manual"
+    return Comparison(
+        name, title, dataset, labels, "malf",
+        dataset / f"sub-{atlas}" / "anat" / f"sub-{atlas}_T1w.nii.gz",
+        labels / f"sub-{atlas}" / "anat" / f"sub-{atlas}_desc-malf_dseg.nii.gz",
+        f"OASIS{atlas}", tuple(participants), tuple(methods), FIRST_VISIT,
+    )  # fmt: skip
+
+
+def read_options(doc: str, *, prepare: bool = False) -> argparse.Namespace:
+    """Return the options of an experiment. Names of weights are looked up in the folder of --weights from now on."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="holds oasis_malf and freesurfer_pairs")
+    parser.add_argument("--out", type=Path, required=True, help="takes the results")
+    parser.add_argument("--work", type=Path, help="cache (default: OUT/work)")
+    parser.add_argument("--weights", type=Path, help="folder of the weights that methods name, and of authors' ones")
+    parser.add_argument(
+        "--methods", default="", metavar="METHOD[,METHOD]", help='a part of them; "classical", "network"'
+    )
+    parser.add_argument("--comparisons", default="", metavar="NAME[,NAME]", help="a part of the comparisons")
+    parser.add_argument("--participants", nargs="+", metavar="LABEL", help="a part of them")
+    parser.add_argument("--reference", default="nio_m")
+    parser.add_argument("--nprocs", type=int, default=1, help="scans at a time")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--slim", action="store_true", help="keep records and the slices that pictures show, no transforms"
+    )
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument("--register-only", action="store_true", help="write no tables")
+    steps.add_argument("--tables-only", action="store_true", help="register nothing")
+    parser.add_argument("--publish", action="store_true", help="write the page in docs/results")
+    if prepare:
+        steps.add_argument("--prepare", type=Path, metavar="RUN", help="prepare the training instead")
+    options = parser.parse_args()
+    for name in ("data", "out", "work", "weights", "prepare"):
+        if getattr(options, name, None) is not None:
+            setattr(options, name, getattr(options, name).absolute())
+    if options.weights is not None:
+        os.chdir(options.weights)
+    return options
+
+
+def run(options: argparse.Namespace, comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """Register what is missing, and write the tables of each comparison; return those that were chosen."""
+    chosen, people = options.comparisons.split(",") if options.comparisons else None, options.participants
+    kept = [
+        replace(
+            own,
+            reference=options.reference,
+            participants=tuple(name for name in own.participants if not people or name in people),
+        )
+        for own in comparisons
+        if not chosen or own.name in chosen
+    ]
+    for comparison in kept:
+        if not options.tables_only:
+            _register(options, comparison)
+    for comparison in kept:
+        if not options.register_only:
+            usable = replace(comparison, methods=tuple(name for name in comparison.methods if _weights_found(name)))
+            if nio.main(["compare", *usable.options(options), "--tables-only"]):
+                raise SystemExit(f"{comparison.name}: no tables")
+    return kept
+
+
+def _register(options: argparse.Namespace, comparison: Comparison) -> None:
+    """Register by one method after the other those that are not done, as `nio compare` does without its tables."""
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    args = parser.parse_args(comparison.options(options))
+    dataset = open_dataset(args)
+    dataset = replace(dataset, scans=cases_of(dataset.scans, dataset.atlas))
+    _note_machine(options.out)
+    for name in _chosen(options.methods, comparison.methods):
+        folder, began = folder_of(args.out_dir, name), time.perf_counter()
+        if _done(folder, dataset.atlas.space) >= {scan.name for scan in dataset.scans}:
+            continue
+        if not _weights_found(name):
+            print(f"{comparison.name} {name}: its weights are not in {Path.cwd()}", flush=True)
+            continue
+        try:
+            method = parse_method(name)
+            outcomes = register_dataset(
+                dataset.scans, dataset.atlas, settings_of(args, dataset, method), out_dir=folder, work_dir=args.work_dir
+            )
+        except InputError as error:  # the other methods go on
+            print(f"{comparison.name} {name}: {error}", flush=True)
+            continue
+        failed = [f"{outcome.scan.name}: {outcome.reason}" for outcome in outcomes if outcome.reason]
+        print(f"{comparison.name} {name}: {time.perf_counter() - began:.0f} s", *failed, sep="\n  ", flush=True)
+        if options.slim and not failed:
+            _slim(folder, args.work_dir, load_labels(comparison.atlas_labels))
+
+
+def _chosen(wanted: str, methods: Sequence[str]) -> list[str]:
+    if not wanted:
+        return list(methods)
+    classical = [name for name in methods if name.partition("?")[0] in CLASSICAL]
+    parts = {"classical": classical, "network": [name for name in methods if name not in classical]}
+    names = {name for text in wanted.split(",") for name in parts.get(text, [text])}
+    return [name for name in methods if name in names]
+
+
+def _weights_found(name: str) -> bool:
+    weights = split_method(name).weights
+    return weights is None or Path(weights).is_file()
+
+
+def _done(folder: Path, space: dict[str, str]) -> set[str]:
+    records = [path for path in done_records(folder) if name_entities(path)["space"] == space["space"]]
+    return {path.name.split("_space-")[0] for path in records}
+
+
+def _note_machine(out: Path) -> None:
+    """Add this machine to those that the page names."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    line = f"{processor_name()}, {core_count()} cores{gpu}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    path = out / "machines.txt"
+    out.mkdir(parents=True, exist_ok=True)
+    known = path.read_text().splitlines() if path.is_file() else []
+    if line not in known:
+        with path.open("a") as file:
+            file.write(line + "\n")
+
+
+def _slim(folder: Path, work: Path, atlas_labels: nib.Nifti1Image) -> None:
+    """Delete transforms, and all but one axial slice of images on the atlas, in the results and in the cache."""
+    level = axial_view(atlas_labels).level
+    large = [path for path in folder.rglob("sub-*") if path.is_file() and path.stat().st_size > 2**18]
+    inodes = {path.stat().st_ino for path in large}
+    for cached in work.rglob("*"):
+        if cached.is_file() and not cached.is_symlink() and cached.stat().st_ino in inodes:
+            cached.unlink()
+    for path in large:
+        if "_space-T1w_" in path.name or path.suffix == ".h5":
+            path.unlink()
+        elif path.name.endswith(".nii.gz") and "_space-" in path.name:
+            image = nib.load(path)
+            canonical = nib.as_closest_canonical(image)
+            kept = np.zeros(canonical.shape, np.int16 if path.name.endswith("_dseg.nii.gz") else np.float32)
+            kept[..., level] = np.asanyarray(canonical.dataobj)[..., level]
+            with atomic_path(path) as temporary:
+                nib.Nifti1Image(kept, canonical.affine).to_filename(temporary)
+
+
+def publish(
+    options: argparse.Namespace, page: str, comparison: Comparison, notes: str, *, before: str = "", after: str = ""
+) -> None:
+    """Write ``docs/results/<page>.md``, the cases beside it, and the picture.
+
+    Parameters
+    ----------
+    options : Namespace
+    page : str
+        As ``experiment_1``.
+    comparison : Comparison
+        Its tables and its picture are shown.
+    notes : str
+        What to know, in Markdown.
+    before, after : str
+        Tables of the experiment's own, in Markdown, before and after those of `nio compare`.
+    """
+    source = options.out / comparison.name
+    title, _, rest = (source / "summary.md").read_text().partition("\n")
+    left_out = ("| Command |", "| Load when", "| Processor |", "| Date |")
+    rest = "\n".join(line for line in rest.splitlines() if not line.startswith(left_out))
+    picture = DOCS / "images" / f"{page}.png"
+    shutil.copy(source / "figures" / "boxes.png", picture)
+    machines = (options.out / "machines.txt").read_text().splitlines()
+    parts = [
+        title,
+        f"Written by `benchmarks/experiments/{Path(sys.argv[0]).name}`, which calls `nio compare`. Registered on:",
+        "\n".join(f"- {line}" for line in machines),
+        notes,
+        f"![Dice of every case](../images/{page}.png)",
+        before,
+        rest.strip(),
+        after,
+    ]
+    with atomic_path(DOCS / "results" / f"{page}.md") as temporary:
+        temporary.write_text("\n\n".join(part for part in parts if part) + "\n")
+    shutil.copy(source / "cases.tsv", DOCS / "results" / f"{page}_cases.tsv")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[float]]], digits: int = 3) -> str:
+    """Return a table in Markdown: a row of numbers for each method."""
+    lines = [f"## {title}", "", "| Method | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    for name, values in rows:
+        shown = ["–" if np.isnan(value) else f"{value:.{digits}f}" for value in values]
+        lines.append("| " + name.replace("_", "\\_") + " | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def cases_of_tables(options: argparse.Namespace, comparison: Comparison) -> pd.DataFrame:
+    """Return the cases that were done, as the tables of a comparison have them."""
+    cases = pd.read_csv(options.out / comparison.name / "cases.tsv", sep="\t", dtype={"case": str})
+    return cases[cases["status"] == "done"]
