@@ -80,7 +80,7 @@ class Comparison:
     participants: tuple[str, ...]
     methods: tuple[str, ...]
     filters: dict[str, object]
-    reference: str = "nio_m"
+    reference: str = "nio_m:fast"
 
     def options(self, run: argparse.Namespace) -> list[str]:
         """Return the options of `nio compare`."""
@@ -134,7 +134,7 @@ def read_options(doc: str, *, prepare: bool = False) -> argparse.Namespace:
     )
     parser.add_argument("--comparisons", default="", metavar="NAME[,NAME]", help="a part of the comparisons")
     parser.add_argument("--participants", nargs="+", metavar="LABEL", help="a part of them")
-    parser.add_argument("--reference", default="nio_m")
+    parser.add_argument("--reference", default="nio_m:fast")
     parser.add_argument("--nprocs", type=int, default=1, help="scans at a time")
     parser.add_argument("--threads", type=int, default=2, help="threads of each")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -31,7 +31,7 @@ from nio_pydra.comparison.statistics import compare_with
 from nio_pydra.report.canvas import new_figure
 from nio_pydra.system.files import atomic_path
 
-NETWORKS = ("lapirn", "lapirn@LapIRN_disp_fea7.pth", "ulae", "mpr", "io", "nio", "nio_m", "nio_m:fast")
+NETWORKS = ("lapirn", "ulae", "mpr", "io", "nio_m", "nio_m:fast")
 UNCHANGED = "unchanged"
 NOISE = 0.1
 """Standard deviation of the noise in each channel, as a share of the 95th percentile of the brain."""

@@ -13,6 +13,8 @@ from common import DOCS, Comparison, oasis, publish, read_options, run
 SCANS = ("1001", "1006", "1011", "1015")
 #: Method: its setting, and the values; the middle ones are defaults.
 SWEEPS = {
+    "nio_m:fast": ("field.objective.volume_weight", (0.0, 0.02, 0.05, 0.1, 0.2)),
+    "nio_m:diffeomorphic": ("field.objective.volume_weight", (0.0, 0.02, 0.05, 0.1, 0.2)),
     "nio_m": ("network.objective.weight", (0.1, 0.2, 0.4, 0.6, 0.8)),
     "io": ("field.objective.weight", (0.1, 0.2, 0.4, 0.6, 0.8)),
     "syn:fast": ("update_variance", (1.0, 2.0, 3.0, 6.0)),
@@ -38,7 +40,7 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
 def main() -> int:
     """Run the sweep."""
     options = read_options(__doc__)
-    options.reference = "nio_m?network.objective.weight=0.4"
+    options.reference = "nio_m:fast?field.objective.volume_weight=0.05"
     chosen = run(options, comparisons(options))
     if options.publish:
         publish(options, "smoothness", chosen[0], NOTES)

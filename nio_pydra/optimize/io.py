@@ -8,6 +8,7 @@ Learn2Reg 2021", as described in the NIO paper (Section 3, baselines).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +16,13 @@ from torch import Tensor
 from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.problem import Objective, Problem
 from nio_pydra.optimize.progress import Progress, finite_field
-from nio_pydra.spatial.unit_grid import upsample, voxel_scale
+from nio_pydra.spatial.unit_grid import integrate, upsample, voxel_scale
 from nio_pydra.spatial.windows import window_means
 
 __all__ = ["IOSettings", "optimize_field"]
+
+SQUARINGS = 4  # of the velocity's integral in every step: enough for the gradient
+FINAL_SQUARINGS = 7  # as in LapIRN
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,23 @@ class IOSettings:
         Distance of the control points in voxels. If it does not divide the grid's size, the last ones lie outside.
     smoothings : int
         Number of average poolings (3 voxels) of the control field.
+    form : {"displacement", "velocity"}
+        What the control field is added to: the displacement, or the stationary velocity whose integral is the
+        displacement. The integral hardly folds. A current displacement is taken as the first velocity.
     objective : Objective
-        Similarity window and regularisation weight.
+        Similarity window and regularisation weights.
     """
 
     iterations: int = 200
     learning_rate: float = 0.1
     spacing: int = 2
     smoothings: int = 2
+    form: Literal["displacement", "velocity"] = "displacement"
     objective: Objective = field(default_factory=Objective)
 
     def __post_init__(self) -> None:
+        if self.form not in ("displacement", "velocity"):
+            raise ValueError(f"form is {self.form!r}: expected 'displacement' or 'velocity'")
         for name, least in (("iterations", 0), ("spacing", 1), ("smoothings", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected {least} or more")
@@ -59,7 +69,7 @@ class IOSettings:
 
 
 def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, progress: bool | None = None) -> Tensor:
-    """Refine a unit field ``(1, 3, D, H, W)`` by gradient descent on the field itself.
+    """Refine a unit displacement field ``(1, 3, D, H, W)`` by gradient descent on the field or on its velocity.
 
     Raises
     ------
@@ -70,15 +80,19 @@ def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, prog
     size = [-(-n // settings.spacing) for n in initial.shape[2:]]
     control = torch.zeros(1, 3, *size, device=initial.device, requires_grad=True)
 
-    def refined() -> Tensor:
+    def refined(squarings: int) -> Tensor:
         smooth = control
         for _ in range(settings.smoothings):
             smooth = window_means(smooth, 3)
         depth, height, width = initial.shape[2:]
-        return upsample(smooth / scale, settings.spacing)[:, :, :depth, :height, :width] + initial
+        changed = upsample(smooth / scale, settings.spacing)[:, :, :depth, :height, :width] + initial
+        return integrate(changed, squarings) if settings.form == "velocity" else changed
+
+    def loss() -> Tensor:
+        return pair.loss(refined(SQUARINGS), settings.objective)
 
     with Progress(settings.iterations, progress) as report:
         optimizer = torch.optim.Adam([control], lr=settings.learning_rate)
-        report.minimise(lambda: pair.loss(refined(), settings.objective), optimizer, settings.iterations, level=3)
+        report.minimise(loss, optimizer, settings.iterations, level=3)
     with torch.no_grad():
-        return finite_field(refined().contiguous())
+        return finite_field(refined(FINAL_SQUARINGS).contiguous())

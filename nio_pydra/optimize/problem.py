@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nio_pydra.losses import FixedStatistics, diffusion, lncc
+from nio_pydra.losses import FixedStatistics, diffusion, lncc, volume_change
 from nio_pydra.spatial.unit_grid import warp
 
 __all__ = ["Objective", "Problem"]
@@ -16,7 +16,7 @@ __all__ = ["Objective", "Problem"]
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of Mok et al. 2023, Eq. 3: ``(1 - weight) * LNCC + weight * diffusion``.
+    """The loss of Mok et al. 2023, Eq. 3: ``(1 - weight) * LNCC + weight * diffusion``, and a penalty of volume change.
 
     The diffusion term is that of the displacement in voxels, as in the equation. The authors' training code uses about
     twice the displacement, so the same lambda weighs four times as much there.
@@ -27,16 +27,21 @@ class Objective:
         Regularisation weight in [0, 1], lambda in the paper.
     window : int
         Edge of the LNCC windows in voxels, odd.
+    volume_weight : float
+        Weight of :func:`nio_pydra.losses.volume_change`, which is not part of the paper's loss. 0: it is left out.
     """
 
     weight: float = 0.4
     window: int = 7
+    volume_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight is {self.weight}: expected a number in [0, 1]")
         if self.window < 3 or self.window % 2 == 0:
             raise ValueError(f"window is {self.window}: expected an odd number of at least 3")
+        if not self.volume_weight >= 0:
+            raise ValueError(f"volume_weight is {self.volume_weight}: expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,10 @@ class Problem:
     def loss(self, field: Tensor, objective: Objective) -> Tensor:
         """Return the objective of a unit field ``(1, 3, D, H, W)`` at full resolution."""
         similarity = self.similarity(field, objective.window)
-        return (1 - objective.weight) * similarity + objective.weight * diffusion(field)
+        loss = (1 - objective.weight) * similarity + objective.weight * diffusion(field)
+        if objective.volume_weight > 0:
+            loss = loss + objective.volume_weight * volume_change(field)
+        return loss
 
     def similarity(self, field: Tensor, window: int = 7) -> Tensor:
         """Return the negative mean LNCC of the fixed and the warped moving image."""

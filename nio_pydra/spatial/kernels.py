@@ -20,6 +20,8 @@ __all__ = [
     "smallest_determinants",
     "smoothed_at",
     "spread_round_trip",
+    "square_adjoint",
+    "square_field",
     "upsample_adjoint",
     "upsample_linear",
     "warp_with_slope",
@@ -485,3 +487,113 @@ def upsample_adjoint(fine, factor, coarse):
                 first, second, distance = _neighbours(x, factor, width)
                 coarse[c, d, h, first] += (np.float32(1) - distance) * row[x]
                 coarse[c, d, h, second] += distance * row[x]
+
+
+@numba.njit(inline="always")
+def _corner(position, size):
+    """Return the lower neighbour of a position, its distance, and 1 inside and 0 beyond the border, all clamped."""
+    free = np.float32(1) if 0 < position < size - 1 else np.float32(0)
+    clamped = min(max(position, np.float32(0)), np.float32(size - 1))
+    lower = min(int(clamped), size - 2)
+    return lower, np.float32(clamped - lower), free
+
+
+@compiled(parallel=True, fastmath={"contract", "nsz"})
+def square_field(field, out):
+    """Apply a displacement twice: ``u(x) + u(x + u(x))``.
+
+    Parameters
+    ----------
+    field : (3, D, H, W)
+        Unit field u, channel 0 along W.
+    out : (3, D, H, W)
+        Output.
+    """
+    _, depth, height, width = field.shape
+    per_z, per_y, per_x = np.float32((depth - 1) / 2), np.float32((height - 1) / 2), np.float32((width - 1) / 2)
+    for d in numba.prange(depth):
+        for h in range(height):
+            for w in range(width):
+                z, fz, _ = _corner(d + field[2, d, h, w] * per_z, depth)
+                y, fy, _ = _corner(h + field[1, d, h, w] * per_y, height)
+                x, fx, _ = _corner(w + field[0, d, h, w] * per_x, width)
+                for c in range(3):
+                    u = field[c]
+                    low = u[z, y, x] + fx * (u[z, y, x + 1] - u[z, y, x])
+                    low_next = u[z, y + 1, x] + fx * (u[z, y + 1, x + 1] - u[z, y + 1, x])
+                    high = u[z + 1, y, x] + fx * (u[z + 1, y, x + 1] - u[z + 1, y, x])
+                    high_next = u[z + 1, y + 1, x] + fx * (u[z + 1, y + 1, x + 1] - u[z + 1, y + 1, x])
+                    low += fy * (low_next - low)
+                    high += fy * (high_next - high)
+                    out[c, d, h, w] = u[d, h, w] + low + fz * (high - low)
+
+
+@compiled(parallel=True, fastmath={"contract", "nsz"})
+def square_adjoint(field, upstream, slabs, reach, gradient):
+    """Compute the gradient of `square_field` by its input from that by its output.
+
+    A slab of the gradient is written by one thread, which visits all voxels that can reach it, in order. So the sums
+    do not depend on the number of slabs.
+
+    Parameters
+    ----------
+    field, upstream : (3, D, H, W)
+        Input of `square_field`, and the derivative by its output.
+    slabs : int
+        Number of slabs along D.
+    reach : int
+        Upper bound of the displacement along D in voxels.
+    gradient : (3, D, H, W)
+        Output.
+    """
+    _, depth, height, width = field.shape
+    per_z, per_y, per_x = np.float32((depth - 1) / 2), np.float32((height - 1) / 2), np.float32((width - 1) / 2)
+    one = np.float32(1)
+    for slab in numba.prange(slabs):
+        first = slab * depth // slabs
+        last = (slab + 1) * depth // slabs
+        gradient[:, first:last] = upstream[:, first:last]
+        for d in range(max(first - reach - 1, 0), min(last + reach + 1, depth)):
+            own = first <= d < last
+            for h in range(height):
+                for w in range(width):
+                    z, fz, free_z = _corner(d + field[2, d, h, w] * per_z, depth)
+                    writes_low = first <= z < last
+                    writes_high = first <= z + 1 < last
+                    if not (own or writes_low or writes_high):
+                        continue
+                    y, fy, free_y = _corner(h + field[1, d, h, w] * per_y, height)
+                    x, fx, free_x = _corner(w + field[0, d, h, w] * per_x, width)
+                    by_x = by_y = by_z = np.float32(0)
+                    for c in range(3):
+                        g = upstream[c, d, h, w]
+                        if own:
+                            u = field[c]
+                            dx00 = u[z, y, x + 1] - u[z, y, x]
+                            dx01 = u[z, y + 1, x + 1] - u[z, y + 1, x]
+                            dx10 = u[z + 1, y, x + 1] - u[z + 1, y, x]
+                            dx11 = u[z + 1, y + 1, x + 1] - u[z + 1, y + 1, x]
+                            low = u[z, y, x] + fx * dx00
+                            low_step = u[z, y + 1, x] + fx * dx01 - low
+                            high = u[z + 1, y, x] + fx * dx10
+                            high_step = u[z + 1, y + 1, x] + fx * dx11 - high
+                            dx_low = dx00 + fy * (dx01 - dx00)
+                            by_x += g * (dx_low + fz * (dx10 + fy * (dx11 - dx10) - dx_low))
+                            by_y += g * (low_step + fz * (high_step - low_step))
+                            by_z += g * (high + fy * high_step - low - fy * low_step)
+                        if writes_low:
+                            share = g * (one - fz)
+                            gradient[c, z, y, x] += share * (one - fy) * (one - fx)
+                            gradient[c, z, y, x + 1] += share * (one - fy) * fx
+                            gradient[c, z, y + 1, x] += share * fy * (one - fx)
+                            gradient[c, z, y + 1, x + 1] += share * fy * fx
+                        if writes_high:
+                            share = g * fz
+                            gradient[c, z + 1, y, x] += share * (one - fy) * (one - fx)
+                            gradient[c, z + 1, y, x + 1] += share * (one - fy) * fx
+                            gradient[c, z + 1, y + 1, x] += share * fy * (one - fx)
+                            gradient[c, z + 1, y + 1, x + 1] += share * fy * fx
+                    if own:
+                        gradient[0, d, h, w] += free_x * per_x * by_x
+                        gradient[1, d, h, w] += free_y * per_y * by_y
+                        gradient[2, d, h, w] += free_z * per_z * by_z

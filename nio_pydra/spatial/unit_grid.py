@@ -8,6 +8,8 @@ along tensor axis ``i`` (D, H, W), in voxels. Both map points of the fixed grid 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -113,11 +115,42 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     steps : int
         Number of squarings; LapIRN uses 7.
     """
-    grid = identity_grid(velocity.shape[2:], device=velocity.device, dtype=velocity.dtype)
     field = velocity / 2**steps
+    if field.device.type == "cpu" and field.dtype == torch.float32 and len(field) == 1 and min(field.shape[2:]) > 1:
+        for _ in range(steps):
+            field = _CompiledSquaring.apply(field)
+        return field
+    grid = identity_grid(velocity.shape[2:], device=velocity.device, dtype=velocity.dtype)
     for _ in range(steps):
         field = field + warp(field, field, grid=grid)
     return field
+
+
+class _CompiledSquaring(torch.autograd.Function):
+    """One displacement after itself, on the CPU."""
+
+    @staticmethod
+    def forward(ctx, field: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        from nio_pydra.spatial.kernels import square_field
+
+        field = field.detach().contiguous()
+        squared = torch.empty_like(field)
+        square_field(field[0].numpy(), squared[0].numpy())
+        ctx.save_for_backward(field)
+        return squared
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        from nio_pydra.spatial.kernels import square_adjoint
+
+        (field,) = ctx.saved_tensors
+        gradient = torch.empty_like(field)
+        depth = field.shape[2]
+        reach = math.ceil(float(field[0, 2].abs().max()) * (depth - 1) / 2)
+        slabs = min(torch.get_num_threads(), depth)
+        square_adjoint(field[0].numpy(), upstream[0].contiguous().numpy(), slabs, reach, gradient[0].numpy())
+        return gradient
 
 
 def upsample(field: Tensor, factor: int = 2) -> Tensor:

@@ -1,10 +1,10 @@
-"""LNCC and diffusion, against MONAI, against numbers worked out by hand, and their gradients."""
+"""LNCC, diffusion and volume change, against MONAI, against numbers worked out by hand, and their gradients."""
 
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-from nio_pydra.losses import FixedStatistics, diffusion, lncc
+from nio_pydra.losses import FixedStatistics, diffusion, lncc, volume_change
 from nio_pydra.spatial.unit_grid import voxel_to_unit
 
 SHAPE = (11, 13, 12)
@@ -104,3 +104,29 @@ def test_diffusion_gradient_is_the_numerical_one_and_the_compiled_one_agrees():
         diffusion(leaf).backward()
         gradients.append(leaf.grad.double())
     assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_volume_change_of_a_scaling_is_that_of_its_determinant():
+    for scale in (1.2, 0.8, -0.5):  # the last one folds: its determinant is below the barrier
+        positions = torch.stack(torch.meshgrid(*(torch.arange(n) for n in SHAPE), indexing="ij"))[None].double()
+        stretched = positions * torch.tensor([scale, 1, 1]).view(1, 3, 1, 1, 1)
+        expected = (scale - 1) ** 2 + 50 * max(0, 0.25 - scale)
+        assert volume_change(voxel_to_unit(stretched - positions)).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(18, 5, 9), (33, 3, 4), (2, 2, 2)], ids=str)
+def test_compiled_volume_change_and_its_gradient_equal_the_plain_ones(shape):
+    field = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(5)) * 0.15  # folds here and there
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = field.to(dtype, copy=True).requires_grad_()
+        value = volume_change(leaf)
+        (3 * value).backward()
+        results.append((value.item(), leaf.grad.double()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert (results[0][1] - results[1][1]).abs().max() < 1e-5 * results[1][1].abs().max()
+
+
+def test_volume_change_gradient_is_the_numerical_one():
+    field = torch.randn(1, 3, 4, 3, 5, generator=torch.Generator().manual_seed(6), dtype=torch.float64) * 0.1
+    assert gradcheck(volume_change, field.requires_grad_())

@@ -4,15 +4,18 @@ import copy
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from nio_pydra.errors import ComputationError, InputError
+from nio_pydra.metrics import regularity
 from nio_pydra.networks import LapIRN, LapIRNConfig
 from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.io import IOSettings, optimize_field
 from nio_pydra.optimize.nio import NIOSettings, optimize_network
 from nio_pydra.optimize.problem import Objective, Problem
+from nio_pydra.spatial.transforms import DisplacementField
 from nio_pydra.spatial.unit_grid import unit_to_voxel, upsample, warp
 
 SHAPE = (32, 40, 32)
@@ -109,6 +112,19 @@ def test_io_refines_a_field(pair, spacing):
     assert pair.similarity(refined) < pair.similarity(ZERO) - 0.02
 
 
+def test_a_velocity_and_a_penalty_of_volume_change_prevent_folds(pair):
+    rough = IOSettings(iterations=40, learning_rate=0.6, smoothings=0, objective=Objective(weight=0))
+    penalised = replace(rough, objective=Objective(weight=0, volume_weight=0.05))
+    folds, gained = [], []
+    for settings in (rough, penalised, replace(rough, form="velocity"), replace(penalised, form="velocity")):
+        field = optimize_field(ZERO, pair, settings)
+        world = DisplacementField.from_voxels(unit_to_voxel(field)[0].numpy(), np.eye(4))
+        folds.append(regularity(world, np.ones(SHAPE, bool)).fold_percent)
+        gained.append(pair.similarity(ZERO).item() - pair.similarity(field).item())
+    assert folds[0] > 2 and max(folds[1:3]) < folds[0] / 8 and folds[3] == 0
+    assert min(gained) > 0.9 * max(gained)
+
+
 def test_a_lesion_does_not_pull(pair):
     moving = pair.moving.clone()
     moving[..., 10:20, 14:24, 10:20] = 1.5
@@ -140,6 +156,7 @@ def test_a_lesion_does_not_pull(pair):
         (IOSettings, "spacing", 0),
         (IOSettings, "smoothings", -1),
         (IOSettings, "learning_rate", float("nan")),
+        (Objective, "volume_weight", -1.0),
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(kind, name, value):
@@ -160,6 +177,8 @@ def test_an_optimisation_that_diverges_says_so_and_returns_nothing(pair, network
         optimize_network(network, pair, NIOSettings(iterations=steps))
     with pytest.raises(ComputationError, match="diverged: its loss is nan at step 1"):
         optimize_field(torch.full_like(ZERO, float("nan")), pair, IOSettings(iterations=3))
+    with pytest.raises(ComputationError, match="diverged"):
+        optimize_field(torch.full_like(ZERO, float("nan")), pair, IOSettings(iterations=3, form="velocity"))
 
 
 def test_only_lapirn_can_be_optimised_and_others_are_named(pair):

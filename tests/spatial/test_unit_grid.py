@@ -74,3 +74,31 @@ def test_integral_of_the_negated_velocity_is_the_inverse():
 def test_integral_of_a_constant_velocity_is_itself():
     velocity = torch.full((1, 3, 6, 6, 6), 0.05)
     assert torch.allclose(integrate(velocity), velocity, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(18, 5, 9), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("size", [0.05, 0.6])  # the larger one points beyond the border
+def test_compiled_integral_and_its_gradient_equal_torch(shape, size):
+    velocity = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(4)) * size
+    results = []
+    for dtype in (torch.float32, torch.float64):  # only float32 is compiled
+        leaf = velocity.to(dtype, copy=True).requires_grad_()
+        field = integrate(leaf, 5)
+        (field * torch.linspace(-1, 1, field.numel(), dtype=dtype).view_as(field)).sum().backward()
+        results.append((field.detach().double(), leaf.grad.double()))
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
+    assert (results[0][1] - results[1][1]).abs().max() < 1e-5 * results[1][1].abs().max()
+
+
+def test_gradient_of_the_integral_does_not_depend_on_the_number_of_threads():
+    velocity = torch.randn(1, 3, 21, 8, 9, generator=torch.Generator().manual_seed(4)) * 0.2
+    threads, gradients = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            leaf = velocity.clone().requires_grad_()
+            integrate(leaf).square().sum().backward()
+            gradients.append(leaf.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])

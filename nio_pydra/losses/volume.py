@@ -1,0 +1,61 @@
+"""Volume change: how far the Jacobian determinants of a field are from 1, with a barrier before folds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nio_pydra.spatial.unit_grid import unit_to_voxel
+
+__all__ = ["volume_change"]
+
+BARRIER_START = 0.25
+"""Determinant below which the barrier starts."""
+BARRIER_SLOPE = 50.0
+"""Cost of each unit of the determinant below that."""
+
+
+def volume_change(field: Tensor) -> Tensor:
+    """Return the mean squared volume change of a unit field, plus a barrier before folds.
+
+    With the Jacobian determinant J of the map ``x -> x + u(x)`` in voxels, the mean over all voxels of
+    ``(J - 1)**2 + 50 * max(0, 0.25 - J)``. Derivatives are central differences, one-sided at the borders, as in
+    :func:`nio_pydra.metrics.regularity.jacobian_determinant`.
+
+    Parameters
+    ----------
+    field : Tensor
+        Unit field ``(1, 3, D, H, W)``, every axis of at least 2 voxels.
+
+    Returns
+    -------
+    Tensor
+        Scalar, dimensionless.
+    """
+    if field.device.type == "cpu" and field.dtype == torch.float32:
+        return _CompiledVolumeChange.apply(field)
+    voxels = unit_to_voxel(field)[0]
+    rows = [[slope + (i == j) for j, slope in enumerate(torch.gradient(voxels[i]))] for i in range(3)]
+    (a, b, c), (d, e, f), (g, h, k) = rows
+    determinant = a * (e * k - f * h) - b * (d * k - f * g) + c * (d * h - e * g)
+    return ((determinant - 1).square() + BARRIER_SLOPE * (BARRIER_START - determinant).clamp_min(0)).mean()
+
+
+class _CompiledVolumeChange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, field: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        from nio_pydra.losses.kernels import volume_terms
+
+        values = field.detach()[0].contiguous()
+        energy = torch.empty(values.shape[1], dtype=torch.float64)
+        gradient = torch.empty_like(values)
+        volume_terms(values.numpy(), BARRIER_START, BARRIER_SLOPE, energy.numpy(), gradient.numpy())
+        ctx.save_for_backward(gradient)
+        return (energy.sum() / values[0].numel()).to(field.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream)[None]
