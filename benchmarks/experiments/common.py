@@ -168,6 +168,7 @@ def run(options: argparse.Namespace, comparisons: Iterable[Comparison]) -> list[
         for own in comparisons
         if not chosen or own.name in chosen
     ]
+    kept = [own for own in kept if own.participants]
     for comparison in kept:
         if not options.tables_only:
             _register(options, comparison)
@@ -242,21 +243,26 @@ def _note_machine(out: Path) -> None:
 def _slim(folder: Path, work: Path, atlas_labels: nib.Nifti1Image) -> None:
     """Delete transforms, and all but one axial slice of images on the atlas, in the results and in the cache."""
     level = axial_view(atlas_labels).level
-    large = [path for path in folder.rglob("sub-*") if path.is_file() and path.stat().st_size > 2**18]
-    inodes = {path.stat().st_ino for path in large}
-    for cached in work.rglob("*"):
-        if cached.is_file() and not cached.is_symlink() and cached.stat().st_ino in inodes:
+    large = {path: path.stat().st_size for path in folder.rglob("sub-*") if path.is_file()}
+    large = {path: size for path, size in large.items() if size > 2**18}
+    for cached in work.rglob("*"):  # copies; another run can be at work in the same cache
+        if cached.is_file() and not cached.is_symlink() and cached.stat().st_size in large.values():
             cached.unlink()
+    nib.openers.Opener.default_compresslevel = 9  # for what is mostly zero
     for path in large:
         if "_space-T1w_" in path.name or path.suffix == ".h5":
             path.unlink()
         elif path.name.endswith(".nii.gz") and "_space-" in path.name:
-            image = nib.load(path)
-            canonical = nib.as_closest_canonical(image)
-            kept = np.zeros(canonical.shape, np.int16 if path.name.endswith("_dseg.nii.gz") else np.float32)
-            kept[..., level] = np.asanyarray(canonical.dataobj)[..., level]
+            canonical = nib.as_closest_canonical(nib.load(path))
+            voxels = np.asanyarray(canonical.dataobj)
+            kept = np.zeros_like(voxels)
+            kept[..., level] = voxels[..., level]
+            slimmed = nib.Nifti1Image(kept, canonical.affine)
+            if not path.name.endswith("_dseg.nii.gz"):
+                slimmed.set_data_dtype(np.uint8)
             with atomic_path(path) as temporary:
-                nib.Nifti1Image(kept, canonical.affine).to_filename(temporary)
+                slimmed.to_filename(temporary)
+    nib.openers.Opener.default_compresslevel = 1
 
 
 def publish(

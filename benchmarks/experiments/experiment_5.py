@@ -56,17 +56,18 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
     return [own]
 
 
-def prepare(data: Path, out: Path, processes: int) -> None:
+def prepare(options: argparse.Namespace) -> None:
     """Bring the scans of both networks to one space, and print the commands that train them."""
-    dataset = data / "oasis_malf"
-    for network, (participants, stages) in TRAINED.items():
+    dataset, out = options.data / "oasis_malf", options.prepare
+    for network, (names, stages) in TRAINED.items():
+        participants = [name for name in names if name in (options.participants or names)]
         scans = [
             ScanFiles(dataset / f"sub-{name}" / "anat" / f"sub-{name}_T1w.nii.gz", skull_stripped=True)
             for name in participants
         ]
         cache = out / network / "scans"
         jobs = [(number, [scans[0], scan], cache) for number, scan in enumerate(scans[1:], start=2)]
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(options.nprocs, mp_context=get_context("spawn")) as pool:
             list(pool.map(_prepare, jobs))
         text = f"the {len(scans)} scans of oasis_malf {', '.join(participants)} (CC BY-NC)"
         print(
@@ -84,6 +85,8 @@ def prepare(data: Path, out: Path, processes: int) -> None:
 def _prepare(job: tuple[int, list[ScanFiles], Path]) -> None:
     """Prepare one scan in a folder of its own, and give it the name that it has in the list of all."""
     number, scans, cache = job
+    if any(cache.glob(f"{number:05d}-*.npz")):
+        return
     folder = cache.parent / f"scan{number}"
     first, own = prepare_scans(scans, folder, Runtime(device="cpu", threads=1, progress=False))
     cache.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,7 @@ def main() -> int:
     """Run the experiment."""
     options = read_options(__doc__, prepare=True)
     if options.prepare is not None:
-        prepare(options.data, options.prepare, options.nprocs)
+        prepare(options)
         return 0
     chosen = run(options, comparisons(options))
     if options.publish:
