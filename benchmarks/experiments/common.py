@@ -157,7 +157,7 @@ def read_options(doc: str, *, prepare: bool = False) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """Register what is missing, and write the tables of each comparison; return those that were chosen."""
+    """Register what is missing, and write tables; return the comparisons of which something is done."""
     chosen, people = options.comparisons.split(",") if options.comparisons else None, options.participants
     kept = [
         replace(
@@ -172,12 +172,16 @@ def run(options: argparse.Namespace, comparisons: Iterable[Comparison]) -> list[
     for comparison in kept:
         if not options.tables_only:
             _register(options, comparison)
+    if options.register_only:
+        return kept
+    written = []
     for comparison in kept:
-        if not options.register_only:
-            usable = replace(comparison, methods=tuple(name for name in comparison.methods if _weights_found(name)))
-            if nio.main(["compare", *usable.options(options), "--tables-only"]):
-                raise SystemExit(f"{comparison.name}: no tables")
-    return kept
+        usable = replace(comparison, methods=tuple(name for name in comparison.methods if _weights_found(name)))
+        if nio.main(["compare", *usable.options(options), "--tables-only"]) == 0:
+            written.append(comparison)
+    if not written:
+        raise SystemExit(1)
+    return written
 
 
 def _register(options: argparse.Namespace, comparison: Comparison) -> None:

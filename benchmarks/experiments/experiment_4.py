@@ -174,8 +174,8 @@ def _tables(cases: pd.DataFrame, reference: str) -> str:
     return "\n\n".join(
         [
             table("Dice, all structures, mean over scans", changes, rows(dice)),
-            table("Fall: Dice of unchanged scans minus Dice of changed ones", list(CHANGES),
-                  rows((-dice.sub(dice[UNCHANGED], axis=0))[list(CHANGES)])),
+            table("Fall: Dice of a scan unchanged minus Dice of it changed, mean over scans", list(CHANGES),
+                  rows(_falls(cases).groupby("method", sort=False).mean().reindex(methods))),
             table(f"p of the difference from {reference}, Holm's correction within a change", changes,
                   [(name, [float(tests.get(change, {}).get(name, np.nan)) for change in changes]) for name in tested]),
             table("Standard deviation of the Jacobian determinant", changes, rows(means("std_jacobian"))),
@@ -184,25 +184,30 @@ def _tables(cases: pd.DataFrame, reference: str) -> str:
     )  # fmt: skip
 
 
+def _falls(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return by how much each method falls from its own unchanged Dice, by method and participant, for each change."""
+    dice = cases.pivot(index=["method", "participant"], columns="change", values="dice_all")
+    dice = dice.reindex(columns=[UNCHANGED, *CHANGES])
+    return -dice[list(CHANGES)].sub(dice[UNCHANGED], axis=0)
+
+
 def _draw(cases: pd.DataFrame, path: Path) -> None:
-    """Draw how far each method falls from its own unchanged Dice, scan by scan."""
-    dice = cases.set_index(["change", "method", "participant"])["dice_all"]
-    methods = [str(name) for name in cases["method"].unique()][::-1]
+    """Draw the falls, scan by scan."""
+    falls, methods = _falls(cases), [str(name) for name in cases["method"].unique()][::-1]
     figure = new_figure(11, 0.28 * len(methods) + 1.2, "white", 130)
     axes = figure.subplots(1, len(CHANGES), sharey=True)
     for axis, change in zip(axes, CHANGES, strict=True):
         for place, method in enumerate(methods):
-            if (change, method) not in dice.index.droplevel(2) or (UNCHANGED, method) not in dice.index.droplevel(2):
-                continue
-            falls = (dice[UNCHANGED, method] - dice[change, method]).dropna()
+            own = falls.loc[method, change].dropna()
             colour = "#222222" if method.startswith("nio_m") else "#1f77b4"
-            axis.barh(place, falls.mean(), color=colour, alpha=0.45)
-            axis.plot(falls, np.full(len(falls), place), "o", color=colour, markersize=2.5)
+            if len(own):
+                axis.barh(place, own.mean(), color=colour, alpha=0.45)
+                axis.plot(own, np.full(len(own), place), "o", color=colour, markersize=2.5)
         axis.set(title=change, xlabel="fall of Dice", yticks=range(len(methods)), yticklabels=methods)
         axis.tick_params(labelsize=7)
         axis.axvline(0, color="0.5", linewidth=0.8)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", bbox_inches="tight")
 
 
 def main() -> int:
