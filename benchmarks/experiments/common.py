@@ -122,7 +122,7 @@ def oasis(
     )  # fmt: skip
 
 
-def read_options(doc: str, *, prepare: bool = False) -> argparse.Namespace:
+def read_options(doc: str, *, prepare: bool = False, changes: Sequence[str] = ()) -> argparse.Namespace:
     """Return the options of an experiment. Names of weights are looked up in the folder of --weights from now on."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="holds oasis_malf and freesurfer_pairs")
@@ -147,6 +147,8 @@ def read_options(doc: str, *, prepare: bool = False) -> argparse.Namespace:
     parser.add_argument("--publish", action="store_true", help="write the page in docs/results")
     if prepare:
         steps.add_argument("--prepare", type=Path, metavar="RUN", help="prepare the training instead")
+    if changes:
+        parser.add_argument("--changes", nargs="+", choices=changes, help="register scans with these alone")
     options = parser.parse_args()
     for name in ("data", "out", "work", "weights", "prepare"):
         if getattr(options, name, None) is not None:

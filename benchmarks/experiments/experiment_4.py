@@ -94,6 +94,8 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
         methods=(*CLASSICAL, *NETWORKS),
         filters={},
     )
+    if options.changes:
+        return [plain, *(replace(changed, filters={"acquisition": change}) for change in options.changes)]
     return [plain, changed]
 
 
@@ -212,7 +214,7 @@ def _draw(cases: pd.DataFrame, path: Path) -> None:
 
 def main() -> int:
     """Run the experiment."""
-    options = read_options(__doc__)
+    options = read_options(__doc__, changes=list(CHANGES))
     chosen = run(options, comparisons(options))
     if options.publish:
         cases = _dice(options, chosen)
