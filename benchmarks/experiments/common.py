@@ -248,7 +248,9 @@ def _note_machine(out: Path) -> None:
 
 def _slim(folder: Path, work: Path, atlas_labels: nib.Nifti1Image) -> None:
     """Delete transforms, and all but one axial slice of images on the atlas, in the results and in the cache."""
-    level = axial_view(atlas_labels).level
+    level, directions = axial_view(atlas_labels).level, nib.io_orientation(atlas_labels.affine)
+    axis = int(np.flatnonzero(directions[:, 0] == 2)[0])
+    place = level if directions[axis, 1] > 0 else atlas_labels.shape[axis] - 1 - level
     large = {path: path.stat().st_size for path in folder.rglob("sub-*") if path.is_file()}
     large = {path: size for path, size in large.items() if size > 2**18}
     for cached in work.rglob("*"):  # copies; another run can be at work in the same cache
@@ -259,11 +261,11 @@ def _slim(folder: Path, work: Path, atlas_labels: nib.Nifti1Image) -> None:
         if "_space-T1w_" in path.name or path.suffix == ".h5":
             path.unlink()
         elif path.name.endswith(".nii.gz") and "_space-" in path.name:
-            canonical = nib.as_closest_canonical(nib.load(path))
-            voxels = np.asanyarray(canonical.dataobj)
+            image = nib.load(path)
+            voxels = np.moveaxis(np.asanyarray(image.dataobj), axis, 0)
             kept = np.zeros_like(voxels)
-            kept[..., level] = voxels[..., level]
-            slimmed = nib.Nifti1Image(kept, canonical.affine)
+            kept[place] = voxels[place]
+            slimmed = nib.Nifti1Image(np.moveaxis(kept, 0, axis), image.affine)
             if not path.name.endswith("_dseg.nii.gz"):
                 slimmed.set_data_dtype(np.uint8)
             with atomic_path(path) as temporary:
