@@ -197,7 +197,7 @@ def _draw(cases: pd.DataFrame, path: Path) -> None:
     """Draw the falls, scan by scan."""
     falls, methods = _falls(cases), [str(name) for name in cases["method"].unique()][::-1]
     figure = new_figure(11, 0.28 * len(methods) + 1.2, "white", 130)
-    axes = figure.subplots(1, len(CHANGES), sharey=True)
+    axes = figure.subplots(1, len(CHANGES), sharex=True, sharey=True)
     for axis, change in zip(axes, CHANGES, strict=True):
         for place, method in enumerate(methods):
             own = falls.loc[method, change].dropna()
