@@ -200,8 +200,8 @@ def volume_terms(field, start, slope, energy, gradient):
     """
     _, depth, height, width = field.shape
     scale = np.array([(width - 1) / 2, (height - 1) / 2, (depth - 1) / 2], np.float32)
-    start = np.float32(start)
-    slope = np.float32(slope)
+    barrier = np.float32(start)
+    steepness = np.float32(slope)
     one = np.float32(1)
     half = np.float32(0.5)
     zero = np.float32(0)
@@ -251,9 +251,9 @@ def volume_terms(field, start, slope, energy, gradient):
                         c_dh = h_w * w_d - h_d * w_w
                         c_dw = h_d * w_h - h_h * w_d
                         change = d_d * c_dd + d_h * c_dh + d_w * c_dw - one
-                        missing = max(start - one - change, zero)
-                        row += change * change + slope * missing
-                        by = np.float32(2) * change - (slope if missing > zero else zero)
+                        missing = max(barrier - one - change, zero)
+                        row += change * change + steepness * missing
+                        by = np.float32(2) * change - (steepness if missing > zero else zero)
                         by_d = weight_d * by
                         by_h = weight_h * by
                         by_w = half * by
