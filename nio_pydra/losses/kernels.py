@@ -219,7 +219,7 @@ def volume_terms(field, start, slope, energy, gradient):
                 below_d = max(d - 1, 0)
                 above_d = min(d + 1, depth - 1)
                 weight_d = half if above_d - below_d == 2 else one
-                total = 0.0
+                total = np.float64(0)
                 for h in range(height):
                     below_h = max(h - 1, 0)
                     above_h = min(h + 1, height - 1)
