@@ -196,7 +196,7 @@ def test_an_option_that_cannot_be_met_is_refused_before_any_work(dataset, capsys
 def test_slurm_is_refused_where_it_is_not_installed(dataset, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     arguments = dataset.command(dataset.root.parent / "out", "--worker", "slurm")
-    refused(capsys, dataset, arguments, r"needs the command sbatch", begun=True)
+    refused(capsys, dataset, arguments, r"needs the command sbatch")
 
 
 @pytest.mark.slow
