@@ -12,7 +12,10 @@ from typing import Any
 
 from nio_pydra.profiles import BRAIN, PROFILES, Profile
 
-__all__ = ["PRODUCTS", "Destination", "Product"]
+__all__ = ["OWN_MASK", "PRODUCTS", "Destination", "Product"]
+
+OWN_MASK = "nio"
+"""``desc`` of the mask that a registration used."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,12 @@ PRODUCTS = (
         name="forward_xfm",
         text="ITK transform that resamples the {image} image into the atlas's space",
         entities=lambda to: {"from": to.kind.suffix, "to": to.atlas, "mode": "image", "suffix": "xfm"},
+        sidecar=lambda to: {
+            "Description": f"ITK composite transform (.h5, LPS mm) from points of {to.atlas} to points of the "
+            f"{to.kind.suffix} image: it resamples that image into the space of {to.atlas}.",
+            "Sources": [to.source, to.atlas_reference],
+            "SpatialReference": {"from": to.source, "to": to.atlas_reference},
+        },
         extension=".h5",
         in_bids=False,
     ),
@@ -116,6 +125,12 @@ PRODUCTS = (
         name="inverse_xfm",
         text="its inverse",
         entities=lambda to: {"from": to.atlas, "to": to.kind.suffix, "mode": "image", "suffix": "xfm"},
+        sidecar=lambda to: {
+            "Description": f"ITK composite transform (.h5, LPS mm) from points of the {to.kind.suffix} image to points "
+            f"of {to.atlas}: it resamples images of that space onto the {to.kind.suffix} image.",
+            "Sources": [to.source, to.atlas_reference],
+            "SpatialReference": {"from": to.atlas_reference, "to": to.source},
+        },
         extension=".h5",
         in_bids=False,
     ),
@@ -157,13 +172,26 @@ PRODUCTS = (
     Product(
         name="mask",
         text="the {object} mask that was used",
-        entities=lambda to: {"desc": to.kind.name, "suffix": "mask"},
+        # fMRIPrep takes a desc-brain_mask in place of its own, and needs it on another grid.
+        entities=lambda to: {"desc": OWN_MASK, "suffix": "mask"},
         sidecar=lambda to: {
             "Description": f"{to.kind.name.capitalize()} mask used for the registration.",
             "Type": to.kind.name.capitalize(),
             "Sources": [to.source],
             "SpatialReference": "orig",
         },
+    ),
+    Product(
+        name="conformed_mask",
+        text="on request: that mask with its axes in the order RAS, which fMRIPrep takes in place of its own",
+        entities=lambda to: {"desc": to.kind.name, "suffix": "mask"},
+        sidecar=lambda to: {
+            "Description": f"{to.kind.name.capitalize()} mask used for the registration, its axes in the order RAS.",
+            "Type": to.kind.name.capitalize(),
+            "Sources": [to.source],
+            "SpatialReference": "orig",
+        },
+        optional=True,
     ),
     Product(
         name="record",

@@ -4,7 +4,7 @@ from fileformats.generic import File
 from pydra.compose import workflow
 
 from nio_pydra.bids.products import PRODUCTS
-from nio_pydra.tasks import AffineAlign, Prepare, PropagateLabels, Register, ScoreLabels, Sink
+from nio_pydra.tasks import AffineAlign, ConformMask, Prepare, PropagateLabels, Register, ScoreLabels, Sink
 from nio_pydra.tasks.sink import product_fields
 
 
@@ -22,6 +22,7 @@ def Subject(
     lesion_mask: File | None = None,
     own_labels: File | None = None,
     labels_of_atlas: File | None = None,
+    conformed_mask: bool = False,
     settings: dict | None = None,
     profile: str = "brain",
     device: str = "auto",
@@ -56,6 +57,8 @@ def Subject(
         Label image of the scan.
     labels_of_atlas : File | None
         Label image of the atlas.
+    conformed_mask : bool
+        Whether the mask is also written with its axes in the order RAS.
     settings : dict | None
         Settings that differ from the preset's.
     profile : str
@@ -127,6 +130,7 @@ def Subject(
         "labels": labels,
         "atlas_labels": atlas_labels,
         "mask": masked.mask,
+        "conformed_mask": workflow.add(ConformMask(mask=masked.mask)).conformed if conformed_mask else None,
         "record": record,
     }
     written = workflow.add(Sink(**products, destination=destination))

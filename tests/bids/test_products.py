@@ -112,7 +112,8 @@ def test_names_and_texts_of_another_object_say_nothing_of_brains(files, tmp_path
     written = sink(files, destination(out, profile="lungs"))
     readme(out, profile=lungs)
     names = {path.name.removeprefix("sub-01_ses-a_") for path in written}
-    assert {"from-ct_to-Mine+1_mode-image_xfm.h5", "desc-lungs_mask.nii.gz", "space-ct_atlas-Mine+1_dseg.nii.gz",
+    assert {"from-ct_to-Mine+1_mode-image_xfm.h5", "desc-nio_mask.nii.gz", "desc-lungs_mask.nii.gz",
+            "space-ct_atlas-Mine+1_dseg.nii.gz",
             "space-Mine_cohort-1_res-2_desc-syn_ct.json"} <= names  # fmt: skip
     assert {path.parent for path in written} == {out / "sub-01/ses-a/func"}
     for path in out.rglob("*"):
