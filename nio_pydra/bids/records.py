@@ -39,18 +39,18 @@ class Failure:
     preset: str
     reason: str
 
-    def write(self, out_dir: Path, details: str) -> None:
-        """Write the record, and beside it a text file with the details."""
+    def write(self, out_dir: Path, report: str) -> None:
+        """Write the record, and beside it a text file with what a bug report needs."""
         with atomic_path(self._path(out_dir)) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        with atomic_path(out_dir / "logs" / f"{self.scan}_error.txt") as temporary:
-            temporary.write_text(details or f"{self.reason}\n", encoding="utf-8")
+        with atomic_path(self._path(out_dir).with_suffix(".txt")) as temporary:
+            temporary.write_text(report, encoding="utf-8")
 
     def forget(self, out_dir: Path) -> None:
-        """Delete the record of an earlier run, because the scan is done."""
+        """Delete the files of an earlier run, because the scan is done."""
         self._path(out_dir).unlink(missing_ok=True)
-        if not any((out_dir / "logs").glob(f"{self.scan}_space-*_error.json")):  # of another atlas
-            (out_dir / "logs" / f"{self.scan}_error.txt").unlink(missing_ok=True)
+        self._path(out_dir).with_suffix(".txt").unlink(missing_ok=True)
+        (out_dir / "logs" / f"{self.scan}_error.txt").unlink(missing_ok=True)  # its former name
 
     def _path(self, out_dir: Path) -> Path:
         space = "_".join(f"{key}-{value}" for key, value in self.space.items())
