@@ -137,7 +137,7 @@ def find_scans(
     preprocessed = _is_preprocessed(bids_dir)
     filters = {**(PREPROCESSED if preprocessed else {}), **(filters or {})}
     if preprocessed:
-        log.info("%s holds derivatives of fMRIPrep: of these, scans %s are registered", bids_dir, _conditions(filters))
+        log.info("%s holds derivatives of fMRIPrep: scans with %s are registered", bids_dir, _conditions(filters))
     if unknown := sorted(set(filters) - entity_names()):
         raise InputError(
             f"The filter for {profile.suffix} images cannot be used: BIDS has no entity {', '.join(unknown)}."

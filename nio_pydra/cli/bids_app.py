@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from nio_pydra.cli.config_file import with_config_file, write_config_file
 from nio_pydra.cli.dataset import (
     add_dataset_options,
+    clean_if_asked,
     ended_by_signals,
     log_outcomes,
     log_start,
@@ -25,16 +30,20 @@ from nio_pydra.errors import InputError
 
 __all__ = ["main"]
 
+log = logging.getLogger("nio_pydra")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the BIDS App; return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     level = _group if options.level == "group" else _participant
 
     def action() -> int:
-        with run_folders(options):
-            return level(options, shlex.join(["nio-pydra", *arguments]))
+        chosen = with_config_file(parser, arguments, options)
+        with run_folders(chosen):
+            return level(chosen, shlex.join(["nio-pydra", *arguments]))
 
     return exit_status("nio-pydra", action, [options.out_dir, options.work_dir])
 
@@ -49,7 +58,20 @@ def _parser() -> argparse.ArgumentParser:
         "level", choices=("participant", "group"), help="register the scans, or write a table of their records"
     )
     parser.add_argument("--version", action=ShowVersion)
+    parser.add_argument(
+        "--config-file", type=Path, metavar="FILE",
+        help="TOML with options by their long names, as every run writes it to OUT_DIR/logs; those of the command line "
+        "go first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fmriprep-mask", action="store_true",
+        help="write the mask also as desc-brain_mask, on the grid to which fMRIPrep conforms the scan: given to "
+        "fMRIPrep with -d, it replaces the mask that fMRIPrep would make and refine",
+    )  # fmt: skip
     add_engine_options(parser)
+    parser.add_argument(
+        "--sloppy", action="store_true", help="quick results of low quality, for tests: preset draft, or else fast"
+    )
     return parser
 
 
@@ -60,14 +82,24 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     from nio_pydra.bids.records import refuse_mixture
     from nio_pydra.workflows.dataset import register_dataset
 
-    refuse_mixture(options.out_dir, run.atlas.space, options.engine, run.atlas.image)
+    for atlas in run.atlases:
+        refuse_mixture(options.out_dir, atlas.space, options.engine, atlas.image)
     method = method_of(options)
-    settings = settings_of(options, run, method)
+    settings = replace(settings_of(options, run, method), conformed_mask=options.fmriprep_mask)
+    clean_if_asked(options)
     write_description(options.out_dir, command, run.sources, options.profile)
+    write_config_file(options, run.log_file.with_suffix(".toml"), command)
     log_start(run, f"{method.name} ({method.preset})", options.profile.name)
+    if options.fmriprep_mask and (several := [scan.name for scan in run.scans if not scan.alone]):
+        log.warning(
+            "%d scans get no desc-brain_mask, because fMRIPrep conforms them together with others of their participant "
+            "or session: %s", len(several), ", ".join(several),
+        )  # fmt: skip
     start = time.perf_counter()
     with ended_by_signals("nio-pydra"):
-        outcomes = register_dataset(run.scans, run.atlas, settings, out_dir=options.out_dir, work_dir=options.work_dir)
+        outcomes = register_dataset(
+            run.scans, run.atlases, settings, out_dir=options.out_dir, work_dir=options.work_dir
+        )
     return log_outcomes(outcomes, options.out_dir, time.perf_counter() - start)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import Timeout
 
+from nio_pydra.errors import InputError
 from nio_pydra.system.disk import full_disk
 from nio_pydra.workflows.pydra_private import (
     checksum,
@@ -27,7 +28,7 @@ from nio_pydra.workflows.pydra_private import (
     workflow_error,
 )
 
-__all__ = ["discard_unfinished", "failure_reason", "in_use"]
+__all__ = ["clean_work_folder", "discard_unfinished", "failure_reason", "in_use", "own_folder"]
 
 TORN_LOCK_SECONDS = 10.0
 """Age from which an empty lock counts as left by a killed process."""
@@ -92,6 +93,32 @@ def _discard_torn_locks(work_dir: Path, ended: threading.Event) -> None:
                 found = lock.stat()
                 if found.st_size == 0 and found.st_mtime < time.time() - TORN_LOCK_SECONDS:
                     lock.unlink()
+
+
+def own_folder(work_dir: Path) -> Path:
+    """Make and return a folder in a work folder, so that files of other programs there are not deleted."""
+    folder = work_dir.resolve() / "nio_pydra"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def clean_work_folder(work_dir: Path) -> None:
+    """Delete what earlier runs left in a work folder.
+
+    Raises
+    ------
+    InputError
+        If another run uses the folder.
+    """
+    folder = own_folder(work_dir)
+    with in_use(folder, discard_locks=False) as alone:
+        if not alone:
+            raise InputError(
+                f"--clean-workdir cannot delete {folder}, because another run uses it: wait for that run, or give "
+                "another -w."
+            )
+        for name in ("pydra", "hashes"):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def discard_unfinished(cache: Path, *, alone: bool = True) -> None:

@@ -44,8 +44,8 @@ def crash_report(scan: Scan, atlas: Atlas, method: Method, runtime: Runtime, fai
         Why it failed, in a sentence and in full.
     """
     reason, details = failure
-    images = {"scan": scan.image, "its mask": scan.mask, "its lesion mask": scan.lesion, "its labels": scan.labels}
-    images |= {"atlas": atlas.image, "mask of the atlas": atlas.mask, "labels of the atlas": atlas.labels}
+    images = {"image": scan.image, "its mask": scan.mask, "its lesion mask": scan.lesion, "its labels": scan.labels}
+    images |= {"image of the atlas": atlas.image, "mask of the atlas": atlas.mask, "labels of the atlas": atlas.labels}
     lines = {
         "scan": scan.name,
         "atlas": atlas.label,
@@ -58,7 +58,7 @@ def crash_report(scan: Scan, atlas: Atlas, method: Method, runtime: Runtime, fai
         "versions": ", ".join([f"nio_pydra {__version__}", f"python {platform.python_version()}", *_packages()]),
         "machine": f"{platform.platform()}, {processor_name()}, {core_count()} cores, "
         f"{machine_memory_mb() / 2**10:.1f} GiB, load {os.getloadavg()[0]:.1f}",
-        **{role: _described(path) for role, path in images.items() if path is not None},
+        **{role: _described(path) for role, path in images.items() if path is not None and path.name},
     }
     width = max(map(len, lines)) + 2
     facts = "".join(f"{name + ':':{width}}{text}\n" for name, text in lines.items())

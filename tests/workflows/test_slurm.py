@@ -35,4 +35,4 @@ def test_slurm_jobs_do_what_processes_do_and_say_why_one_failed(dataset, tmp_pat
     out = tmp_path / "out"
     assert bids_app.main(dataset.command(out, "--worker", "slurm")) == 1
     assert re.search(r"  sub-02: .*sub-02_T1w.nii.gz .*empty \(0 bytes\)", capsys.readouterr().out)
-    assert len(list((out / "sub-01/anat").iterdir())) == 11
+    assert len(list((out / "sub-01/anat").iterdir())) == 13
