@@ -53,7 +53,7 @@ class DatasetRun:
     n_scans : int
         Number of scans at a time.
     threads : int or None
-        Threads of each scan. None: each SLURM job uses the cores that it was given.
+        Threads of each scan. None: each SLURM job uses the CPUs that it was given.
     """
 
     scans: list[Scan]
@@ -106,8 +106,13 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     work.add_argument(
         "--worker", choices=("debug", "cf", "slurm"),
-        help="debug: one task after another, cf: processes, slurm: SLURM jobs, with options from SBATCH_* variables "
-        "(default: cf if --nprocs is above 1, else debug)",
+        help="debug: one task after another, cf: processes, slurm: a SLURM job for each scan, of which --nprocs above "
+        "1 is the largest number at a time (default: cf if --nprocs is above 1, else debug)",
+    )  # fmt: skip
+    work.add_argument(
+        "--slurm-args", default="", metavar="'OPTIONS'",
+        help="options of sbatch for each scan, as --slurm-args='--partition=short --time=2:00:00'; they replace what "
+        "is derived from engine and preset, and so do SBATCH_* variables",
     )  # fmt: skip
 
 
@@ -138,6 +143,12 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
     require_writable(options.work_dir, "work folder")
     _begin_log(options.out_dir)
     worker = options.worker or ("cf" if options.nprocs > 1 else "debug")
+    if worker == "slurm":
+        from nio_pydra.system.slurm import require_usable
+
+        require_usable(options.slurm_args)
+    elif options.slurm_args:
+        raise InputError("--slurm-args belongs to --worker slurm: give both, or none.")
     n_scans, threads = _share_cores(worker, options.nprocs, options.omp_nthreads)
 
     from nio_pydra.bids.inputs import find_scans, read_filters
@@ -165,6 +176,8 @@ def settings_of(options: argparse.Namespace, run: DatasetRun, method: Method) ->
         skull_stripped=options.skull_stripped,
         worker=run.worker,
         n_procs=run.n_scans,
+        threads=run.threads,
+        slurm_args=options.slurm_args,
         labels_desc=options.labels_desc,
         profile=options.profile,
     )
@@ -194,7 +207,8 @@ def log_start(run: DatasetRun, method: str, profile_name: str) -> None:
         "%s at a time with %s threads",
         version(), len(scans), sum(scan.mask is not None for scan in scans), profile_name,
         sum(scan.lesion is not None for scan in scans), sum(scan.labels is not None for scan in scans),
-        run.atlas.label, method, "all" if run.worker == "slurm" else run.n_scans, run.threads or "all",
+        run.atlas.label, method, "all" if run.worker == "slurm" and run.n_scans == 1 else run.n_scans,
+        run.threads or "their jobs'",
     )  # fmt: skip
 
 
@@ -213,7 +227,7 @@ def refuse_loss(options: argparse.Namespace) -> dict[str, Path]:
 def _share_cores(worker: str, scans: int, threads: int | None) -> tuple[int, int | None]:
     """Return the number of scans at a time and the threads of each, and set OMP_NUM_THREADS.
 
-    It must be set before a library reads it. None: each SLURM job uses the cores that it was given.
+    It must be set before a library reads it. None: each SLURM job uses the CPUs that it was given.
     """
     from nio_pydra.system.cores import core_count, threads_asked_for
 
@@ -283,6 +297,8 @@ def ended_by_signals(program: str) -> Iterator[None]:
     """
 
     def stop(number: int, frame: object) -> None:
+        if (slurm := sys.modules.get("nio_pydra.workflows.slurm")) is not None:
+            slurm.cancel_jobs()
         end_programs()
         discard_scratch()
         reason = "interrupted" if number == signal.SIGINT else "terminated"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import nibabel as nib
+from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
@@ -19,15 +22,17 @@ from nio_pydra.engines.memory import require_memory
 from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
-from nio_pydra.spatial.images import load_image, load_mask
+from nio_pydra.spatial.images import UNREADABLE, load_image, load_mask
 from nio_pydra.system.settings import plain
+from nio_pydra.system.slurm import require_usable
 from nio_pydra.tasks import Prepare
 from nio_pydra.tasks.inputs import code_version
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
 from nio_pydra.workflows.progress import subject_hooks
 from nio_pydra.workflows.pydra_private import Submitter, stored_outputs, use_work_folder, warn_if_untried
+from nio_pydra.workflows.slurm import Lost, Scans, live_jobs, resources_of, run_scans
 from nio_pydra.workflows.subject import Subject
-from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker, SlurmWorker
+from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
 
@@ -47,7 +52,11 @@ class DatasetSettings:
     worker : str
         ``debug`` (one after another), ``cf`` (processes) or ``slurm``.
     n_procs : int
-        Number of scans at a time.
+        Number of scans at a time. For ``slurm``, 1 means as many as the cluster allows.
+    threads : int or None
+        Number of threads of each scan, if it was asked for. Only SLURM jobs read it, otherwise OMP_NUM_THREADS counts.
+    slurm_args : str
+        Options of sbatch, as in a shell.
     labels_desc : str or None
         ``desc`` of the label images of the scans.
     profile : Profile
@@ -59,6 +68,8 @@ class DatasetSettings:
     skull_stripped: bool = False
     worker: str = "debug"
     n_procs: int = 1
+    threads: int | None = None
+    slurm_args: str = ""
     labels_desc: str | None = None
     profile: Profile = BRAIN
 
@@ -116,8 +127,9 @@ def register_dataset(
     work_dir.mkdir(parents=True, exist_ok=True)
     warn_if_untried()
     cache = use_work_folder(work_dir)
-    with in_use(work_dir, discard_locks=settings.worker != "slurm") as alone:
-        discard_unfinished(cache, alone=alone)
+    jobs_live = live_jobs(work_dir)  # of a run that was killed, or beside this one
+    with in_use(work_dir, discard_locks=not jobs_live) as alone:
+        discard_unfinished(cache, alone=alone and not jobs_live)
         outcomes = _register_all(scans, atlas, settings, out_dir, cache)
     _store_failures(outcomes, atlas, settings.method, out_dir)
     return outcomes
@@ -141,19 +153,20 @@ def _register_all(
     inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in problems}
     for own in inputs.values():
         discard_leftovers(Destination(**own["destination"]))
-    worker, arguments = _worker(settings)
-    with Submitter(worker=worker, cache_root=cache, **arguments) as submit:
+    lost: dict[str, Lost] = {}
+    with Submitter(worker=_worker(settings), cache_root=cache, n_procs=settings.n_procs) as submit:
         mask = _atlas_mask(atlas, settings, submit, cache)
         common = _common_inputs(atlas, settings, mask)
-        waiting = [own for own in inputs.values() if _stored_products(common, own, cache) is None]
-        if waiting and settings.worker != "slurm":
+        waiting = {name: own for name, own in inputs.items() if _stored_products(common, own, cache) is None}
+        if waiting and settings.worker == "slurm":
+            lost = _run_jobs(atlas, mask, settings, common, waiting, cache)
+        elif waiting:
             _require_memory(atlas, mask, settings, min(len(waiting), settings.n_procs))
-        if waiting:
-            _run_subjects(submit, common, waiting)
+            _run_subjects(submit, common, list(waiting.values()))
     return [
         Outcome(scan, problems[scan.name])
         if scan.name in problems
-        else _outcome(scan, common, inputs[scan.name], cache)
+        else _outcome(scan, common, inputs[scan.name], cache, lost.get(scan.name))
         for scan in scans
     ]
 
@@ -176,10 +189,43 @@ def _run_subjects(submit: Any, common: dict[str, Any], inputs: list[dict[str, An
     submit(batch, hooks=subject_hooks(), raise_errors=False)
 
 
-def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Outcome:
+def _run_jobs(
+    atlas: Atlas,
+    mask: Path,
+    settings: DatasetSettings,
+    common: dict[str, Any],
+    inputs: dict[str, dict[str, Any]],
+    cache: Path,
+) -> dict[str, Lost]:
+    """Run the `Subject` workflow for each scan as a SLURM job."""
+    largest = max(_voxel_count(own["scan"]) for own in inputs.values())
+    fixed = _atlas_object(atlas, mask, settings)
+    resources = resources_of(settings.method, settings.runtime, fixed, largest, settings.threads)
+    scans = Scans(
+        {name: {**common, **own} for name, own in inputs.items()},
+        lambda every: stored_outputs(Subject(**every), cache) is not None,
+    )
+    at_a_time = settings.n_procs if settings.n_procs > 1 else None
+    return run_scans(scans, cache.parent, resources, options=settings.slurm_args, at_a_time=at_a_time)
+
+
+def _voxel_count(image: Path) -> int:
+    """Return the number of voxels of an image; 0 for a damaged one, whose own job will say so."""
+    try:
+        return math.prod(nib.load(image).shape)
+    except UNREADABLE:
+        return 0
+
+
+def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: Path, lost: Lost | None) -> Outcome:
     products = _stored_products(common, inputs, cache)
     if products is None:
-        return Outcome(scan, *failure_reason(cache, Subject(**common, **inputs)))
+        if lost is not None and lost.killed:
+            return Outcome(scan, lost.reason, lost.details)
+        reason, details = failure_reason(cache, Subject(**common, **inputs))
+        if lost is not None and not details:
+            return Outcome(scan, lost.reason, lost.details)
+        return Outcome(scan, reason, details)
     try:
         # Also for a scan found in the cache: its derivatives may have been deleted since.
         sink(products, Destination(**inputs["destination"]))
@@ -197,12 +243,10 @@ def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path
     return {name: None if file is None else Path(file) for name, file in files.items()}
 
 
-def _worker(settings: DatasetSettings) -> tuple[Any, dict[str, Any]]:
+def _worker(settings: DatasetSettings) -> Any:
     if settings.worker == "slurm":
-        if shutil.which("sbatch") is None:
-            raise InputError("The worker slurm needs the command sbatch, which is absent: run this on a SLURM host.")
-        return SlurmWorker, {}
-    return ForkserverWorker if settings.worker == "cf" else SerialWorker, {"n_procs": settings.n_procs}
+        require_usable(settings.slurm_args)
+    return ForkserverWorker if settings.worker == "cf" else SerialWorker
 
 
 def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Path) -> Path:
@@ -222,14 +266,19 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
 
 def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: int) -> None:
     """Raise `InputError` where the engine predicts too little memory for so many scans at a time."""
-    image, method = load_image(atlas.image, "atlas"), settings.method
-    fixed = foreground_only(image, load_mask(mask, image), settings.profile)
-    predicted = method.engine.memory_mb(fixed, method.settings, settings.runtime)
+    method = settings.method
+    predicted = method.engine.memory_mb(_atlas_object(atlas, mask, settings), method.settings, settings.runtime)
     if predicted is None:
         return
     require_memory(predicted.process, scans)
     if predicted.device:
         require_memory(predicted.device, scans, device=True)
+
+
+def _atlas_object(atlas: Atlas, mask: Path, settings: DatasetSettings) -> Nifti1Image:
+    """Return the atlas without its background."""
+    image = load_image(atlas.image, "atlas")
+    return foreground_only(image, load_mask(mask, image), settings.profile)
 
 
 def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) -> dict[str, Any]:
