@@ -2,9 +2,9 @@
 
     python benchmarks/slurm.py --table docs/results/slurm.md
 
-Small simulated scans (3 mm; eight, then three) are registered by the affine engine, one SLURM job each, while jobs and the run are
-disturbed. `slurm_cluster.py` beside this file says what must be installed; both end only the processes that they
-started. Commands of SLURM are counted by scripts of the same names that come first on PATH.
+Small simulated scans (3 mm; eight, then three) are registered by the affine engine, one SLURM job each, while jobs and
+the run are disturbed. `slurm_cluster.py` beside this file says what must be installed; both end only the processes that
+they started. Commands of SLURM are counted by scripts of the same names that come first on PATH.
 """
 
 from __future__ import annotations
@@ -80,11 +80,14 @@ class Trial:
         Environment that leads to the cluster.
     rows : list
         Name of the trial, run, and what was seen beyond it.
+    started : list
+        Processes of the app.
     """
 
     folder: Path
     environment: dict[str, str]
     rows: list[tuple[str, Run, str]] = field(default_factory=list)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, name: str, *more: str, scans: int = FEW) -> subprocess.Popen[bytes]:
         """Start the app in folders of the given name."""
@@ -100,10 +103,12 @@ class Trial:
         environment = self.environment | {"COUNTED": str(here / "calls")}
         (here / "calls").write_text("")
         with (here / "log").open("wb") as stream:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-c", APP, *map(str, arguments)], env=environment, stdout=stream,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def end(self, name: str, process: subprocess.Popen[bytes], began: float) -> Run:
         """Wait for a run, and say what became of it."""
@@ -164,8 +169,12 @@ def main() -> None:
                 environment["PATH"] = f"{counting(folder)}:{environment['PATH']}"
                 trial = Trial(folder, environment)
                 version = trial.slurm("sinfo", "--version").strip()
-                for each in trials:
-                    each(trial)
+                try:
+                    for each in trials:
+                        each(trial)
+                finally:
+                    for process in trial.started:
+                        process.kill()
                 rows += trial.rows
     with atomic_path(options.table) as temporary:
         temporary.write_text(table(rows, version))
@@ -344,7 +353,7 @@ def table(rows: Sequence[tuple[str, Run, str]], version: str) -> str:
         "# SLURM, tried",
         "",
         "Written by `benchmarks/slurm.py`: a real SLURM of one node (`benchmarks/slurm_cluster.py`), "
-        f"simulated scans at {SPACING} mm ({SCANS} in the first two rows, {FEW} in the others but for single ones), engine "
+        f"simulated scans at {SPACING} mm ({SCANS} in the first two rows, at most {FEW} in the others), engine "
         "`affine` where nothing else is named, one job for each scan. "
         "Status is that of the command; done counts scans with results. What it said are the lines about failed scans, "
         "of several alike the first. Seconds are those of a machine with other work.",

@@ -105,8 +105,10 @@ def cluster(*, accounting: bool = True) -> Iterator[dict[str, str]]:
         folder.chmod(0o755)
         try:
             environment = _start(folder, accounting, started)
-            yield environment
-            _end_jobs(environment)
+            try:
+                yield environment
+            finally:
+                _end_jobs(environment)
         finally:
             for process in reversed(started):
                 process.terminate()

@@ -20,6 +20,7 @@ __all__ = [
     "busy_hosts",
     "cancel",
     "installed",
+    "killing_signal",
     "largest_array",
     "queued",
     "require_usable",
@@ -170,6 +171,12 @@ def accounted(jobs: Collection[str]) -> dict[str, JobState]:
 def cancel(jobs: Collection[str]) -> bool:
     """Cancel jobs with all their tasks; return whether SLURM took the order. Those that have ended are left out."""
     return not jobs or _run("scancel", *sorted(jobs))[0] == 0
+
+
+def killing_signal(task: str) -> int:
+    """Return the signal that ended a task, ``JOB_TASK``; 0 if it was none or is forgotten."""
+    found = re.search(r"\bExitCode=\d+:(\d+)", _run("scontrol", "--oneliner", "show", "job", task)[1])
+    return int(found[1]) if found else 0
 
 
 def busy_hosts() -> set[str]:

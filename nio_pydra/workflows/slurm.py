@@ -11,8 +11,10 @@ import logging
 import math
 import os
 import pickle
+import re
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -49,7 +51,7 @@ SLOW_FILES_SECONDS = 60.0
 FORGOTTEN = 5
 """Number of questions after which a job counts as lost that the controller has forgotten and that the database does
 not say has ended."""
-LIBRARIES_MB, CUDA_MB, UNKNOWN_MB, LEAST_MB = 1024.0, 4096.0, 4096.0, 4096.0
+LIBRARIES_MB, CUDA_MB, UNKNOWN_MB, LEAST_MB = 1024.0, 4096.0, 3072.0, 4096.0
 """Memory of the process around an engine, of CUDA on the host, of engines that do not predict theirs, of any job."""
 MEMORY_MARGIN = 1.2
 BYTES_PER_SCAN_VOXEL = 100.0
@@ -69,6 +71,9 @@ WHY = {
     "COMPLETED": "ended, but its results cannot be seen here: is the work folder shared with the node?",
     "UNKNOWN": "ended without a result, and SLURM no longer knows why",
 }
+OUT_OF_MEMORY = re.compile(
+    r"^slurmstepd\S* error: .*(exceeded .*memory limit|oom[-_]kill)", re.IGNORECASE | re.MULTILINE
+)
 _submitted: set[str] = set()
 """Jobs of this process, to be cancelled with it."""
 
@@ -453,6 +458,8 @@ def _lost(key: str, task: _Watched) -> Lost:
         lines = task.log.read_text(errors="replace").splitlines()
     except OSError:
         lines = []
+    if OUT_OF_MEMORY.search("\n".join(lines)):
+        state = replace(state, name="OUT_OF_MEMORY")  # SLURM's state tells it only where control groups watch memory
     killed = state.name not in ("FAILED", "COMPLETED", "UNKNOWN")
     own = [line.partition(": error: ")[2] for line in lines if line.startswith("nio-pydra: error: ")]
     if own and not killed:
@@ -461,6 +468,8 @@ def _lost(key: str, task: _Watched) -> Lost:
         memory=f" ({state.memory})" if state.memory else "",
         time=f" ({state.time_limit})" if state.time_limit else "",
     )
+    if state.name == "FAILED" and (number := slurm.killing_signal(key)):
+        why = f"was killed by signal {number}" + (" (often: out of memory)" if number == signal.SIGKILL else "")
     where = f" (its log: {task.log})" if lines else ""
     return Lost(f"SLURM job {key} {why}{where}", "\n".join(lines[-40:]), killed)
 
