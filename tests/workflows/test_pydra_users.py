@@ -26,7 +26,7 @@ def scans(dataset):
 
 
 def test_tasks_are_found_beside_those_of_other_packages():
-    code = "import pydra.engine\\n"
+    code = "import pydra.engine; "
     code += "import pydra.tasks.nio as n, nio_pydra.tasks as t; print(n.Register is t.Register, n.__version__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLE.parents[1], capture_output=True, text=True)
     assert done.stdout.startswith("True 0"), done.stderr
