@@ -21,6 +21,7 @@ from nio_pydra.cli.options import named_datasets, named_path, positive
 from nio_pydra.errors import InputError
 from nio_pydra.system.processes import end_programs
 from nio_pydra.system.scratch import discard_scratch
+from nio_pydra.system.slurm import cancel_submitted, require_usable
 
 if TYPE_CHECKING:
     from nio_pydra.bids.atlas import Atlas
@@ -144,8 +145,6 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
     _begin_log(options.out_dir)
     worker = options.worker or ("cf" if options.nprocs > 1 else "debug")
     if worker == "slurm":
-        from nio_pydra.system.slurm import require_usable
-
         require_usable(options.slurm_args)
     elif options.slurm_args:
         raise InputError("--slurm-args belongs to --worker slurm: give both, or none.")
@@ -297,8 +296,7 @@ def ended_by_signals(program: str) -> Iterator[None]:
     """
 
     def stop(number: int, frame: object) -> None:
-        if (slurm := sys.modules.get("nio_pydra.workflows.slurm")) is not None:
-            slurm.cancel_jobs()
+        cancel_submitted()
         end_programs()
         discard_scratch()
         reason = "interrupted" if number == signal.SIGINT else "terminated"

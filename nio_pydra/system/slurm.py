@@ -8,7 +8,10 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Collection, Sequence
+import sys
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,8 @@ __all__ = [
     "accounted",
     "busy_hosts",
     "cancel",
+    "cancel_submitted",
+    "forget",
     "installed",
     "killing_signal",
     "largest_array",
@@ -33,7 +38,8 @@ ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
-INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_submitted: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def require_usable(options: str) -> None:
 def submit(script: Path, tasks: int, at_a_time: int | None, options: Sequence[str]) -> str:
     """Submit a job array.
 
-    Interrupts wait until the number of the job is known, so that it can be cancelled.
+    Interrupts wait until the number of the job is known, so that `cancel_submitted` can cancel it.
 
     Parameters
     ----------
@@ -109,15 +115,33 @@ def submit(script: Path, tasks: int, at_a_time: int | None, options: Sequence[st
         If SLURM refuses the job. The message is SLURM's.
     """
     array = f"--array=0-{tasks - 1}" + (f"%{at_a_time}" if at_a_time else "")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-    try:
+    with _interrupts_deferred():
         status, output, errors = _run("sbatch", "--parsable", array, *options, str(script))
+        number = output.strip().splitlines()[-1].partition(";")[0] if output.strip() else ""
+        if status == 0 and number.isdigit():
+            _submitted.add(number)
+            return number
+    raise ProgramError(" ".join(re.sub(r"^sbatch: (error: )?", "", errors, flags=re.MULTILINE).split()) or "no job")
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Let signals that end this process wait. Python allows this in the main thread only, which alone handles them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in INTERRUPTS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    number = output.strip().splitlines()[-1].partition(";")[0] if output.strip() else ""
-    if status or not number.isdigit():
-        raise ProgramError(" ".join(re.sub(r"^sbatch: (error: )?", "", errors, flags=re.MULTILINE).split()) or "no job")
-    return number
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for first in came[:1]:
+            signal.raise_signal(first)
 
 
 def queued(jobs: Collection[str]) -> dict[str, JobState] | None:
@@ -169,8 +193,20 @@ def accounted(jobs: Collection[str]) -> dict[str, JobState]:
 
 
 def cancel(jobs: Collection[str]) -> bool:
-    """Cancel jobs with all their tasks; return whether SLURM took the order. Those that have ended are left out."""
+    """Cancel jobs with all their tasks, or single tasks; return whether SLURM took the order."""
     return not jobs or _run("scancel", *sorted(jobs))[0] == 0
+
+
+def cancel_submitted() -> None:
+    """Cancel the jobs that this process submitted and has not forgotten, because it is about to end."""
+    if not cancel(_submitted):
+        print(f"SLURM did not cancel these jobs: scancel {' '.join(sorted(_submitted))}", file=sys.stderr)
+    _submitted.clear()
+
+
+def forget(jobs: Collection[str]) -> None:
+    """Take jobs that have ended off those that would be cancelled."""
+    _submitted.difference_update(jobs)
 
 
 def killing_signal(task: str) -> int:
@@ -200,7 +236,10 @@ def largest_array() -> int:
 def _run(*command: str) -> tuple[int, str, str]:
     """Run a command; return its status, output and errors. A command that is absent or hangs counts as failed."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+        # In a session of its own, Ctrl-C in a terminal does not reach it.
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=SECONDS, start_new_session=True
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, "", str(error)
     return done.returncode, done.stdout, done.stderr

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +38,7 @@ from nio_pydra.workflows.pydra_private import Submitter, own_holder, use_work_fo
 from nio_pydra.workflows.subject import Subject
 from nio_pydra.workflows.workers import SerialWorker
 
-__all__ = ["Lost", "Resources", "Scans", "cancel_jobs", "live_jobs", "resources_of", "run_scan", "run_scans"]
+__all__ = ["Lost", "Resources", "Scans", "live_jobs", "resources_of", "run_scan", "run_scans"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -48,6 +48,12 @@ SHORTEST_WAIT, LONGEST_WAIT = 2.0, 30.0
 """Seconds between two questions to SLURM, in the beginning and later."""
 SLOW_FILES_SECONDS = 60.0
 """Time in which a result that a node has written becomes visible here: NFS remembers absent files that long."""
+HOPELESS = re.compile(
+    "BadConstraints|InvalidAccount|InvalidQOS|PartitionConfig|PartitionNodeLimit|PartitionTimeLimit|.*PerJob(Limit)?"
+)
+"""Why a job waits that will never start."""
+HOPELESS_SECONDS = 120.0
+"""Time after which such a job is given up: the reason may pass while nodes come and go."""
 FORGOTTEN = 5
 """Number of questions after which a job counts as lost that the controller has forgotten and that the database does
 not say has ended."""
@@ -67,6 +73,7 @@ WHY = {
     "NODE_FAIL": "ended because its node failed",
     "BOOT_FAIL": "ended because its node did not start",
     "REVOKED": "was revoked",
+    "HOPELESS": "could not start (SLURM's reason: {why}) and was cancelled: correct --slurm-args or --omp-nthreads",
     "FAILED": "failed",
     "COMPLETED": "ended, but its results cannot be seen here: is the work folder shared with the node?",
     "UNKNOWN": "ended without a result, and SLURM no longer knows why",
@@ -74,8 +81,6 @@ WHY = {
 OUT_OF_MEMORY = re.compile(
     r"^slurmstepd\S* error: .*(exceeded .*memory limit|oom[-_]kill)", re.IGNORECASE | re.MULTILINE
 )
-_submitted: set[str] = set()
-"""Jobs of this process, to be cancelled with it."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,12 @@ class _Watched:
     log: Path
     state: JobState = field(default_factory=lambda: JobState("PENDING"))
     unseen: int = 0
+    hopeless_since: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be expected."""
+        return self.state.ended or self.state.name in ("UNKNOWN", "HOPELESS")
 
 
 def resources_of(
@@ -219,7 +230,7 @@ def run_scans(
     chunks = [names[start : start + size] for start in range(0, len(names), size)]
     lost: dict[str, Lost] = {}
     mine: set[str] = set()
-    wait, told, silent = SHORTEST_WAIT, "", False
+    wait, told, refused, silent = SHORTEST_WAIT, "", "", False
     try:
         while chunks or watched:
             refusal = ""
@@ -233,6 +244,9 @@ def run_scans(
                 watched |= _watch(folder, number, {name: scans.inputs[name] for name in chunks.pop(0)})
             if refusal and not watched:
                 raise InputError(f"SLURM refuses the jobs ({refusal}): correct --slurm-args or --omp-nthreads.")
+            if refusal and refusal != refused:
+                log.info("SLURM takes no more jobs for now (%s); they are tried again later.", refusal)
+                refused = refusal
             states = slurm.queued({key.partition("_")[0] for key in watched})
             if states is None:
                 if not silent:
@@ -241,6 +255,7 @@ def run_scans(
             else:
                 silent = False
                 _update(watched, states)
+                _give_up(watched, mine)
                 lost |= _collect(watched, scans, work_dir)
                 if again := [name for name in lost if name in adopted]:
                     adopted.difference_update(again)
@@ -256,17 +271,9 @@ def run_scans(
         slurm.cancel(mine)
         raise
     finally:
-        _submitted.difference_update(mine)
+        slurm.forget(mine)
     _forget(folder, keep=bool(lost))
     return lost
-
-
-def cancel_jobs() -> int:
-    """Cancel the jobs of this process, which is about to end without other cleaning up; return their number."""
-    jobs = set(_submitted)
-    if jobs and not slurm.cancel(jobs):
-        print(f"nio-pydra: SLURM did not cancel its jobs: scancel {' '.join(sorted(jobs))}", file=sys.stderr)
-    return len(jobs)
 
 
 def live_jobs(work_dir: Path) -> bool:
@@ -342,7 +349,6 @@ def _submit(
     except ProgramError:
         shutil.rmtree(part)
         raise
-    _submitted.add(number)
     with atomic_path(folder / f"array_{number}.json") as temporary:
         temporary.write_text(json.dumps({"part": part.name, "scans": list(names)}))
     log.info("SLURM job %s: %d scan(s), %s for each; logs in %s", number, len(names), resources, part)
@@ -425,10 +431,22 @@ def _update(watched: Mapping[str, _Watched], states: Mapping[str, JobState]) -> 
             log.info("%s: started (SLURM job %s)", task.name, key)
 
 
+def _give_up(watched: Mapping[str, _Watched], mine: Collection[str]) -> None:
+    """Cancel tasks of this run that will never start."""
+    for key, task in watched.items():
+        if task.state.name != "PENDING" or not HOPELESS.fullmatch(task.state.waits_for):
+            task.hopeless_since = None
+        elif task.hopeless_since is None:
+            task.hopeless_since = time.monotonic()
+        elif time.monotonic() - task.hopeless_since > HOPELESS_SECONDS and key.partition("_")[0] in mine:
+            slurm.cancel([key])
+            task.state = replace(task.state, name="HOPELESS")
+
+
 def _collect(watched: dict[str, _Watched], scans: Scans, work_dir: Path) -> dict[str, Lost]:
     """Take the tasks that have ended out of `watched`; return what became of those without results."""
     lost = {}
-    ended = [key for key, task in watched.items() if task.state.ended or task.state.name == "UNKNOWN"]
+    ended = [key for key, task in watched.items() if task.ended]
     late = time.monotonic() + SLOW_FILES_SECONDS
     for key in ended:
         task = watched.pop(key)
@@ -467,6 +485,7 @@ def _lost(key: str, task: _Watched) -> Lost:
     why = WHY.get(state.name, f"ended as {state.name}").format(
         memory=f" ({state.memory})" if state.memory else "",
         time=f" ({state.time_limit})" if state.time_limit else "",
+        why=state.waits_for,
     )
     if state.name == "FAILED" and (number := slurm.killing_signal(key)):
         why = f"was killed by signal {number}" + (" (often: out of memory)" if number == signal.SIGKILL else "")

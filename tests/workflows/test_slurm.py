@@ -1,7 +1,9 @@
 """SLURM jobs, with replacements of SLURM's commands. `benchmarks/slurm.py` tries a real SLURM."""
 
 import json
+import os
 import re
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from nio_pydra.engines.methods import choose_method
 from nio_pydra.errors import InputError
 from nio_pydra.system import slurm as commands
 from nio_pydra.workflows import slurm
-from nio_pydra.workflows.slurm import Resources, Scans, cancel_jobs, live_jobs, resources_of, run_scan, run_scans
+from nio_pydra.workflows.slurm import Resources, Scans, live_jobs, resources_of, run_scan, run_scans
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
 
@@ -216,6 +218,26 @@ def test_a_refusal_is_a_sentence_with_what_slurm_says(fake, tmp_path):
     assert not list(tmp_path.glob("slurm/*/*"))
 
 
+@pytest.mark.parametrize(("reason", "hopeless"), [("PartitionTimeLimit", True), ("Priority", False)])
+def test_jobs_that_can_never_start_are_given_up(fake, tmp_path, monkeypatch, reason, hopeless):
+    fake.set("state", "PENDING")
+    monkeypatch.setattr(slurm, "HOPELESS_SECONDS", 0.0)
+    pauses = []
+
+    def wait(seconds):
+        pauses.append(seconds)
+        queue = fake.folder / "queue"
+        queue.write_text(queue.read_text().replace("|Priority", f"|{reason}"))
+        if len(pauses) == 4:
+            queue.write_text(queue.read_text().replace("PENDING", "CANCELLED"))
+
+    pause_by(monkeypatch, wait)
+    said = run_scans(scans(1), tmp_path, FEW)["sub-01"].reason
+    assert ("could not start (SLURM's reason: PartitionTimeLimit)" in said) is hopeless
+    assert (fake.calls("scancel") == ["scancel 101_0"]) is hopeless
+    assert ("was cancelled" in said) and (len(pauses) < 4) is hopeless
+
+
 def test_an_interrupt_cancels_the_jobs(fake, tmp_path, monkeypatch):
     fake.set("state", "RUNNING")
 
@@ -226,16 +248,30 @@ def test_an_interrupt_cancels_the_jobs(fake, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_scans(scans(2), tmp_path, FEW)
     assert fake.calls("scancel") == ["scancel 101"]
-    assert cancel_jobs() == 0
+    commands.cancel_submitted()
+    assert len(fake.calls("scancel")) == 1
 
 
 def test_a_signal_handler_can_cancel_the_jobs(fake, tmp_path, monkeypatch):
     fake.set("state", "PENDING")
-    numbers = []
-    pause_by(monkeypatch, lambda seconds: numbers.append(cancel_jobs()))
+    pause_by(monkeypatch, lambda seconds: commands.cancel_submitted())
     lost = run_scans(scans(2), tmp_path, FEW)
-    assert numbers == [1] and fake.calls("scancel") == ["scancel 101"]
+    assert fake.calls("scancel") == ["scancel 101"]
     assert all("was cancelled" in why.reason for why in lost.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_during_the_submission_waits_for_the_number_of_the_job(fake, tmp_path, number):
+    """Without a number the job could not be cancelled."""
+    (fake.folder / "sbatch").write_text(f"#!/bin/sh\nkill -{int(number)} {os.getpid()}\nsleep 0.3\necho 101\n")
+    seen = []
+    before = signal.signal(number, lambda *_: seen.append(set(commands._submitted)))
+    try:
+        assert commands.submit(tmp_path / "job.sh", 1, None, []) == "101"
+    finally:
+        signal.signal(number, before)
+        commands.forget({"101"})
+    assert seen == [{"101"}]
 
 
 def test_jobs_of_a_killed_run_are_waited_for_and_not_submitted_twice(fake, tmp_path, monkeypatch):
