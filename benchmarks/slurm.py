@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from slurm_cluster import cluster
+from slurm_cluster import cluster, end_once
 
 import nio_pydra
 from nio_pydra import __version__
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--table", type=Path, default=Path("slurm.md"), metavar="PATH", help="(default: %(default)s)")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, end_once)
     rows = []
     with tempfile.TemporaryDirectory(prefix="slurm-trials-") as name:
         folder = Path(name)

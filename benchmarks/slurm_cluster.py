@@ -234,13 +234,19 @@ def _free_ports(count: int) -> list[int]:
             each.close()
 
 
+def end_once(number: int, frame: object) -> None:
+    """End by SIGTERM as by an error, so that the cluster is taken down; a second signal must not disturb that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command beside a cluster; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--no-accounting", action="store_true", help="no database, so that sacct does not work")
     parser.add_argument("command", nargs="+", help="after --")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, end_once)
     with cluster(accounting=not options.no_accounting) as environment:
         return subprocess.run(options.command, env=environment).returncode
 
