@@ -340,7 +340,7 @@ def _submit(
     given = {"code": code_version(), "scans": {name: scans.inputs[name] for name in names}}
     (part / INPUTS).write_bytes(pickle.dumps(given))
     script = part / "job.sh"
-    script.write_text(_script(part, resources))
+    script.write_text(_script(part, resources, options))
     try:
         number = slurm.submit(
             script, len(names), at_a_time,
@@ -355,16 +355,19 @@ def _submit(
     return number
 
 
-def _script(folder: Path, resources: Resources) -> str:
+def _script(folder: Path, resources: Resources, options: str) -> str:
     """Return the batch script. Its directives yield to SBATCH_* variables and to options of sbatch."""
+    # sbatch does not let options replace directives of another name for the same thing.
+    own_memory = "--mem-per-" in options or any(name.startswith("SBATCH_MEM_PER_") for name in os.environ)
+    own_gpus = re.search(r"(^|\s)(--gpus|-G)", options) is not None
     directives = [
         "--nodes=1",
         "--ntasks=1",
         f"--cpus-per-task={resources.cpus}",
-        f"--mem={resources.memory_mb}M",
+        *([] if own_memory else [f"--mem={resources.memory_mb}M"]),
         f"--time={resources.minutes}",
         "--no-requeue",
-        *(["--gres=gpu:1"] if resources.gpus else []),
+        *(["--gres=gpu:1"] if resources.gpus and not own_gpus else []),
     ]
     path = os.environ.get("PYTHONPATH")
     return "\n".join([

@@ -130,6 +130,10 @@ def test_a_number_of_threads_and_a_gpu_that_were_asked_for_stand_in_the_script(f
     run_scans(scans(1, ("sub-01",)), tmp_path, Resources(3, 4096, 30, gpus=1, threads=3))
     script = (fake.folder / "script").read_text()
     assert "#SBATCH --gres=gpu:1\n" in script and "export OMP_NUM_THREADS=3\n" in script
+    # sbatch refuses two kinds of memory.
+    run_scans(scans(1, ("sub-01",)), tmp_path, Resources(3, 4096, 30, gpus=1), options="--mem-per-cpu=2G --gpus=a100:1")
+    script = (fake.folder / "script").read_text()
+    assert "--mem=" not in script and "gpu" not in script and "--time=30" in script
 
 
 @pytest.mark.parametrize(
