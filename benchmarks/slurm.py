@@ -41,6 +41,7 @@ SPACING = 3  # mm
 APP = "import sys; from nio_pydra.cli.bids_app import main; sys.exit(main(sys.argv[1:]))"
 COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "scontrol")
 LONGEST_SECONDS = 900.0
+WATCHED = "Memory is watched by SLURM's own accounting of processes, not by control groups. "
 
 
 @dataclass
@@ -356,7 +357,7 @@ def table(rows: Sequence[tuple[str, Run, str]], version: str) -> str:
         f"simulated scans at {SPACING} mm ({SCANS} in the first two rows, at most {FEW} in the others), engine "
         "`affine` where nothing else is named, one job for each scan. "
         "Status is that of the command; done counts scans with results. What it said are the lines about failed scans, "
-        "of several alike the first. Seconds are those of a machine with other work.",
+        "of several alike the first. " + WATCHED + "Seconds are those of a machine with other work.",
         "",
         f"- nio_pydra {__version__}, {version}, Python {platform.python_version()}, {os.cpu_count()} cores.",
         "",

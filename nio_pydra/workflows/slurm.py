@@ -282,6 +282,8 @@ def live_jobs(work_dir: Path) -> bool:
     Arrays that have ended are forgotten, and locks that tasks left when they were killed are deleted.
     """
     records = {record.stem.removeprefix("array_"): record for record in (work_dir / FOLDER).glob("*/array_*.json")}
+    if not slurm.installed():
+        return False  # the folder was brought here from a cluster
     states = slurm.queued(records)
     if states is None:
         return bool(records)
@@ -351,7 +353,10 @@ def _submit(
         raise
     with atomic_path(folder / f"array_{number}.json") as temporary:
         temporary.write_text(json.dumps({"part": part.name, "scans": list(names)}))
-    log.info("SLURM job %s: %d scan(s), %s for each; logs in %s", number, len(names), resources, part)
+    log.info(
+        "SLURM job %s: %d scan(s), %s for each%s; logs in %s",
+        number, len(names), resources, f", unless changed by {options}" if options else "", part,
+    )  # fmt: skip
     return number
 
 
