@@ -22,6 +22,7 @@ from nio_pydra.cli.spaces import add_space_options, atlases_of, check_space_opti
 from nio_pydra.errors import InputError
 from nio_pydra.system.processes import end_programs
 from nio_pydra.system.scratch import discard_scratch
+from nio_pydra.system.slurm import cancel_submitted, require_usable
 
 if TYPE_CHECKING:
     from nio_pydra.bids.atlas import Atlas
@@ -56,7 +57,7 @@ class DatasetRun:
     n_scans : int
         Number of scans at a time, at most.
     threads : int or None
-        Threads of each scan. None: each SLURM job uses the cores that it was given.
+        Threads of each scan. None: each SLURM job uses the CPUs that it was given.
     log_file : Path
         Log of this run.
     """
@@ -147,8 +148,13 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     work.add_argument(
         "--worker", choices=("debug", "cf", "slurm"),
-        help="debug: one task after another, cf: processes, slurm: SLURM jobs, with options from SBATCH_* variables "
-        "(default: cf if there are several scans at a time, else debug)",
+        help="debug: one task after another, cf: processes, slurm: a SLURM job for each scan, of which --nprocs above "
+        "1 is the largest number at a time (default: cf if there are several scans at a time, else debug)",
+    )  # fmt: skip
+    work.add_argument(
+        "--slurm-args", default="", metavar="'OPTIONS'",
+        help="options of sbatch for each scan, as --slurm-args='--partition=short --time=2:00:00'; they replace what "
+        "is derived from engine and preset, and so do SBATCH_* variables",
     )  # fmt: skip
     work.add_argument("--stop-on-first-crash", action="store_true", help="start no other scan after one has failed")
     work.add_argument(
@@ -190,6 +196,10 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
     log_file = _begin_log(options.out_dir, options.verbose)
     n_scans, threads = _share_cores(options)
     worker = options.worker or ("cf" if n_scans > 1 else "debug")
+    if worker == "slurm":
+        require_usable(options.slurm_args)
+    elif options.slurm_args:
+        raise InputError("--slurm-args belongs to --worker slurm: give both, or none.")
 
     from nio_pydra.bids.inputs import find_scans, read_filters
     from nio_pydra.bids.reference import reference_scans, refuse_other_references
@@ -229,6 +239,8 @@ def settings_of(options: argparse.Namespace, run: DatasetRun, method: Method) ->
         n_procs=run.n_scans,
         memory_mb=options.mem,
         stop_on_first_crash=options.stop_on_first_crash,
+        threads=run.threads,
+        slurm_args=options.slurm_args,
         labels_desc=options.labels_desc,
         profile=options.profile,
     )
@@ -266,8 +278,8 @@ def log_start(run: DatasetRun, method: str, profile_name: str) -> None:
         "%s at a time with %s threads",
         version(), len(scans), sum(scan.mask is not None for scan in scans), profile_name,
         sum(scan.lesion is not None for scan in scans), sum(scan.labels is not None for scan in scans),
-        " and ".join(atlas.label for atlas in run.atlases), method, "all" if run.worker == "slurm" else run.n_scans,
-        run.threads or "all",
+        " and ".join(atlas.label for atlas in run.atlases), method,
+        "all" if run.worker == "slurm" and run.n_scans == 1 else run.n_scans, run.threads or "their jobs'",
     )  # fmt: skip
     for scan in scans:
         log.debug("%s: %s", scan.name, scan.problem or f"{scan.image}, {_belongings(scan)}")
@@ -294,7 +306,7 @@ def refuse_loss(options: argparse.Namespace) -> dict[str, Path]:
 def _share_cores(options: argparse.Namespace) -> tuple[int, int | None]:
     """Return the number of scans at a time and the threads of each, and set OMP_NUM_THREADS.
 
-    It must be set before a library reads it. None: each SLURM job uses the cores that it was given.
+    It must be set before a library reads it. None: each SLURM job uses the CPUs that it was given.
     """
     from nio_pydra.system.cores import core_count, threads_asked_for
 
@@ -368,6 +380,7 @@ def ended_by_signals(program: str) -> Iterator[None]:
     """
 
     def stop(number: int, frame: object) -> None:
+        cancel_submitted()
         end_programs()
         discard_scratch()
         reason = "interrupted" if number == signal.SIGINT else "terminated"

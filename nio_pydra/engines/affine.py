@@ -44,6 +44,11 @@ class AffineEngine(Engine):
     citation = "Avants et al. 2011, NeuroImage 54, doi:10.1016/j.neuroimage.2010.09.025"
     package = "antspyx"
     presets = MappingProxyType({"default": AffineSettings()})
+    threads = 1
+
+    def processor_minutes(self, settings: AffineSettings) -> float:
+        """Return none: the affine is part of every registration."""
+        return 0.0
 
     def run(self, pair: Pair, settings: AffineSettings, runtime: Runtime) -> Deformation:
         """Return no deformation, because the pair's affine is the whole registration."""

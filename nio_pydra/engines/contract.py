@@ -186,12 +186,15 @@ class Engine(ABC):
         Frozen settings by name, the default first. If they have a field ``weights``, a network's weights can be chosen.
     package : str or None
         Package on whose version results depend.
+    threads : int
+        Number of threads on a cluster, where nothing else is asked for.
     """
 
     what: str
     citation: str
     presets: Mapping[str, Any]
     package: str | None = None
+    threads: int = 4
 
     @abstractmethod
     def run(self, pair: Pair, settings: Any, runtime: Runtime) -> Deformation:
@@ -218,6 +221,10 @@ class Engine(ABC):
     def memory_mb(self, fixed_object: Nifti1Image, settings: Any, runtime: Runtime) -> Memory | None:
         """Predict the peak memory from what :attr:`Pair.fixed_object` will be. None: unknown."""
         return None
+
+    def processor_minutes(self, settings: Any) -> float:
+        """Predict a processor time that one registration on a slow processor does not exceed, for time limits."""
+        return 120.0
 
     def weights_used(self, settings: Any) -> tuple[str, str] | None:
         """Return the name of the network's weights and what they were trained on. None without a network.

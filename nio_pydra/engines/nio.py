@@ -178,6 +178,12 @@ class NetworkEngine(Engine):
         )
         return Memory(predicted) if device.type == "cpu" else Memory(BASE_MB, predicted)
 
+    def processor_minutes(self, settings: NetworkSettings) -> float:
+        """Predict the processor time: thrice that of float32 in docs/results/speed.md, for 1 mm brains."""
+        low, middle, high = settings.network.iterations if settings.network else (0, 0, 0)
+        field = settings.field.iterations if settings.field else 0
+        return 3 * (60 + 0.5 * low + 3 * middle + 30 * high + 2 * field) / 60
+
     def _load(self, settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
         """Return the network, if there is one, and its conventions."""
         if settings.start == "zero":

@@ -75,6 +75,11 @@ class SynEngine(Engine):
         }
     )
 
+    def processor_minutes(self, settings: SynSettings) -> float:
+        """Predict the processor time: thrice that in docs/results/speed.md. Each level has an eighth of the voxels."""
+        whole = sum(count / 8**level for level, count in enumerate(reversed(settings.iterations)))
+        return 3 * whole * (130 if settings.metric == "CC" else 12) / 60
+
     def run(self, pair: Pair, settings: SynSettings, runtime: Runtime) -> Deformation:
         """Register a pair by SyN, with its affine as the start.
 

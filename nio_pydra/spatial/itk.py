@@ -10,7 +10,9 @@ import io
 from pathlib import Path
 
 import h5py
+import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from nio_pydra.errors import ComputationError, InputError
@@ -100,6 +102,7 @@ def read_h5(path: str | Path) -> Transform:
     except InputError:
         raise
     except (OSError, KeyError, ValueError, IndexError) as error:
+        _refuse_image(path, "a transform, as this package or ANTs writes it (.h5)")
         raise InputError(f"{path} is not an ITK composite transform (.h5): {error}") from None
     except ComputationError as error:
         raise InputError(f"{path} cannot be used: {error}") from None
@@ -122,17 +125,28 @@ def read_affine(path: str | Path) -> NDArray[np.floating]:
     if not path.is_file():
         raise InputError(f"{path}: no such transform file.")
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         content = loadmat(path)
         names = [name for name in content if "Transform" in name]
         matrix = _matrix(content["fixed"].ravel().astype(np.float64), content[names[0]].ravel().astype(np.float64))
         require_finite(matrix, "The affine")
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (OSError, KeyError, IndexError, TypeError, ValueError, NotImplementedError, MatReadError) as error:
+        _refuse_image(path, "an affine, as this package (.h5) or ANTs (.mat) writes it")
         raise InputError(f"{path} is not an ITK affine ({error}): expected a .mat file as ANTs writes it.") from None
     except ComputationError as error:
         raise InputError(f"{path} cannot be used: {error}") from None
     return matrix
+
+
+def _refuse_image(path: Path, expected: str) -> None:
+    """Raise `InputError` if a file that was given as a transform is an image."""
+    try:
+        nib.load(path)
+    except (ImageFileError, OSError, ValueError):
+        return
+    raise InputError(f"{path} is an image: expected {expected}. Are two inputs exchanged?")
 
 
 def _parameters(entry: h5py.Group, kind: str) -> h5py.Dataset:

@@ -1,5 +1,9 @@
 """Pydra tasks: each calls one function of the engines on files.
 
+Their images can be in any format that nibabel reads, so inputs are `File`: the types of fileformats.medimage refuse
+.mgz, .hdr with .img, and names in capitals, and for an empty or damaged .nii.gz they raise their own error instead of
+ours. Outputs have these types, because nio_pydra writes them itself.
+
 Two rules hold for all of them.
 
 - pydra's cache key of a task holds the task's own source and its inputs, but not the code that the task calls. So each

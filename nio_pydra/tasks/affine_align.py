@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from fileformats.application import Json
 from fileformats.generic import File
 from pydra.compose import python
 
@@ -19,7 +20,7 @@ def AffineAlign(
     lesion_mask: File | None = None,
     profile: str = "brain",
     seed: int = 0,
-) -> tuple[File, File]:
+) -> tuple[File, Json]:
     """Align a moving image to a fixed one.
 
     Parameters
@@ -45,8 +46,8 @@ def AffineAlign(
     -------
     affine : File
         ITK composite .h5, fixed to moving points.
-    record : File
-        JSON with the time that the alignment took.
+    record : Json
+        Time that the alignment took.
     """
     from nio_pydra.engines.affine import align
     from nio_pydra.profiles import PROFILES

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fileformats.generic import File
+from fileformats.medimage import NiftiGz
 from pydra.compose import python
 
 from nio_pydra.tasks.inputs import CODE_VERSION, scan_files, task_runtime
@@ -11,14 +12,14 @@ from nio_pydra.tasks.inputs import CODE_VERSION, scan_files, task_runtime
 @python.define(outputs=["mask", "lesion_mask"])
 def Prepare(
     image: File,
-    skull_stripped: bool,
+    skull_stripped: bool = False,
     version: str = CODE_VERSION,
     mask: File | None = None,
     labels: File | None = None,
     lesion_mask: File | None = None,
     profile: str = "brain",
     device: str = "auto",
-) -> tuple[File, File | None]:
+) -> tuple[NiftiGz, NiftiGz | None]:
     """Check an image, its labels and its masks, and make a mask where none is given.
 
     Parameters
@@ -42,9 +43,9 @@ def Prepare(
 
     Returns
     -------
-    mask : File
+    mask : NiftiGz
         Mask of the object on the image's grid, 0 and 1.
-    lesion_mask : File | None
+    lesion_mask : NiftiGz | None
         Mask of the lesion on that grid. None where there is no lesion.
     """
     from nio_pydra.engines.masks import prepare

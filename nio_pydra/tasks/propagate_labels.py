@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from fileformats.generic import File
+from fileformats.medimage import NiftiGz
 from pydra.compose import python
 
 from nio_pydra.tasks.inputs import CODE_VERSION
 
 
 @python.define(outputs=["propagated"])
-def PropagateLabels(labels: File, reference: File, transform: File, version: str = CODE_VERSION) -> File:
+def PropagateLabels(labels: File, reference: File, transform: File, version: str = CODE_VERSION) -> NiftiGz:
     """Resample a label image, by nearest neighbour.
 
     Parameters
@@ -25,7 +26,7 @@ def PropagateLabels(labels: File, reference: File, transform: File, version: str
 
     Returns
     -------
-    propagated : File
+    propagated : NiftiGz
         Label image on the reference's grid.
     """
     from nio_pydra.engines.registration import propagate_labels

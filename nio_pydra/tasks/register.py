@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+from fileformats.application import Json
 from fileformats.generic import File
+from fileformats.medimage import NiftiGz
 from pydra.compose import python
 
 from nio_pydra.engines.names import DEFAULT_ENGINE
@@ -15,7 +17,7 @@ def Register(
     fixed: File,
     moving: File,
     affine: File,
-    affine_record: File,
+    affine_record: File | None = None,
     engine: str = DEFAULT_ENGINE,
     preset: str | None = None,
     settings: dict | None = None,
@@ -28,7 +30,7 @@ def Register(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
-) -> tuple[File, File, File, File]:
+) -> tuple[File, File, NiftiGz, Json]:
     """Register a moving image to a fixed one, starting from their affine alignment.
 
     Parameters
@@ -38,8 +40,8 @@ def Register(
     moving : File
         Image to be aligned.
     affine : File
-        ITK composite .h5, fixed to moving points.
-    affine_record : File
+        ITK composite .h5 with one affine, or .mat as ANTs writes it, fixed to moving points.
+    affine_record : File | None
         JSON of the affine alignment. Its time goes into the record.
     engine : str
         Name of the engine, as `nio engines` lists it.
@@ -72,10 +74,10 @@ def Register(
         ITK composite .h5, fixed to moving points.
     inverse_xfm : File
         ITK composite .h5, moving to fixed points.
-    warped : File
+    warped : NiftiGz
         Moving image on the fixed grid.
-    record : File
-        JSON with settings, time, memory and measures of quality.
+    record : Json
+        Settings, time, memory and measures of quality.
     """
     from nio_pydra.engines.methods import choose_method
     from nio_pydra.engines.registration import register
@@ -87,7 +89,7 @@ def Register(
         Path(affine),
         Path.cwd(),
         choose_method(engine, preset, weights=None if weights is None else Path(weights), changes=settings),
-        affine_record=json.loads(Path(affine_record).read_text()),
+        affine_record=None if affine_record is None else json.loads(Path(affine_record).read_text()),
         profile=PROFILES[profile],
         runtime=task_runtime(device, seed, precision),
     )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fileformats.application import Json
 from fileformats.generic import File
 from pydra.compose import python
 
@@ -11,7 +12,7 @@ from nio_pydra.tasks.inputs import CODE_VERSION
 @python.define(outputs=["record"])
 def ScoreLabels(
     record: File, fixed_labels: File, propagated_labels: File, moving_labels: File, version: str = CODE_VERSION
-) -> File:
+) -> Json:
     """Add the Dice overlap to a registration's record.
 
     Parameters
@@ -29,8 +30,8 @@ def ScoreLabels(
 
     Returns
     -------
-    record : File
-        JSON with `dice`.
+    record : Json
+        The record with `dice`.
     """
     from nio_pydra.engines.registration import score
 

@@ -11,27 +11,35 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import quote
 
 from filelock import Timeout
 
 from nio_pydra.errors import InputError
 from nio_pydra.system.disk import full_disk
+from nio_pydra.system.slurm import busy_hosts
 from nio_pydra.workflows.pydra_private import (
     checksum,
     discard_torn_hashes,
     is_usable,
     job_lock,
+    lock_holder,
     locks,
+    own_holder,
     stored_error,
     stored_results,
     workflow_error,
 )
 
-__all__ = ["clean_work_folder", "discard_unfinished", "failure_reason", "in_use", "own_folder"]
+__all__ = [
+    "clean_work_folder", "discard_dead_hosts_locks", "discard_locks_of", "discard_unfinished", "failure_reason",
+    "in_use", "own_folder",
+]  # fmt: skip
 
-TORN_LOCK_SECONDS = 10.0
-"""Age from which an empty lock counts as left by a killed process."""
+TORN_LOCK_SECONDS = 60.0
+"""Age from which an empty lock counts as left by a killed process. NFS shows what another host wrote half a minute
+late."""
 FRESH_SECONDS = 20.0
 """Age up to which another run may still need a failed result."""
 
@@ -43,24 +51,27 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[bool]:
     pydra locks each job by a file, and waits for ever if it cannot tell that the owner of a lock is dead. That happens
     when a run was killed on another host or in another container, or between creating the file and writing into it.
     This function takes a lock that the kernel releases when the process ends. A run that is the only one to hold it
-    can delete all other locks in the folder.
+    can delete all other locks in the folder. Beside other runs it deletes those of hosts without a living process.
 
-    While the folder is in use, locks that stay empty are deleted as well. They are left by processes of this run that
-    were killed, mostly for lack of memory.
+    While the folder is in use, such locks are deleted as they appear. So are locks that stay empty, which are left by
+    processes that were killed, mostly for lack of memory.
 
     Parameters
     ----------
     work_dir : Path
         Folder with pydra's cache and hashes.
     discard_locks : bool
-        Whether to delete locks. False where jobs may outlive the run that started them, as under SLURM.
+        Whether to delete locks. False in a process whose run was started by another one that does so, and where jobs
+        may outlive the run that started them.
 
     Yields
     ------
     bool
         Whether no other run was using the folder. False where the file system cannot tell.
     """
-    with (work_dir / "in_use").open("w") as marker:
+    with (work_dir / "in_use").open("w") as marker, _host_marker(work_dir, own_holder(work_dir)[1]) as on_host:
+        with suppress(OSError):
+            fcntl.flock(on_host, fcntl.LOCK_SH)
         try:
             fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # another run is using it, or the file system has no such locks
@@ -74,9 +85,11 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[bool]:
             # Waits while another run that has the folder to itself cleans it.
             fcntl.flock(marker, fcntl.LOCK_SH)
         discard_torn_hashes(work_dir)
+        if discard_locks and not alone:
+            discard_dead_hosts_locks(work_dir)
         ended = threading.Event()
         if discard_locks:
-            threading.Thread(target=_discard_torn_locks, args=(work_dir, ended), daemon=True).start()
+            threading.Thread(target=_discard_dead_locks, args=(work_dir, ended), daemon=True).start()
         before = Path.cwd()
         try:
             yield alone
@@ -85,14 +98,55 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[bool]:
             os.chdir(before)  # pydra leaves the process in some job's folder
 
 
-def _discard_torn_locks(work_dir: Path, ended: threading.Event) -> None:
-    """Delete locks that have been empty for a while, until the run ends: they name no owner."""
+def _host_marker(work_dir: Path, host: str) -> IO[str]:
+    """Open the file that processes of a host hold locked while they use the work folder."""
+    folder = work_dir / "hosts"
+    folder.mkdir(exist_ok=True)
+    return (folder / quote(host, safe="")).open("a")
+
+
+def _discard_dead_locks(work_dir: Path, ended: threading.Event) -> None:
+    """Delete locks that have been empty for a while, and those of dead hosts, until the run ends."""
     while not ended.wait(TORN_LOCK_SECONDS):
         for lock in locks(work_dir):
             with suppress(FileNotFoundError):
                 found = lock.stat()
                 if found.st_size == 0 and found.st_mtime < time.time() - TORN_LOCK_SECONDS:
                     lock.unlink()
+        discard_dead_hosts_locks(work_dir)
+
+
+def discard_dead_hosts_locks(work_dir: Path) -> None:
+    """Delete locks of hosts on which no process uses the work folder any more.
+
+    Locks of this host are left to filelock, which knows the processes here. A host on which SLURM runs a job of this
+    user counts as alive, because on some shared file systems the kernel's locks are invisible to other hosts.
+    """
+    held: dict[str, list[Path]] = {}
+    for lock in locks(work_dir):
+        if holder := lock_holder(lock):
+            held.setdefault(holder[1], []).append(lock)
+    held.pop(own_holder(work_dir)[1], None)
+    busy: set[str] | None = None
+    for host, left in held.items():
+        if not (work_dir / "hosts" / quote(host, safe="")).exists():
+            continue  # it used the folder before hosts were noted: nothing is known
+        with _host_marker(work_dir, host) as marker:
+            try:
+                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            busy = busy_hosts() if busy is None else busy
+            if re.split(r"[.?]", host)[0] not in busy:
+                for lock in left:
+                    lock.unlink(missing_ok=True)
+
+
+def discard_locks_of(work_dir: Path, holder: tuple[int, str]) -> None:
+    """Delete the locks of a process, by its number and host, that is known to have ended."""
+    for lock in locks(work_dir):
+        if lock_holder(lock) == holder:
+            lock.unlink(missing_ok=True)
 
 
 def own_folder(work_dir: Path) -> Path:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import nibabel as nib
+from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
@@ -20,16 +23,18 @@ from nio_pydra.engines.memory import require_memory, scans_that_fit
 from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
-from nio_pydra.spatial.images import load_image, load_mask
+from nio_pydra.spatial.images import UNREADABLE, load_image, load_mask
 from nio_pydra.system.settings import plain
+from nio_pydra.system.slurm import require_usable
 from nio_pydra.tasks import Prepare
 from nio_pydra.tasks.inputs import code_version
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use, own_folder
 from nio_pydra.workflows.crash import crash_report
 from nio_pydra.workflows.progress import subject_hooks
 from nio_pydra.workflows.pydra_private import Submitter, stored_outputs, use_work_folder, warn_if_untried
+from nio_pydra.workflows.slurm import Lost, Scans, live_jobs, resources_of, run_scans
 from nio_pydra.workflows.subject import Subject
-from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker, SlurmWorker
+from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
 
@@ -51,7 +56,11 @@ class DatasetSettings:
     worker : str
         ``debug`` (one after another), ``cf`` (processes) or ``slurm``.
     n_procs : int
-        Number of scans at a time.
+        Number of scans at a time. For ``slurm``, 1 means as many as the cluster allows.
+    threads : int or None
+        Number of threads of each scan, if it was asked for. Only SLURM jobs read it, otherwise OMP_NUM_THREADS counts.
+    slurm_args : str
+        Options of sbatch, as in a shell.
     memory_mb : float or None
         Memory that all scans at a time may use together, MiB; fewer are registered at a time where it is too small.
         None: that of the machine, and too many scans at a time are refused.
@@ -72,6 +81,8 @@ class DatasetSettings:
     n_procs: int = 1
     memory_mb: float | None = None
     stop_on_first_crash: bool = False
+    threads: int | None = None
+    slurm_args: str = ""
     labels_desc: str | None = None
     conformed_mask: bool = False
     profile: Profile = BRAIN
@@ -134,8 +145,9 @@ def register_dataset(
     work_dir = own_folder(work_dir)
     warn_if_untried()
     cache = use_work_folder(work_dir)
-    with in_use(work_dir, discard_locks=settings.worker != "slurm") as alone:
-        discard_unfinished(cache, alone=alone)
+    jobs_live = live_jobs(work_dir)  # of a run that was killed, or beside this one
+    with in_use(work_dir, discard_locks=not jobs_live) as alone:
+        discard_unfinished(cache, alone=alone and not jobs_live)
         outcomes = _register_all(scans, atlases, settings, out_dir, cache)
     _store_failures(outcomes, settings, out_dir)
     return outcomes
@@ -162,7 +174,7 @@ def _register_all(
     for scan in good:
         discard_leftovers(_destination(scan, atlases[0], settings, out_dir))
     worker = _worker(settings)
-    with Submitter(worker=worker, cache_root=cache, **({} if worker is SlurmWorker else {"n_procs": 1})) as submit:
+    with Submitter(worker=worker, cache_root=cache, n_procs=1) as submit:
         masks = {atlas.label: _atlas_mask(atlas, settings, submit, cache) for atlas in atlases}
     common = _common_inputs(settings)
     inputs = {
@@ -172,12 +184,14 @@ def _register_all(
     }
     waiting = {name: own for name, own in inputs.items() if _stored_products(common, own, cache) is None}
     left = waiting if settings.stop_on_first_crash and problems else {}
-    if waiting and not left:
-        arguments = {}
-        if worker is not SlurmWorker:
-            arguments["n_procs"] = _scans_at_a_time(atlases, masks, settings, len(waiting))
-        with Submitter(worker=worker, cache_root=cache, **arguments) as submit:
-            left = _run_subjects(submit, common, waiting, arguments.get("n_procs", settings.n_procs), settings)
+    lost: dict[str, Lost] = {}
+    if waiting and not left and settings.worker == "slurm":
+        lost = _run_jobs([_atlas_object(atlas, masks[atlas.label], settings) for atlas in atlases], settings, common,
+                         waiting, cache)  # fmt: skip
+    elif waiting and not left:
+        at_a_time = _scans_at_a_time(atlases, masks, settings, len(waiting))
+        with Submitter(worker=worker, cache_root=cache, n_procs=at_a_time) as submit:
+            left = _run_subjects(submit, common, waiting, at_a_time, settings)
 
     def outcome(scan: Scan, atlas: Atlas) -> Outcome:
         if scan.name in problems:
@@ -187,7 +201,7 @@ def _register_all(
             return Outcome(
                 scan, atlas, "not started, because another scan failed (--stop-on-first-crash)", started=False
             )
-        return _outcome(scan, atlas, common, inputs[name], cache)
+        return Outcome(scan, atlas, *_failure(common, inputs[name], cache, lost.get(name)))
 
     return [outcome(scan, atlas) for atlas in atlases for scan in scans]
 
@@ -231,16 +245,47 @@ def _run_subjects(
     return left
 
 
-def _outcome(scan: Scan, atlas: Atlas, common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> Outcome:
+def _run_jobs(
+    atlases: Sequence[Nifti1Image],
+    settings: DatasetSettings,
+    common: dict[str, Any],
+    inputs: dict[str, dict[str, Any]],
+    cache: Path,
+) -> dict[str, Lost]:
+    """Run the `Subject` workflow for each scan and atlas as a SLURM job."""
+    largest = max(_voxel_count(own["scan"]) for own in inputs.values())
+    fixed = max(atlases, key=lambda image: math.prod(image.shape))
+    resources = resources_of(settings.method, settings.runtime, fixed, largest, settings.threads)
+    scans = Scans(
+        {name: {**common, **own} for name, own in inputs.items()},
+        lambda every: stored_outputs(Subject(**every), cache) is not None,
+    )
+    at_a_time = settings.n_procs if settings.n_procs > 1 else None
+    return run_scans(scans, cache.parent, resources, options=settings.slurm_args, at_a_time=at_a_time)
+
+
+def _voxel_count(image: Path) -> int:
+    """Return the number of voxels of an image; 0 for a damaged one, whose own job will say so."""
+    try:
+        return math.prod(nib.load(image).shape)
+    except UNREADABLE:
+        return 0
+
+
+def _failure(common: dict[str, Any], inputs: dict[str, Any], cache: Path, lost: Lost | None) -> tuple[str, str]:
+    """Return why a registration failed, in a sentence and in full. Empty if it is done, and its files are written."""
     products = _stored_products(common, inputs, cache)
     if products is None:
-        return Outcome(scan, atlas, *failure_reason(cache, Subject(**common, **inputs)))
+        if lost is not None and lost.killed:
+            return lost.reason, lost.details
+        reason, details = failure_reason(cache, Subject(**common, **inputs))
+        return (lost.reason, lost.details) if lost is not None and not details else (reason, details)
     try:
         # Also for a scan found in the cache: its derivatives may have been deleted since.
         sink(products, Destination(**inputs["destination"]))
     except (InputError, OSError) as error:
-        return Outcome(scan, atlas, str(error))
-    return Outcome(scan, atlas)
+        return str(error), ""
+    return "", ""
 
 
 def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> dict[str, Path | None] | None:
@@ -254,9 +299,7 @@ def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path
 
 def _worker(settings: DatasetSettings) -> Any:
     if settings.worker == "slurm":
-        if shutil.which("sbatch") is None:
-            raise InputError("The worker slurm needs the command sbatch, which is absent: run this on a SLURM host.")
-        return SlurmWorker
+        require_usable(settings.slurm_args)
     return ForkserverWorker if settings.worker == "cf" else SerialWorker
 
 
@@ -285,8 +328,7 @@ def _scans_at_a_time(atlases: Sequence[Atlas], masks: dict[str, Path], settings:
     """
     method, scans = settings.method, settings.n_procs
     for atlas in atlases:
-        image = load_image(atlas.image, "atlas")
-        fixed = foreground_only(image, load_mask(masks[atlas.label], image), settings.profile)
+        fixed = _atlas_object(atlas, masks[atlas.label], settings)
         predicted = method.engine.memory_mb(fixed, method.settings, settings.runtime)
         if predicted is None:
             continue
@@ -299,6 +341,12 @@ def _scans_at_a_time(atlases: Sequence[Atlas], masks: dict[str, Path], settings:
         if predicted.device:
             require_memory(predicted.device, min(waiting, scans), device=True)
     return scans
+
+
+def _atlas_object(atlas: Atlas, mask: Path, settings: DatasetSettings) -> Nifti1Image:
+    """Return the atlas without its background."""
+    image = load_image(atlas.image, "atlas")
+    return foreground_only(image, load_mask(mask, image), settings.profile)
 
 
 def _common_inputs(settings: DatasetSettings) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import importlib.metadata
 import logging
 import os
 import pickle
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,11 +28,10 @@ from pydra.engine.job import Job
 from pydra.engine.result import load_result
 from pydra.engine.submitter import Submitter
 from pydra.workers.base import Worker
-from pydra.workers.slurm import SlurmWorker
 
 __all__ = [
-    "TRIED", "Job", "SlurmWorker", "Submitter", "TaskHooks", "Worker", "cache_root", "checksum", "discard_torn_hashes",
-    "in_split", "is_usable", "job_folder", "job_lock", "locks", "stored_error", "stored_outputs", "stored_results",
+    "TRIED", "Job", "Submitter", "TaskHooks", "Worker", "cache_root", "checksum", "discard_torn_hashes", "in_split",
+    "is_usable", "job_lock", "lock_holder", "locks", "own_holder", "stored_error", "stored_outputs", "stored_results",
     "use_work_folder", "warn_if_untried", "workflow_error",
 ]  # fmt: skip
 
@@ -72,11 +73,6 @@ def checksum(task: Any) -> str:
 def cache_root(job: Job[Any]) -> Path:
     """Return the cache folder of a job."""
     return Path(job.cache_root)
-
-
-def job_folder(job: Job[Any]) -> Path:
-    """Return the job's own folder in the cache."""
-    return Path(job.cache_dir)
 
 
 def in_split(job: Job[Any]) -> bool:
@@ -139,6 +135,21 @@ def _is_lasting(stored: Path, result: Any) -> bool:
 def job_lock(folder: Path) -> SoftFileLock:
     """Return pydra's lock of a job. It is held while files are written in the job's folder."""
     return SoftFileLock(folder.with_suffix(".lock"))
+
+
+def lock_holder(lock: Path) -> tuple[int, str] | None:
+    """Return the number and the host of the process that holds a lock. None if the lock is absent or does not tell."""
+    with suppress(OSError, ValueError, IndexError):
+        lines = lock.read_text().splitlines()
+        return int(lines[0]), lines[1]
+    return None
+
+
+def own_holder(folder: Path) -> tuple[int, str]:
+    """Return what a lock in a folder would tell of this process. filelock names containers by more than their host."""
+    with SoftFileLock(folder / f".{os.getpid()}-{secrets.token_hex(6)}") as lock:
+        holder = lock_holder(Path(lock.lock_file))
+    return (os.getpid(), socket.gethostname()) if holder is None else holder
 
 
 def locks(work_dir: Path) -> Iterator[Path]:

@@ -4,20 +4,22 @@ from fileformats.generic import File
 from pydra.compose import workflow
 
 from nio_pydra.bids.products import PRODUCTS
+from nio_pydra.engines.names import DEFAULT_ENGINE
 from nio_pydra.tasks import AffineAlign, ConformMask, Prepare, PropagateLabels, Register, ScoreLabels, Sink
+from nio_pydra.tasks.inputs import CODE_VERSION
 from nio_pydra.tasks.sink import product_fields
 
 
 @workflow.define(outputs={**product_fields(workflow.out), "files": list[str]})
 def Subject(
     scan: File,
-    skull_stripped: bool,
     atlas: File,
     atlas_mask: File,
-    engine: str,
-    preset: str,
     destination: dict,
-    method_version: str,
+    skull_stripped: bool = False,
+    engine: str = DEFAULT_ENGINE,
+    preset: str | None = None,
+    method_version: str = CODE_VERSION,
     mask: File | None = None,
     lesion_mask: File | None = None,
     own_labels: File | None = None,
@@ -35,18 +37,18 @@ def Subject(
     ----------
     scan : File
         Image to be aligned.
-    skull_stripped : bool
-        Whether the scan is zero outside the object.
     atlas : File
         Atlas image.
     atlas_mask : File
         Mask of the object on the atlas's grid.
-    engine : str
-        Name of the registration engine.
-    preset : str
-        Preset of the engine.
     destination : dict
         Fields of nio_pydra.bids.products.Destination.
+    skull_stripped : bool
+        Whether the scan is zero outside the object.
+    engine : str
+        Name of the registration engine.
+    preset : str | None
+        Preset of the engine. Default: the engine's first.
     method_version : str
         Version of the code, with the fingerprint of the engine.
     mask : File | None

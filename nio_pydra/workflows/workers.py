@@ -17,9 +17,9 @@ import cloudpickle
 from nio_pydra.system.disk import full_disk_named
 from nio_pydra.system.processes import forkserver
 from nio_pydra.workflows import pydra_private
-from nio_pydra.workflows.pydra_private import Job, cache_root, in_split, job_folder, stored_error
+from nio_pydra.workflows.pydra_private import Job, cache_root, in_split
 
-__all__ = ["ForkserverWorker", "SerialWorker", "SlurmWorker"]
+__all__ = ["ForkserverWorker", "SerialWorker"]
 
 
 class SerialWorker(pydra_private.Worker):
@@ -102,19 +102,6 @@ class ForkserverWorker(SerialWorker):
         """End the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-
-
-class SlurmWorker(pydra_private.SlurmWorker):
-    """Runs each task as a SLURM job, as pydra does, and reports why one failed."""
-
-    _plugin_name = "slurm"
-
-    async def run(self, job: Job[Any], rerun: bool = False) -> Any:
-        """Submit a task and wait for it."""
-        try:
-            return await super().run(job, rerun)
-        except Exception as error:
-            raise RuntimeError(stored_error(job_folder(job)) or str(error)) from None
 
 
 async def _run_in(pool: cf.ProcessPoolExecutor, job: Job[Any], rerun: bool) -> Any:

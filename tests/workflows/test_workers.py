@@ -1,10 +1,12 @@
 """Workers, and cleaning up pydra's cache."""
 
+import fcntl
 import importlib.metadata
 import logging
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import cloudpickle
@@ -221,6 +223,33 @@ def test_locks_of_dead_runs_are_discarded_and_those_of_live_ones_kept(tmp_path):
         assert all(path.exists() for path in locks)
     with in_use(tmp_path, discard_locks=True):
         assert not any(path.exists() for path in locks)
+
+
+@pytest.mark.parametrize(
+    ("host", "holds", "busy", "kept"),
+    [
+        ("dead-node", False, set(), False),
+        ("living-node", True, set(), True),
+        ("busy-node.cluster", False, {"busy-node"}, True),  # its file system may not show locks of other hosts
+        ("unknown-node", None, set(), True),  # it used the folder before hosts were noted
+    ],
+)
+def test_beside_other_runs_locks_of_hosts_without_a_living_process_are_discarded(
+    tmp_path, monkeypatch, host, holds, busy, kept
+):
+    monkeypatch.setattr("nio_pydra.workflows.cache.busy_hosts", lambda: busy)
+    lock = tmp_path / "pydra/python-1.lock"
+    lock.parent.mkdir()
+    with in_use(tmp_path, discard_locks=True), ExitStack() as stack:
+        if holds is not None:
+            marker = stack.enter_context((tmp_path / "hosts" / host).open("w"))
+            if holds:
+                fcntl.flock(marker, fcntl.LOCK_SH)
+        lock.write_text(f"4711\n{host}\n123\n")
+        own = SoftFileLock(tmp_path / "pydra/python-own.lock")
+        with own, in_use(tmp_path, discard_locks=True) as alone:
+            assert not alone
+            assert lock.exists() is kept and Path(own.lock_file).exists()
 
 
 def test_an_untested_version_of_pydra_gives_a_warning_of_one_sentence(monkeypatch, caplog):
