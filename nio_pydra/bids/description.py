@@ -52,18 +52,26 @@ def write_description(out_dir: Path, command: str, sources: Mapping[str, Path], 
 
 def _ignored(profile: Profile) -> str:
     """Return patterns of the files for which BIDS has no name yet, one a line."""
-    own = [f"*_{_example_name(product, profile).rsplit('_', 1)[1]}" for product in PRODUCTS if not product.in_bids]
-    return "".join(f"{pattern}\n" for pattern in dict.fromkeys([*own, "*_cohort-*", "group_*", "logs/"]))
+    own = [
+        f"*_{_example_name(product, profile).rsplit('_', 1)[1]}"
+        for product in PRODUCTS
+        if not (product.in_bids or product.figure)
+    ]
+    others = ("*_cohort-*", "group_*", "logs/", "figures/", "*.html")
+    return "".join(f"{pattern}\n" for pattern in dict.fromkeys([*own, *others]))
 
 
 def _readme(profile: Profile) -> str:
     """Return a text that lists the kinds of files."""
-    names = {product.name: _example_name(product, profile) for product in PRODUCTS}
+    names = {product.name: "figures/" * product.figure + _example_name(product, profile) for product in PRODUCTS}
     width = max(map(len, names.values())) + 2
     lines = [f"{names[product.name]:{width}}{product.help(profile)}\n" for product in PRODUCTS]
     return (
         f"{profile.suffix} images aligned to an atlas by nio_pydra, one folder per participant:\n\n{''.join(lines)}\n"
-        "antsApplyTransforms and nitransforms read the transforms as they are. logs/ holds one file per run.\n"
+        "sub-*.html shows a participant's registrations. `nio-pydra ... group` writes group_*.tsv, a table of all\n"
+        "scans, and group_*.html, a page about them.\n\n"
+        "antsApplyTransforms and nitransforms read the transforms as they are. logs/ holds one file per run, and\n"
+        "CITATION.md and CITATION.bib, a text about the latest run for a methods section, with its references.\n"
     )
 
 

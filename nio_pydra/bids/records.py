@@ -11,7 +11,13 @@ from typing import Any
 from nio_pydra.errors import InputError
 from nio_pydra.system.files import atomic_path, contents_digest, read_json
 
-__all__ = ["Failure", "done_records", "failures", "name_entities", "read_record", "refuse_mixture"]
+__all__ = [
+    "Failure", "Place", "Result", "done_records", "failures", "latest_results", "name_entities", "read_record",
+    "refuse_mixture", "value_at",
+]  # fmt: skip
+
+Place = tuple[str | int, ...]
+"""Keys and indices that lead to a value of a record."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +63,95 @@ class Failure:
         return out_dir / "logs" / f"{self.scan}_{space}_desc-{self.desc}_error.json"
 
 
+@dataclass(frozen=True)
+class Result:
+    """What became of one scan with one atlas.
+
+    Attributes
+    ----------
+    name : str
+        Start of the names of its record and figures, as ``sub-01_ses-a_space-MNI_desc-nio``.
+    entities : dict of str to str
+        Entities of that name, by their short names.
+    record : dict
+        Its record; that of the failure if it failed.
+    failed : bool
+        Whether it failed in the latest run that it was part of.
+    files_of_earlier_run : bool
+        Whether it failed, and there are files of an earlier run.
+    """
+
+    name: str
+    entities: dict[str, str]
+    record: dict[str, Any]
+    failed: bool = False
+    files_of_earlier_run: bool = False
+
+    @property
+    def participant(self) -> str:
+        """Participant, as ``sub-01``."""
+        return f"sub-{self.entities['sub']}"
+
+    @property
+    def scan(self) -> str:
+        """Scan, as ``sub-01_ses-a_run-1``."""
+        return self.name.split("_space-")[0]
+
+    @property
+    def atlas(self) -> str:
+        """Atlas with cohort and resolution, as ``MNIInfant:cohort-1:res-2``."""
+        parts = [f"{key}-{self.entities[key]}" for key in ("cohort", "res") if key in self.entities]
+        return ":".join([self.entities["space"], *parts])
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in a line; empty if it did not."""
+        return " ".join(str(self.record.get("reason", "")).split()) if self.failed else ""
+
+
+def latest_results(out_dir: Path, participant: str = "sub-*") -> list[Result]:
+    """Return what became of each scan with each atlas in the latest run that it was part of, sorted by name.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Derivative dataset.
+    participant : str
+        As ``sub-01``. Default: all.
+
+    Raises
+    ------
+    InputError
+        If a record cannot be read.
+    """
+    done = {path.stem.removesuffix("_record"): path for path in done_records(out_dir, participant)}
+    failed = {path.stem.removesuffix("_error"): path for path in failures(out_dir, participant)}
+    return [
+        Result(
+            name,
+            name_entities(path := failed.get(name) or done[name]),
+            read_record(path),
+            failed=name in failed,
+            files_of_earlier_run=name in failed and name in done,
+        )
+        for name in sorted(done | failed)
+    ]
+
+
 def name_entities(path: Path) -> dict[str, str]:
     """Return the entities of a record's name, by their short names. Empty if it is not the name of a record."""
     entities = dict(part.split("-", 1) for part in path.stem.split("_") if "-" in part)
     return entities if {"sub", "space", "desc"} <= set(entities) else {}
 
 
-def done_records(out_dir: Path) -> list[Path]:
+def done_records(out_dir: Path, participant: str = "sub-*") -> list[Path]:
     """Return the records of all scans that are done."""
-    return [path for path in sorted(out_dir.glob("sub-*/**/*_record.json")) if name_entities(path)]
+    return [path for path in sorted(out_dir.glob(f"{participant}/**/*_record.json")) if name_entities(path)]
 
 
-def failures(out_dir: Path) -> list[Path]:
+def failures(out_dir: Path, participant: str = "sub-*") -> list[Path]:
     """Return the records of all scans that failed."""
-    return [path for path in sorted(out_dir.glob("logs/sub-*_error.json")) if name_entities(path)]
+    return [path for path in sorted(out_dir.glob(f"logs/{participant}_*error.json")) if name_entities(path)]
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -86,6 +167,17 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record.get("engine"), str):
         raise InputError(f"{path} is not the record of a registration: {advice}.")
     return record
+
+
+def value_at(record: Mapping[str, Any], place: Place) -> Any:
+    """Return the value at a place of a record; None where there is none."""
+    found: Any = record
+    for key in place:
+        try:
+            found = found[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return found
 
 
 def refuse_mixture(out_dir: Path, space: Mapping[str, str], engine: str, atlas: Path) -> None:

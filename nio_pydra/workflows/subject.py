@@ -4,7 +4,7 @@ from fileformats.generic import File
 from pydra.compose import workflow
 
 from nio_pydra.bids.products import PRODUCTS
-from nio_pydra.tasks import AffineAlign, Prepare, PropagateLabels, Register, ScoreLabels, Sink
+from nio_pydra.tasks import AffineAlign, DrawFigures, Prepare, PropagateLabels, Register, ScoreLabels, Sink
 from nio_pydra.tasks.sink import product_fields
 
 
@@ -28,7 +28,7 @@ def Subject(
     precision: str = "auto",
     seed: int = 0,
 ):
-    """Align a scan to the atlas: mask, affine, registration, labels in both directions, score, sink.
+    """Align a scan to the atlas: mask, affine, registration, labels in both directions, score, figures, sink.
 
     Parameters
     ----------
@@ -120,6 +120,18 @@ def Subject(
     if labels_of_atlas is not None:
         to_subject = PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm)
         atlas_labels = workflow.add(to_subject, name="LabelsToSubject").propagated
+    figures = workflow.add(
+        DrawFigures(
+            atlas=atlas,
+            atlas_mask=atlas_mask,
+            scan=scan,
+            mask=masked.mask,
+            forward_xfm=registered.forward_xfm,
+            inverse_xfm=registered.inverse_xfm,
+            labels_of_atlas=labels_of_atlas,
+            labels=labels,
+        )
+    )
     products = {
         "forward_xfm": registered.forward_xfm,
         "inverse_xfm": registered.inverse_xfm,
@@ -128,6 +140,7 @@ def Subject(
         "atlas_labels": atlas_labels,
         "mask": masked.mask,
         "record": record,
+        **{product.name: getattr(figures, product.name) for product in PRODUCTS if product.figure},
     }
     written = workflow.add(Sink(**products, destination=destination))
     return *(products[product.name] for product in PRODUCTS), written.files
