@@ -57,7 +57,7 @@ def _ignored(profile: Profile) -> str:
         for product in PRODUCTS
         if not (product.in_bids or product.figure)
     ]
-    others = ("*_cohort-*", "group_*", "logs/", "figures/", "*.html")
+    others = ("*_cohort-*", "group_*", "logs/", "sub-*/figures", "*.html")
     return "".join(f"{pattern}\n" for pattern in dict.fromkeys([*own, *others]))
 
 

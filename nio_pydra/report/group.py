@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from nio_pydra import __version__
 from nio_pydra.bids.qc import Verdict, judge
-from nio_pydra.bids.records import Place, Result, latest_results, value_at
+from nio_pydra.bids.records import Result, latest_results
 from nio_pydra.profiles import BRAIN, Limits, Profile
 from nio_pydra.report.pages import render, write_changed
 from nio_pydra.report.participant import CHECK, figure_paths
@@ -36,8 +37,8 @@ class Plotted:
     ----------
     title : str
         Title of the plot.
-    places : tuple of Place
-        Places in the record; the first that holds a number counts.
+    value : callable
+        Returns the number from a record, and None or raises KeyError where there is none.
     column : str
         Heading in the table.
     limit : str
@@ -45,25 +46,37 @@ class Plotted:
     """
 
     title: str
-    places: tuple[Place, ...]
+    value: Callable[[Mapping[str, Any]], float | None]
     column: str
     limit: str = ""
 
 
 PLOTS = (
-    Plotted("Similarity after the registration", (("similarity", "after"),), "similarity", "similarity"),
-    Plotted("Overlap of masks", (("mask_overlap",),), "masks", "overlap of masks"),
+    Plotted("Similarity", lambda record: record["similarity"]["after"], "similarity", "similarity"),
+    Plotted("Overlap of masks", lambda record: record["mask_overlap"], "masks", "overlap of masks"),
     Plotted(
-        "Folds, % of voxels, before their removal where they are removed",
-        (("before_unfolding", "fold_percent"), ("fold_percent",)),
+        "Folds, % of voxels (before their removal, where they are removed)",
+        lambda record: record.get("before_unfolding", record)["fold_percent"],
         "folds, %",
     ),
-    Plotted("Standard deviation of the Jacobian determinant", (("std_jacobian",),), "std|J|"),
+    Plotted("Standard deviation of the Jacobian determinant", lambda record: record["std_jacobian"], "std|J|"),
     Plotted(
-        "Smallest scale of the affine", (("affine", "scales", 0),), "smallest scale", "smallest scale of the affine"
+        "Smallest scale of the affine",
+        lambda record: record["affine"]["scales"][0],
+        "smallest scale",
+        "smallest scale of the affine",
     ),
-    Plotted("Largest scale of the affine", (("affine", "scales", -1),), "largest scale", "largest scale of the affine"),
-    Plotted("Time of the registration, s", (("seconds", "registration"),), "time, s"),
+    Plotted(
+        "Largest scale of the affine",
+        lambda record: record["affine"]["scales"][-1],
+        "largest scale",
+        "largest scale of the affine",
+    ),
+    Plotted(
+        "Time of affine and registration, s",
+        lambda record: (record["seconds"]["affine"] or 0) + record["seconds"]["registration"],
+        "time, s",
+    ),
 )
 
 
@@ -127,7 +140,7 @@ def _atlas(
 
 
 def _row(result: Result, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
-    values = [None if result.failed else _value(plot, result) for plot in PLOTS]
+    values = [_value(plot, result) for plot in PLOTS]
     return {
         "scan": result.scan,
         "link": _link(result),
@@ -146,15 +159,19 @@ def _picture(out_dir: Path, result: Result) -> str | None:
 
 
 def _value(plot: Plotted, result: Result) -> float | None:
-    found = (value_at(result.record, place) for place in plot.places)
-    return next((float(value) for value in found if isinstance(value, int | float)), None)
+    """Return the number of a plot; None for a scan that failed, and in records of versions that did not measure it."""
+    if result.failed:
+        return None
+    with suppress(KeyError):
+        return plot.value(result.record)
+    return None
 
 
 def _plot(
     plot: Plotted, results: Sequence[Result], verdicts: Mapping[str, Verdict], profile: Profile
 ) -> dict[str, Any] | None:
     """Return positions of the bars, points, limits and ticks of a plot. None where there are no numbers."""
-    shown = [(result, value) for result in results if not result.failed and (value := _value(plot, result)) is not None]
+    shown = [(result, value) for result in results if (value := _value(plot, result)) is not None]
     if not shown:
         return None
     values = np.array([value for _, value in shown])
@@ -190,9 +207,7 @@ def _plot(
         ],
         "limits": [across(value) for value in limits if ends[0] <= value <= ends[1]],
         "points": sorted(points, key=lambda point: point["status"] != "pass"),
-        "ticks": [
-            {"x": across(low), "text": f"{low:.3g}", "anchor": "start"},
-            {"x": across(float(np.median(values))), "text": f"median {np.median(values):.3g}", "anchor": "middle"},
-            {"x": across(high), "text": f"{high:.3g}", "anchor": "end"},
-        ],
+        "lowest": f"{low:.3g}",
+        "median": f"{np.median(values):.3g}",
+        "highest": f"{high:.3g}",
     }
