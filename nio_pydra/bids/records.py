@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ __all__ = [
     "Failure", "Place", "Result", "done_records", "failures", "latest_results", "name_entities", "read_record",
     "refuse_mixture", "value_at",
 ]  # fmt: skip
+
+log = logging.getLogger("nio_pydra")
 
 Place = tuple[str | int, ...]
 """Keys and indices that lead to a value of a record."""
@@ -109,7 +112,7 @@ class Result:
         return " ".join(str(self.record.get("reason", "")).split()) if self.failed else ""
 
 
-def latest_results(out_dir: Path, participant: str = "sub-*") -> list[Result]:
+def latest_results(out_dir: Path, participant: str = "sub-*", *, skip_damaged: bool = False) -> list[Result]:
     """Return what became of each scan with each atlas in the latest run that it was part of, sorted by name.
 
     Parameters
@@ -118,6 +121,8 @@ def latest_results(out_dir: Path, participant: str = "sub-*") -> list[Result]:
         Derivative dataset.
     participant : str
         As ``sub-01``. Default: all.
+    skip_damaged : bool
+        Whether to leave out records that cannot be read, and to log which.
 
     Raises
     ------
@@ -126,16 +131,18 @@ def latest_results(out_dir: Path, participant: str = "sub-*") -> list[Result]:
     """
     done = {path.stem.removesuffix("_record"): path for path in done_records(out_dir, participant)}
     failed = {path.stem.removesuffix("_error"): path for path in failures(out_dir, participant)}
-    return [
-        Result(
-            name,
-            name_entities(path := failed.get(name) or done[name]),
-            read_record(path),
-            failed=name in failed,
-            files_of_earlier_run=name in failed and name in done,
-        )
-        for name in sorted(done | failed)
-    ]
+    results = []
+    for name in sorted(done | failed):
+        path = failed.get(name) or done[name]
+        try:
+            record = read_record(path)
+        except InputError as error:
+            if not skip_damaged:
+                raise
+            log.warning("%s", error)
+            continue
+        results.append(Result(name, name_entities(path), record, name in failed, name in failed and name in done))
+    return results
 
 
 def name_entities(path: Path) -> dict[str, str]:

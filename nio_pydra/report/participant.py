@@ -44,17 +44,12 @@ def write_participant_pages(
     Returns
     -------
     list of Path
-        The pages.
-
-    Raises
-    ------
-    InputError
-        If a record cannot be read.
+        The pages. A record that cannot be read is left out, and logged.
     """
     if alone and participants is not None:
-        results = [result for one in participants for result in latest_results(out_dir, one)]
+        results = [result for one in participants for result in latest_results(out_dir, one, skip_damaged=True)]
     else:
-        results = latest_results(out_dir)
+        results = latest_results(out_dir, skip_damaged=True)
     verdicts, measures = judge(results, profile), measures_of(results, profile)
     own: dict[str, list[Result]] = {}
     for result in results:

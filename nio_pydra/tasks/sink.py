@@ -1,7 +1,6 @@
 """Task: results under their BIDS names in the output folder, and the page of the participant."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,10 @@ def Sink(destination: dict, version: str = CODE_VERSION, **products: File | None
     """
     from nio_pydra.bids.outputs import sink
     from nio_pydra.bids.products import Destination
-    from nio_pydra.errors import InputError
     from nio_pydra.report.participant import write_participant_pages
 
     files = {name: None if file is None else Path(file) for name, file in products.items()}
     to = Destination(**destination)
     written = [str(path) for path in sink(files, to)]
-    with suppress(InputError):  # about the record of another scan; the run says it when it writes the page at its end
-        write_participant_pages(Path(to.out_dir), to.kind, [f"sub-{to.entities['subject']}"], alone=True)
+    write_participant_pages(Path(to.out_dir), to.kind, [f"sub-{to.entities['subject']}"], alone=True)
     return written

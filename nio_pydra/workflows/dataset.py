@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -32,8 +31,6 @@ from nio_pydra.workflows.subject import Subject
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker, SlurmWorker
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
-
-log = logging.getLogger("nio_pydra")
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,8 @@ def register_dataset(
         discard_unfinished(cache, alone=alone)
         outcomes = _register_all(scans, atlas, settings, out_dir, cache)
     _store_failures(outcomes, atlas, settings.method, out_dir)
-    _write_pages(outcomes, settings.profile, out_dir)
+    # Once more, with failures and beside all scans of the folder.
+    write_participant_pages(out_dir, settings.profile, {f"sub-{scan.entities['subject']}" for scan in scans})
     return outcomes
 
 
@@ -137,14 +135,6 @@ def _store_failures(outcomes: Sequence[Outcome], atlas: Atlas, method: Method, o
             failure.write(out_dir, outcome.details)
         else:
             failure.forget(out_dir)
-
-
-def _write_pages(outcomes: Sequence[Outcome], profile: Profile, out_dir: Path) -> None:
-    """Write the participants' pages once more, with failures and beside all scans of the folder."""
-    try:
-        write_participant_pages(out_dir, profile, {f"sub-{outcome.scan.entities['subject']}" for outcome in outcomes})
-    except InputError as error:
-        log.warning("pages of participants are not up to date: %s", error)
 
 
 def _register_all(
