@@ -78,6 +78,7 @@ BRAIN = Profile(
     limits={
         "similarity after the affine": Limits(look=(0.15, math.inf)),
         "overlap of masks": Limits(look=(0.9, math.inf), fail=(0.75, math.inf)),
+        "empty part of the mask": Limits(look=(-math.inf, 4.0), fail=(-math.inf, 15.0)),
         "smallest scale of the affine": Limits(look=(0.7, math.inf), fail=(0.6, math.inf)),
         "largest scale of the affine": Limits(look=(-math.inf, 1.35), fail=(-math.inf, 1.6)),
         "turn by the affine": Limits(look=(-math.inf, 45)),

@@ -39,6 +39,11 @@ COLUMNS: dict[str, tuple[Place, str, str | None]] = {
     "jacobian_p1": (("jacobian_p1",), "Jacobian determinant in the atlas's {object}: 1st percentile", None),
     "jacobian_p99": (("jacobian_p99",), "The same: 99th percentile", None),
     "mask_overlap": (("mask_overlap",), "Dice overlap of the atlas's mask and the registered mask", None),
+    "mask_empty_percent": (
+        ("mask_empty_percent",),
+        "Voxels of the scan's mask that hold the darkest value of the scan",
+        "%",
+    ),
     "affine_scale_smallest": (("affine", "scales", 0), "Smallest scale of the affine, scan against atlas", None),
     "affine_scale_largest": (("affine", "scales", -1), "Largest scale of the affine", None),
     "affine_turn": (("affine", "turn_degrees"), "Angle of the affine's rotation", "degrees"),

@@ -54,7 +54,8 @@ class Measure:
 MEASURES = (
     Measure("similarity after the affine", ("similarity", "before"), "low", 0.05),
     Measure("similarity", ("similarity", "after"), "low", 0.05),
-    Measure("overlap of masks", ("mask_overlap",), "low", 0.03),
+    Measure("overlap of masks", ("mask_overlap",), "low", 0.012),
+    Measure("empty part of the mask", ("mask_empty_percent",), "high", 1.0, " %"),
     Measure("Jacobian, 1st percentile", ("jacobian_p1",), "low", 0.1),
     Measure("Jacobian, 99th percentile", ("jacobian_p99",), "high", 0.4),
     Measure("folds", ("fold_percent",), "high", 0.1, " %"),

@@ -34,11 +34,13 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
     -------
     dict
         Entries of the record. ``similarity`` holds ``before`` and ``after``. ``mask_overlap`` is the Dice of the fixed
-        object and the registered moving one. Regularity of the deformation without the affine: ``std_jacobian``,
-        ``fold_percent``, ``jacobian_p1`` and ``jacobian_p99``. ``affine`` holds its ``scales``, from the smallest to
-        the largest, and ``turn_degrees``, the angle of its rotation. ``inverse_error_mm`` holds ``median`` and ``p99``
-        of three round trips: forward and back from ``voxels`` of the fixed object and from points ``between_voxels``,
-        and from voxels of the moving object (``backward``).
+        object and the registered moving one. ``mask_empty_percent`` is the share of the moving object that holds the
+        darkest value of its image: next to none in a good mask, more in one of another person. Regularity of the
+        deformation without the affine: ``std_jacobian``, ``fold_percent``, ``jacobian_p1`` and ``jacobian_p99``.
+        ``affine`` holds its ``scales``, from the smallest to the largest, and ``turn_degrees``, the angle of its
+        rotation. ``inverse_error_mm`` holds ``median`` and ``p99`` of three round trips: forward and back from
+        ``voxels`` of the fixed object and from points ``between_voxels``, and from voxels of the moving object
+        (``backward``).
     """
     foreground, fixed = pair.fixed_foreground, np.asanyarray(pair.fixed_object.dataobj)
     moving = pair.moving_object  # its background is the darkest value
@@ -55,6 +57,7 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
             "after": similarity(transforms[0]),
         },
         "mask_overlap": _mask_overlap(pair, transforms[0]),
+        "mask_empty_percent": _mask_empty_percent(pair),
         **asdict(smooth),
         "affine": _affine_measures(pair.affine),
         "inverse_error_mm": _round_trips(pair, *transforms),
@@ -66,6 +69,12 @@ def _mask_overlap(pair: Pair, forward: Transform) -> float:
     mask = Nifti1Image(inside(pair.moving, pair.moving_mask).astype(np.uint8), pair.moving.affine)
     moved = np.asanyarray(resample(mask, pair.fixed, forward, "nearest").dataobj)
     return dice(pair.fixed_foreground.astype(np.uint8), moved, expected={1})[1]
+
+
+def _mask_empty_percent(pair: Pair) -> float:
+    """Return the share of the moving object that holds the darkest value of its image, in percent."""
+    voxels = np.asanyarray(pair.moving.dataobj)
+    return float(100 * (voxels[inside(pair.moving, pair.moving_mask)] == voxels.min()).mean())
 
 
 def _affine_measures(affine: NDArray[np.floating]) -> dict[str, Any]:
