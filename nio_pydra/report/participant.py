@@ -38,8 +38,8 @@ def write_participant_pages(
     participants : collection of str, optional
         As ``sub-01``. Default: all that have a record, done or failed.
     alone : bool
-        Whether to read the records of these participants only. Measures are then compared with fixed limits only, which
-        is quick while a large dataset is being processed.
+        Whether to read the records of these participants only, and to compare their scans with one another. Otherwise
+        they are compared with the whole dataset.
 
     Returns
     -------

@@ -121,8 +121,10 @@ def register_dataset(
         discard_unfinished(cache, alone=alone)
         outcomes = _register_all(scans, atlas, settings, out_dir, cache)
     _store_failures(outcomes, atlas, settings.method, out_dir)
-    # Once more, with failures and beside all scans of the folder.
-    write_participant_pages(out_dir, settings.profile, {f"sub-{scan.entities['subject']}" for scan in scans})
+    # Once more, with failures and beside the other scans of this run. Reading all records would cost every job of an
+    # array as much as the whole dataset.
+    ran = {f"sub-{scan.entities['subject']}" for scan in scans}
+    write_participant_pages(out_dir, settings.profile, sorted(ran), alone=True)
     return outcomes
 
 
