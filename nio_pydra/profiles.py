@@ -79,9 +79,9 @@ BRAIN = Profile(
         "similarity after the affine": Limits(look=(0.15, math.inf)),
         "overlap of masks": Limits(look=(0.9, math.inf), fail=(0.75, math.inf)),
         "empty part of the mask": Limits(look=(-math.inf, 4.0), fail=(-math.inf, 15.0)),
-        # A field of good registrations reaches 0.2 and 2.6.
-        "Jacobian, 1st percentile": Limits(look=(0.05, math.inf)),
-        "Jacobian, 99th percentile": Limits(look=(-math.inf, 4.0)),
+        # Good registrations of young adults reach 0.26 and 2.7, of an old brain with large ventricles 0.18 and 3.7.
+        "Jacobian, 1st percentile": Limits(look=(0.03, math.inf)),
+        "Jacobian, 99th percentile": Limits(look=(-math.inf, 6.0)),
         "folds": Limits(look=(-math.inf, 1.0)),
         "folds before their removal": Limits(look=(-math.inf, 3.0)),
         "smallest scale of the affine": Limits(look=(0.7, math.inf), fail=(0.6, math.inf)),

@@ -52,14 +52,14 @@ class Measure:
 
 
 MEASURES = (
-    Measure("similarity after the affine", ("similarity", "before"), "low", 0.05),
-    Measure("similarity", ("similarity", "after"), "low", 0.05),
+    Measure("similarity after the affine", ("similarity", "before"), "low", 0.1),
+    Measure("similarity", ("similarity", "after"), "low", 0.1),
     Measure("overlap of masks", ("mask_overlap",), "low", 0.012),
     Measure("empty part of the mask", ("mask_empty_percent",), "high", 1.0, " %"),
-    Measure("Jacobian, 1st percentile", ("jacobian_p1",), "low", 0.1),
-    Measure("Jacobian, 99th percentile", ("jacobian_p99",), "high", 0.4),
+    Measure("Jacobian, 1st percentile", ("jacobian_p1",), "low", 0.15),
+    Measure("Jacobian, 99th percentile", ("jacobian_p99",), "high", 1.5),
     Measure("folds", ("fold_percent",), "high", 0.1, " %"),
-    Measure("folds before their removal", ("before_unfolding", "fold_percent"), "high", 0.3, " %"),
+    Measure("folds before their removal", ("before_unfolding", "fold_percent"), "high", 1.0, " %"),
     Measure("smallest scale of the affine", ("affine", "scales", 0), "both", 0.1),
     Measure("largest scale of the affine", ("affine", "scales", -1), "both", 0.1),
     Measure("turn by the affine", ("affine", "turn_degrees"), "high", 20.0, "°"),

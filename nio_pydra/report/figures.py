@@ -30,7 +30,7 @@ FIGURES = {
     "mask": "The scan with the mask that was used. The atlas's mask, and its labels where it has any, are brought onto "
     "the scan by the inverse transform.",
     "jacobian": "Local change of volume by the deformation, without the affine: red where the scan is larger than the "
-    "atlas, blue where it is smaller. Black lines or patches in bright yellow are folds.",
+    "atlas, blue where it is smaller. Folds are bright yellow.",
     "labels": "Labels of the atlas, and of the scan in the atlas's space, on both images.",
 }
 """Kinds of figures in the order of the page, with their captions."""

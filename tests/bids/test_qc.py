@@ -81,7 +81,7 @@ def test_a_value_far_from_the_other_scans_must_be_looked_at(measure):
 
 def test_scans_that_differ_among_themselves_have_wider_limits():
     spread = [changed(("similarity", "after"), 0.6 + 0.02 * (number % 7 - 3)) for number in range(20)]
-    odd = changed(("similarity", "after"), 0.5)
+    odd = changed(("similarity", "after"), 0.48)
     assert last(*[GOOD] * 20, odd).status == "look"
     assert last(*spread, odd).status == "pass"
 
