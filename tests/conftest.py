@@ -63,7 +63,7 @@ def bids_errors() -> Callable[[Path], list[str]]:
     def validate(dataset: Path) -> list[str]:
         done = subprocess.run([program, "--json", dataset], capture_output=True, text=True, check=False)
         found = json.loads(done.stdout)
-        folders = {path.name.removeprefix("sub-") for path in dataset.glob("sub-*")}
+        folders = {path.name.removeprefix("sub-") for path in dataset.glob("sub-*/")}
         assert folders and set(found["summary"]["subjects"]) == folders, "the validator did not look at every subject"
         issues = found["issues"]["issues"]
         return [f"{issue['code']} {issue.get('location')}" for issue in issues if issue["severity"] == "error"]

@@ -105,22 +105,30 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 def _ignored(profile: Profile) -> str:
     """Return patterns of the files for which BIDS has no name yet, one a line."""
-    names = {product: _example_name(product, profile).rsplit("_", 1)[1] for product in PRODUCTS if not product.in_bids}
+    names = {
+        product: _example_name(product, profile).rsplit("_", 1)[1]
+        for product in PRODUCTS
+        if not (product.in_bids or product.figure)
+    }
     own = [f"*_{name}" for name in names.values()]
     own += [f"*_{name.partition('.')[0]}.json" for product, name in names.items() if product.sidecar]
-    return "".join(f"{pattern}\n" for pattern in dict.fromkeys([*own, "*_cohort-*", "group_*", "logs/"]))
+    others = ("*_cohort-*", "group_*", "logs/", "sub-*/figures", "*.html")
+    return "".join(f"{pattern}\n" for pattern in dict.fromkeys([*own, *others]))
 
 
 def _readme(profile: Profile) -> str:
     """Return a text that lists the kinds of files."""
-    names = {product.name: _example_name(product, profile) for product in PRODUCTS}
+    names = {product.name: "figures/" * product.figure + _example_name(product, profile) for product in PRODUCTS}
     width = max(map(len, names.values())) + 2
     lines = [f"{names[product.name]:{width}}{product.help(profile)}\n" for product in PRODUCTS]
     return (
         f"{profile.suffix} images aligned to an atlas by nio_pydra, one folder per participant:\n\n{''.join(lines)}\n"
+        "sub-*.html shows a participant's registrations. `nio-pydra ... group` writes group_*.tsv, a table of all\n"
+        "scans, and group_*.html, a page about them.\n\n"
         "antsApplyTransforms, and nitransforms in Python, read the transforms as they are; the command nb-transform\n"
-        "applies only their affine. logs/ holds the log and the options of every run, and what is known about scans\n"
-        "that failed.\n"
+        "applies only their affine. logs/ holds the log and the options of every run, what is known about scans that\n"
+        "failed, and CITATION.md and CITATION.bib, a text about the latest run for a methods section, with its\n"
+        "references.\n"
     )
 
 

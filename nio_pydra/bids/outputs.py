@@ -54,6 +54,8 @@ def output_path(destination: Destination, product: Product, extension: str | Non
     name = build_path(entities, [PATTERN], strict=True)
     if name is None:
         raise ValueError(f"no BIDS name for {entities}")
+    if product.figure:  # of all sessions in one folder, as in fMRIPrep
+        return Path(destination.out_dir, f"sub-{destination.entities['subject']}", "figures", Path(name).name)
     return Path(destination.out_dir) / name
 
 

@@ -92,6 +92,8 @@ class Product:
         Whether a scan may have none.
     in_bids : bool
         Whether BIDS has a name for such files. Otherwise .bidsignore lists them.
+    figure : bool
+        Whether it lies in the participant's folder ``figures``, which .bidsignore lists.
     """
 
     name: str
@@ -101,10 +103,23 @@ class Product:
     extension: str = ".nii.gz"
     optional: bool = False
     in_bids: bool = True
+    figure: bool = False
 
     def help(self, profile: Profile = BRAIN) -> str:
         """Return the description in a line."""
         return self.text.format(image=profile.suffix, object=profile.name)
+
+
+def _figure(kind: str, text: str, *, optional: bool = False) -> Product:
+    return Product(
+        name=f"{kind}_figure",
+        text=text,
+        entities=lambda to: {**to.space, "desc": to.desc, "suffix": kind},
+        extension=".svg",
+        optional=optional,
+        in_bids=False,
+        figure=True,
+    )
 
 
 PRODUCTS = (
@@ -200,4 +215,8 @@ PRODUCTS = (
         extension=".json",
         in_bids=False,
     ),
+    _figure("registration", "atlas and registered {image} image, in turn"),
+    _figure("mask", "the {image} image with the {object} mask and the atlas's labels"),
+    _figure("jacobian", "map of the local change of volume", optional=True),
+    _figure("labels", "labels of the atlas and the participant's labels", optional=True),
 )

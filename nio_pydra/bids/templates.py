@@ -13,8 +13,9 @@ from typing import Any
 from nio_pydra.bids.atlas import Atlas, check_atlas
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.system.files import read_json
 
-__all__ = ["atlas_from_template"]
+__all__ = ["atlas_from_template", "template_references"]
 
 ARCHIVE = "https://templateflow.s3.amazonaws.com"
 Variant = tuple[int | None, int | None]
@@ -95,6 +96,19 @@ def atlas_from_template(
         cohort=None if cohort is None else str(cohort),
         resolution=None if "res" not in asked else str(resolution),
     )
+
+
+def template_references(atlas: Atlas) -> list[str]:
+    """Return the references that a template's description names, as it writes them. Empty for other atlases."""
+    described = (folder / "template_description.json" for folder in atlas.image.parents[:2])
+    path = next((path for path in described if path.is_file()), None)
+    if path is None:
+        return []
+    try:
+        found = read_json(path).get("ReferencesAndLinks", [])
+    except InputError:
+        return []
+    return [str(link) for link in (found.values() if isinstance(found, dict) else found)]
 
 
 def _parsed(spec: str) -> tuple[str, dict[str, int]]:

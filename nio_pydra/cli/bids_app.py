@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nio_pydra.cli.config_file import with_config_file, write_config_file
 from nio_pydra.cli.dataset import (
@@ -27,6 +28,10 @@ from nio_pydra.cli.errors import exit_status
 from nio_pydra.cli.options import add_engine_options, method_of
 from nio_pydra.cli.version import ShowVersion
 from nio_pydra.errors import InputError
+
+if TYPE_CHECKING:
+    from nio_pydra.bids.inputs import Scan
+    from nio_pydra.profiles import Profile
 
 __all__ = ["main"]
 
@@ -55,7 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_dataset_options(parser)
     parser.add_argument(
-        "level", choices=("participant", "group"), help="register the scans, or write a table of their records"
+        "level",
+        choices=("participant", "group"),
+        help="register the scans, or write a table and a page of their records",
+    )
+    pages = parser.add_argument_group("pages").add_mutually_exclusive_group()
+    pages.add_argument(
+        "--reports-only", action="store_true", help="write the pages of participants from what OUT_DIR holds, and end"
+    )
+    pages.add_argument(
+        "--boilerplate-only", action="store_true", help="write logs/CITATION.md and logs/CITATION.bib, and end"
     )
     parser.add_argument("--version", action=ShowVersion)
     parser.add_argument(
@@ -80,15 +94,25 @@ def _participant(options: argparse.Namespace, command: str) -> int:
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
+    from nio_pydra.report.boilerplate import Boilerplate, write_boilerplate
     from nio_pydra.workflows.dataset import register_dataset
 
     for atlas in run.atlases:
         refuse_mixture(options.out_dir, atlas.space, options.engine, atlas.image)
     method = method_of(options)
     settings = replace(settings_of(options, run, method), conformed_mask=options.fmriprep_mask)
-    clean_if_asked(options)
+    if options.reports_only:
+        return _write_reports(options.out_dir, run.scans, options.profile)
+    if not options.boilerplate_only:
+        clean_if_asked(options)
     write_description(options.out_dir, command, run.sources, options.profile)
     write_config_file(options, run.log_file.with_suffix(".toml"), command)
+    boilerplate = Boilerplate(
+        run.scans, run.atlases, method, settings.runtime, bool(settings.skull_stripped), options.profile
+    )
+    texts = write_boilerplate(boilerplate, options.out_dir)
+    if options.boilerplate_only:
+        return _print_paths(texts)
     log_start(run, f"{method.name} ({method.preset})", options.profile.name)
     if options.fmriprep_mask and (several := [scan.name for scan in run.scans if not scan.alone]):
         log.warning(
@@ -106,11 +130,29 @@ def _participant(options: argparse.Namespace, command: str) -> int:
 def _group(options: argparse.Namespace, command: str) -> int:
     from nio_pydra.bids.description import require_writable
     from nio_pydra.bids.group import write_group_tables
+    from nio_pydra.report.group import write_group_pages
+    from nio_pydra.report.participant import write_participant_pages
 
     if not options.out_dir.is_dir():
         raise InputError(f"{options.out_dir} is not a folder: expected the output folder of the participant level.")
     refuse_loss(options)
     require_writable(options.out_dir, "output folder")
-    for path in write_group_tables(options.out_dir, options.profile):
+    tables = write_group_tables(options.out_dir, options.profile)
+    write_participant_pages(options.out_dir, options.profile)  # now beside the whole dataset
+    return _print_paths([*tables, *write_group_pages(options.out_dir, options.profile)])
+
+
+def _write_reports(out_dir: Path, scans: Sequence[Scan], profile: Profile) -> int:
+    """Write the pages of the participants of scans; return the exit status."""
+    from nio_pydra.report.participant import write_participant_pages
+
+    pages = write_participant_pages(out_dir, profile, {f"sub-{scan.entities['subject']}" for scan in scans})
+    if not pages:
+        raise InputError(f"{out_dir} has no record of these participants: run it without --reports-only first.")
+    return _print_paths(pages)
+
+
+def _print_paths(paths: Sequence[Path]) -> int:
+    for path in paths:
         print(path)
     return 0

@@ -23,6 +23,7 @@ from nio_pydra.engines.memory import require_memory, scans_that_fit
 from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.report.participant import write_participant_pages
 from nio_pydra.spatial.images import UNREADABLE, load_image, load_mask
 from nio_pydra.system.settings import plain
 from nio_pydra.system.slurm import require_usable
@@ -150,6 +151,10 @@ def register_dataset(
         discard_unfinished(cache, alone=alone and not jobs_live)
         outcomes = _register_all(scans, atlases, settings, out_dir, cache)
     _store_failures(outcomes, settings, out_dir)
+    # Once more, with failures and beside the other scans of this run. Reading all records would cost every job of an
+    # array as much as the whole dataset.
+    ran = {f"sub-{scan.entities['subject']}" for scan in scans}
+    write_participant_pages(out_dir, settings.profile, sorted(ran), alone=True)
     return outcomes
 
 

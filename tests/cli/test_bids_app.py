@@ -133,7 +133,7 @@ def test_parallel_processes_give_the_same_as_one_after_another(finished, tmp_pat
 def test_group_level_gathers_one_row_per_scan(finished, capsys):
     dataset, out = finished
     assert bids_app.main([str(dataset.root), str(out), "group"]) == 0
-    table, columns = (Path(line) for line in capsys.readouterr().out.split())
+    table, columns, _page = (Path(line) for line in capsys.readouterr().out.split())
     assert table.name == "group_desc-affine_registration.tsv"
     with table.open() as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
