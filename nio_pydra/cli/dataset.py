@@ -215,12 +215,7 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
         database=options.bids_database_dir,
     )
     scans = reference_scans(scans, options.subject_anatomical_reference)
-    if options.skull_strip_t1w == "auto":
-        from nio_pydra.engines.masks import background_is_zero
-
-        scans = [
-            scan if scan.problem else replace(scan, skull_stripped=background_is_zero(scan.image)) for scan in scans
-        ]
+    scans = [replace(scan, skull_stripped=_skull_stripped(scan, options)) for scan in scans]
     atlases = atlases_of(options, options.profile)
     refuse_other_references(options.out_dir, scans, atlases, options.subject_anatomical_reference)
     return DatasetRun(scans, atlases, {"raw": options.bids_dir, **derivatives}, worker, n_scans, threads, log_file)
@@ -234,7 +229,6 @@ def settings_of(options: argparse.Namespace, run: DatasetRun, method: Method) ->
     return DatasetSettings(
         method,
         Runtime(device=options.device, precision=options.precision, seed=options.random_seed),
-        skull_stripped={"force": False, "skip": True}.get(options.skull_strip_t1w, options.skull_stripped or None),
         worker=run.worker,
         n_procs=run.n_scans,
         memory_mb=options.mem,
@@ -252,6 +246,17 @@ def clean_if_asked(options: argparse.Namespace) -> None:
         from nio_pydra.workflows.cache import clean_work_folder
 
         clean_work_folder(options.work_dir)
+
+
+def _skull_stripped(scan: Scan, options: argparse.Namespace) -> bool:
+    """Return whether a scan is zero outside the object, by the options, its voxels or its sidecar."""
+    if options.skull_stripped or options.skull_strip_t1w == "skip":
+        return True
+    if options.skull_strip_t1w == "auto":
+        from nio_pydra.engines.masks import background_is_zero
+
+        return not scan.problem and background_is_zero(scan.image)
+    return scan.skull_stripped and options.skull_strip_t1w != "force"
 
 
 @contextmanager

@@ -52,8 +52,6 @@ class DatasetSettings:
         Engine and settings.
     runtime : Runtime
         Device, precision and seed. The number of threads is that of OMP_NUM_THREADS.
-    skull_stripped : bool or None
-        Whether every scan is zero outside the object, whatever its sidecar says. None: as its sidecar says.
     worker : str
         ``debug`` (one after another), ``cf`` (processes) or ``slurm``.
     n_procs : int
@@ -77,7 +75,6 @@ class DatasetSettings:
 
     method: Method
     runtime: Runtime
-    skull_stripped: bool | None = None
     worker: str = "debug"
     n_procs: int = 1
     memory_mb: float | None = None
@@ -371,7 +368,7 @@ def _common_inputs(settings: DatasetSettings) -> dict[str, Any]:
 def _inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: Path, atlas_mask: Path) -> dict[str, Any]:
     return {
         "scan": scan.image,
-        "skull_stripped": _skull_stripped(scan, settings),
+        "skull_stripped": scan.skull_stripped,
         "mask": scan.mask,
         "lesion_mask": scan.lesion,
         "own_labels": scan.labels,
@@ -392,12 +389,8 @@ def _destination(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
         desc=engine_desc(settings.method.name),
         source=f"bids:raw:{scan.relative}",
         atlas_reference=atlas.reference,
-        skull_stripped=_skull_stripped(scan, settings),
+        skull_stripped=scan.skull_stripped,
         labels_desc=settings.labels_desc if scan.labels else None,
         labels_source=scan.labels.as_uri() if scan.labels else None,
         profile=settings.profile.name,
     )
-
-
-def _skull_stripped(scan: Scan, settings: DatasetSettings) -> bool:
-    return scan.skull_stripped if settings.skull_stripped is None else settings.skull_stripped
