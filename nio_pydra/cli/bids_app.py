@@ -107,9 +107,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         clean_if_asked(options)
     write_description(options.out_dir, command, run.sources, options.profile)
     write_config_file(options, run.log_file.with_suffix(".toml"), command)
-    boilerplate = Boilerplate(
-        run.scans, run.atlases, method, settings.runtime, bool(settings.skull_stripped), options.profile
-    )
+    boilerplate = Boilerplate(run.scans, run.atlases, method, settings.runtime, False, options.profile)
     texts = write_boilerplate(boilerplate, options.out_dir)
     if options.boilerplate_only:
         return _print_paths(texts)
