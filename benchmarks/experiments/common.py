@@ -122,7 +122,7 @@ def oasis(
     )  # fmt: skip
 
 
-def read_options(doc: str, *, prepare: bool = False) -> argparse.Namespace:
+def read_options(doc: str, *, prepare: bool = False, changes: Sequence[str] = ()) -> argparse.Namespace:
     """Return the options of an experiment. Names of weights are looked up in the folder of --weights from now on."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="holds oasis_malf and freesurfer_pairs")
@@ -147,6 +147,8 @@ def read_options(doc: str, *, prepare: bool = False) -> argparse.Namespace:
     parser.add_argument("--publish", action="store_true", help="write the page in docs/results")
     if prepare:
         steps.add_argument("--prepare", type=Path, metavar="RUN", help="prepare the training instead")
+    if changes:
+        parser.add_argument("--changes", nargs="+", choices=changes, help="register scans with these alone")
     options = parser.parse_args()
     for name in ("data", "out", "work", "weights", "prepare"):
         if getattr(options, name, None) is not None:
@@ -157,7 +159,7 @@ def read_options(doc: str, *, prepare: bool = False) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """Register what is missing, and write the tables of each comparison; return those that were chosen."""
+    """Register what is missing, and write tables; return the comparisons of which something is done."""
     chosen, people = options.comparisons.split(",") if options.comparisons else None, options.participants
     kept = [
         replace(
@@ -172,12 +174,16 @@ def run(options: argparse.Namespace, comparisons: Iterable[Comparison]) -> list[
     for comparison in kept:
         if not options.tables_only:
             _register(options, comparison)
+    if options.register_only:
+        return kept
+    written = []
     for comparison in kept:
-        if not options.register_only:
-            usable = replace(comparison, methods=tuple(name for name in comparison.methods if _weights_found(name)))
-            if nio.main(["compare", *usable.options(options), "--tables-only"]):
-                raise SystemExit(f"{comparison.name}: no tables")
-    return kept
+        usable = replace(comparison, methods=tuple(name for name in comparison.methods if _weights_found(name)))
+        if nio.main(["compare", *usable.options(options), "--tables-only"]) == 0:
+            written.append(comparison)
+    if not written:
+        raise SystemExit(1)
+    return written
 
 
 def _register(options: argparse.Namespace, comparison: Comparison) -> None:
@@ -242,7 +248,9 @@ def _note_machine(out: Path) -> None:
 
 def _slim(folder: Path, work: Path, atlas_labels: nib.Nifti1Image) -> None:
     """Delete transforms, and all but one axial slice of images on the atlas, in the results and in the cache."""
-    level = axial_view(atlas_labels).level
+    level, directions = axial_view(atlas_labels).level, nib.io_orientation(atlas_labels.affine)
+    axis = int(np.flatnonzero(directions[:, 0] == 2)[0])
+    place = level if directions[axis, 1] > 0 else atlas_labels.shape[axis] - 1 - level
     large = {path: path.stat().st_size for path in folder.rglob("sub-*") if path.is_file()}
     large = {path: size for path, size in large.items() if size > 2**18}
     for cached in work.rglob("*"):  # copies; another run can be at work in the same cache
@@ -253,11 +261,11 @@ def _slim(folder: Path, work: Path, atlas_labels: nib.Nifti1Image) -> None:
         if "_space-T1w_" in path.name or path.suffix == ".h5":
             path.unlink()
         elif path.name.endswith(".nii.gz") and "_space-" in path.name:
-            canonical = nib.as_closest_canonical(nib.load(path))
-            voxels = np.asanyarray(canonical.dataobj)
+            image = nib.load(path)
+            voxels = np.moveaxis(np.asanyarray(image.dataobj), axis, 0)
             kept = np.zeros_like(voxels)
-            kept[..., level] = voxels[..., level]
-            slimmed = nib.Nifti1Image(kept, canonical.affine)
+            kept[place] = voxels[place]
+            slimmed = nib.Nifti1Image(np.moveaxis(kept, 0, axis), image.affine)
             if not path.name.endswith("_dseg.nii.gz"):
                 slimmed.set_data_dtype(np.uint8)
             with atomic_path(path) as temporary:

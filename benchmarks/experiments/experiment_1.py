@@ -68,7 +68,9 @@ def _second_visit(options: argparse.Namespace, participant: str) -> Comparison:
 
 def _ceiling(options: argparse.Namespace, chosen: list[Comparison]) -> str:
     """Return the table of second visits to first ones."""
-    found = pd.concat(cases_of_tables(options, own) for own in chosen if own.name.startswith("ceiling"))
+    if len(chosen) < 2:
+        return ""
+    found = pd.concat(cases_of_tables(options, own) for own in chosen[1:])
     dice = found.pivot(index="method", columns="participant", values="dice_all").reindex(found["method"].unique())
     rows = [(str(method), [*values, float(np.mean(values))]) for method, values in dice.iterrows()]
     return table("Dice of second visits to first ones, the ceiling", [*map(str, dice.columns), "mean"], rows)

@@ -17,7 +17,7 @@ SWEEPS = {
     "nio_m:diffeomorphic": ("field.objective.volume_weight", (0.0, 0.02, 0.05, 0.1, 0.2)),
     "nio_m": ("network.objective.weight", (0.1, 0.2, 0.4, 0.6, 0.8)),
     "io": ("field.objective.weight", (0.1, 0.2, 0.4, 0.6, 0.8)),
-    "syn:fast": ("update_variance", (1.0, 2.0, 3.0, 6.0)),
+    "syn:fast": ("field_variance", (0.0, 0.25, 0.5, 1.0, 2.0)),
     "greedy": ("field_smoothing_mm", (0.3, 0.5, 0.7, 1.0)),
     "niftyreg": ("bending_energy", (0.0002, 0.001, 0.005, 0.02)),
 }

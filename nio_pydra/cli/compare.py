@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,14 +95,20 @@ def _compare(args: argparse.Namespace) -> int:
     structures = _structures(args, run)
     found, run = run.scans, replace(run, scans=cases_of(run.scans, run.atlas))
     if unlabelled := [scan.name for scan in found if scan.labels is None]:
-        log.warning("%d scans are left out, because they have no labels: %s", len(unlabelled), ", ".join(unlabelled))
+        log.warning("Scans without labels are left out: %s", ", ".join(unlabelled))
     command = shlex.join(["nio", *sys.argv[1:]])
     for name, reason in left_out.items():
         log.warning("%s is left out: %s", name, reason)
     described = {name: _description(name, method, folder_of(args.out_dir, name)) for name, method in methods.items()}
     plan = Plan(run, described, left_out, reference, tested, structures, args.title, command)
     if args.tables_only:
-        _write(plan.results(), args.out_dir)
+        results = plan.results()
+        if results.cases.empty:
+            raise InputError(
+                f"{args.out_dir} holds no case of {', '.join(methods)} to {run.atlas.name}: run the same command "
+                "without --tables-only first."
+            )
+        _write(results, args.out_dir)
         print(args.out_dir / PAGE)
         return 0
     clean_if_asked(args)
@@ -172,7 +179,7 @@ class Plan:
         folders = {name: method.folder for name, method in self.methods.items()}
         cases, labels = gather_cases(folders, scans, self.structures, self.run.atlas.space)
         return Results(
-            title=self.title or f"{len(self.methods)} methods, {len(scans)} scans to {self.run.atlas.label}",
+            title=self.title or f"{_count(self.methods, 'method')}, {_count(scans, 'scan')} to {self.run.atlas.label}",
             atlas=self.run.atlas,
             scans=scans,
             methods=self.methods,
@@ -188,6 +195,10 @@ class Plan:
                 "Load when the tables were written": f"{os.getloadavg()[0]:.1f}",
             },
         )
+
+
+def _count(things: Collection[str], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
 def _description(name: str, method: Method, folder: Path) -> MethodDescription:

@@ -95,9 +95,9 @@ def _draw_all(results: Results, folder: Path) -> list[Picture]:
             Picture(
                 _write(draw_times(results), folder / "seconds.png"),
                 "Dice over time",
-                "Mean over cases, bars: one standard deviation. Seconds are T of the table: without the affine, which "
-                "is common to all. Where settings alone tell methods apart, a line joins them and one name stands for "
-                "them.",
+                "Mean over cases, bars if there are several: one standard deviation. Seconds are T of the table: "
+                "without the affine, which is common to all. Where settings alone tell methods apart, a line joins "
+                "them and one name stands for them.",
             )
         )
     if any(_point(results, name, "std_jacobian") for name in results.methods):

@@ -33,7 +33,8 @@ NONE = "–"
 FOOTNOTES = {
     "Dice": "Overlap of the moving image's labels, propagated to the atlas, with the atlas's own: twice the common "
     "voxels over the sum of both. Labels absent from either map are skipped; a label that gets lost on the way counts "
-    "0. First the mean over the structures of a case, then mean ± standard deviation (of a sample) over cases.",
+    "0. First the mean over the structures of a case, then the mean over cases, ± standard deviation (of a sample) if "
+    "there are several.",
     "† and *": "p < 0.001 and p < 0.05 against the reference method, whether that is better or worse: Wilcoxon's "
     "signed-rank test over participants, two-sided, with Holm's correction for the number of methods.",
     "DSC30": "Mean of the lowest 30 % of the cases' Dice, as the paper has it.",
@@ -47,7 +48,7 @@ FOOTNOTES = {
     "T": "Seconds from images in memory to both transforms in memory, the same for every method: without the affine, "
     "which is common to all, the start of programs, the loading of weights, reading and writing, and measuring. "
     "Two cannot be taken apart so far: SyN's holds the writing of its fields, compressed, and NiftyReg's the start of "
-    "its two programs and their files, not compressed. Mean ± standard deviation over cases.",
+    "its two programs and their files, not compressed. Mean over cases, ± standard deviation if there are several.",
     "processor": "Processor seconds of the same work, over all threads.",
     "difference": "Dice of the reference minus Dice of the method on the same case, mean. Its 95 % interval is a "
     "percentile bootstrap over participants, as scans of one person are not independent.",
@@ -154,7 +155,7 @@ def scores_table(results: Results, group: str = ALL) -> Table:
         if (name, group) in results.summary.index and len(results.done(name))
     }
     best = {column.heading: _best(results, column, shown) for column in columns}
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name, method in results.methods.items():
         if name not in shown:
             rows.append((Cell(name), Cell(f"no case done ({_counts(results, name)})")))
@@ -200,7 +201,7 @@ def paper_table() -> Table:
 
 def methods_table(results: Results) -> Table:
     """Return what each method is."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, method.engine, method.preset, method.changes or NONE, method.weights or NONE,
          _training_data(method), method.citation)
         for name, method in results.methods.items()

@@ -33,10 +33,11 @@ class SynSettings:
     iterations : tuple of int
         Iterations per level, coarse to fine. The last level has full resolution.
     update_variance : float
-        Variance of the Gaussian that smooths each update of the field, in voxels squared of the level: the main control
-        of smoothness. The default is that of antspyx.
+        Variance of the Gaussian that smooths each update of the field, in voxels squared of the level. The default is
+        that of antspyx.
     field_variance : float
-        The same of the whole field, after each update. 0, the default of antspyx, leaves it as it is.
+        The same of the whole field, after each update: the main control of smoothness. 0, the default of antspyx,
+        leaves the field as it is.
 
     Raises
     ------

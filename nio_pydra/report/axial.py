@@ -67,7 +67,7 @@ def draw_outlines(axis: Axes, labels: NDArray[np.floating], colour: str, width: 
     from matplotlib.collections import LineCollection
 
     lines = [
-        line
+        np.asarray(line, float)
         for label in np.unique(labels[labels > 0])
         for line in contour_generator(z=(labels == label).astype(float)).lines(0.5)
     ]

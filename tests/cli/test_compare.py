@@ -88,6 +88,13 @@ def test_tables_are_written_anew_without_registering(compared):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("dataset_description.json")} == before
 
 
+def test_tables_of_nothing_are_refused(dataset, tmp_path, capsys):
+    assert nio.main(command(dataset, tmp_path / "out", "affine,lapirn", "--tables-only")) == 1
+    said = capsys.readouterr().err
+    assert "out holds no case of affine, lapirn to " in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("engines", "more", "sentence"),
     [
@@ -138,7 +145,7 @@ def test_scans_without_labels_and_the_atlas_itself_are_no_cases(dataset, tmp_pat
     atlas += ("--atlas-labels", str(dataset.derivatives / "sub-01/anat/sub-01_desc-malf_dseg.nii.gz"))
     assert nio.main(command(dataset, tmp_path / "out", "affine", *atlas)) == 0
     assert [row["case"] for row in rows(tmp_path / "out/cases.tsv")] == ["sub-03"]
-    assert "1 scans are left out, because they have no labels: sub-02" in capsys.readouterr().out
+    assert "Scans without labels are left out: sub-02" in capsys.readouterr().out
 
 
 def test_a_method_that_is_not_installed_is_left_out_with_the_line_that_says_how_to_get_it(

@@ -193,6 +193,7 @@ NIFTYREG_WAYS = (
     {"similarity": "lncc", "levels": 2, "iterations": 20},
 )
 SMOOTHER = {
+    "syn": {"field_variance": 5.0},
     "greedy": {"field_smoothing_mm": 4.0},
     "niftyreg": {"bending_energy": 0.3},
     "convexadam": {"smoothness": 20},
@@ -306,6 +307,7 @@ def test_convexadam_refuses_a_lesion_that_it_could_not_leave_out(fixed):
 @pytest.mark.parametrize(
     ("kind", "bad"),
     [(syn.SynSettings, {"metric": "MeanSquares"}), (syn.SynSettings, {"sampling": 0}),
+     (syn.SynSettings, {"update_variance": -1}), (syn.SynSettings, {"field_variance": float("nan")}),
      (greedy.GreedySettings, {"radius": 0}),
      (greedy.GreedySettings, {"update_smoothing_mm": 0.0}),
      (niftyreg.NiftyRegSettings, {"similarity": "ssd"}), (niftyreg.NiftyRegSettings, {"lncc_sigma_voxels": 0}),
