@@ -81,7 +81,7 @@ def _errors(record: Path) -> NDArray[np.float64]:
     )
     rng = np.random.default_rng(0)
     on_atlas, affine = _voxels(record.with_name(record.name.replace("_record.json", "_T1w.nii.gz")), rng)
-    on_scan, affine_of_scan = _voxels(record.with_name(f"{start}_desc-brain_mask.nii.gz"), rng)
+    on_scan, affine_of_scan = _voxels(record.with_name(f"{start}_desc-nio_mask.nii.gz"), rng)
     between = on_atlas + rng.uniform(-0.5, 0.5, on_atlas.shape)
     trips = (
         (forward, inverse, apply_affine(affine, on_atlas)),

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-__all__ = ["BRAIN", "PROFILES", "Profile"]
+__all__ = ["BRAIN", "PROFILES", "Limits", "Profile"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Values of one measure of a registration: beyond `look` it must be looked at, beyond `fail` it cannot be right.
+
+    Attributes
+    ----------
+    look, fail : tuple of float
+        Lowest and highest value.
+    """
+
+    look: tuple[float, float] = (-math.inf, math.inf)
+    fail: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,8 @@ class Profile:
         Smallest plausible similarity of two aligned objects at 4 mm.
     intensity_window : tuple of float or None
         Lowest and highest meaningful intensity; values beyond them are clipped. None: no limits.
+    limits : mapping of str to Limits
+        Limits for quality control, by the names of `nio_pydra.bids.qc.MEASURES`.
     """
 
     name: str
@@ -40,6 +58,7 @@ class Profile:
     smallest_overlap: float
     smallest_match: float
     intensity_window: tuple[float, float] | None = None
+    limits: Mapping[str, Limits] = field(default_factory=dict, hash=False)
 
 
 BRAIN = Profile(
@@ -55,6 +74,20 @@ BRAIN = Profile(
     # Separates aligned scans, unusual ones included, from scans aligned the wrong way round (benchmarks/turns.py,
     # docs/results/turns.md).
     smallest_match=0.3,
+    # Set on the 15 training participants of a labelled data set and on deliberate failures (docs/results/qc.md).
+    limits={
+        "similarity after the affine": Limits(look=(0.15, math.inf)),
+        "overlap of masks": Limits(look=(0.9, math.inf), fail=(0.75, math.inf)),
+        "empty part of the mask": Limits(look=(-math.inf, 4.0), fail=(-math.inf, 15.0)),
+        # Good registrations of young adults reach 0.26 and 2.7, of an old brain with large ventricles 0.18 and 3.7.
+        "Jacobian, 1st percentile": Limits(look=(0.03, math.inf)),
+        "Jacobian, 99th percentile": Limits(look=(-math.inf, 6.0)),
+        "folds": Limits(look=(-math.inf, 1.0)),
+        "folds before their removal": Limits(look=(-math.inf, 3.0)),
+        "smallest scale of the affine": Limits(look=(0.7, math.inf), fail=(0.6, math.inf)),
+        "largest scale of the affine": Limits(look=(-math.inf, 1.35), fail=(-math.inf, 1.6)),
+        "turn by the affine": Limits(look=(-math.inf, 45)),
+    },
 )
 
 PROFILES = {profile.name: profile for profile in (BRAIN,)}

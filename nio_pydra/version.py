@@ -41,13 +41,13 @@ def version() -> str:
 
 @cache
 def source_digest() -> str:
-    """Return the SHA-256 of the package's Python files and weights with their names, in hexadecimal.
+    """Return the SHA-256 of the package's Python files, weights and figures with their names, in hexadecimal.
 
     Keys of caches hold it, because any change of the code changes it. The version would miss changes in an installed
     copy, and would change with commits that touch only documents.
     """
     digest = hashlib.sha256()
-    for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.glob("weights/*.safetensors")]):
+    for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.glob("weights/*.safetensors"), *PACKAGE.glob("report/*.svg")]):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()

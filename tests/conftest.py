@@ -63,7 +63,7 @@ def bids_errors() -> Callable[[Path], list[str]]:
     def validate(dataset: Path) -> list[str]:
         done = subprocess.run([program, "--json", dataset], capture_output=True, text=True, check=False)
         found = json.loads(done.stdout)
-        folders = {path.name.removeprefix("sub-") for path in dataset.glob("sub-*")}
+        folders = {path.name.removeprefix("sub-") for path in dataset.glob("sub-*/")}
         assert folders and set(found["summary"]["subjects"]) == folders, "the validator did not look at every subject"
         issues = found["issues"]["issues"]
         return [f"{issue['code']} {issue.get('location')}" for issue in issues if issue["severity"] == "error"]
@@ -115,9 +115,11 @@ class Dataset:
 
     def command(self, out: Path, *more: str) -> list[str]:
         """Return the arguments of a participant run with the affine engine. Those in `more` override the others."""
+        # These may be given several times, for several atlases.
+        atlas = {"--atlas": self.atlas, "--atlas-name": "Tiny", "--atlas-labels": self.atlas_labels}
+        chosen = [str(word) for option in atlas.items() if option[0] not in more for word in option]
         return [
-            str(self.root), str(out), "participant", "-w", str(out.parent / "work"),
-            "--atlas", str(self.atlas), "--atlas-name", "Tiny", "--atlas-labels", str(self.atlas_labels),
+            str(self.root), str(out), "participant", "-w", str(out.parent / "work"), *chosen,
             "-d", f"manual={self.derivatives}", "--labels-desc", "malf",
             "--engine", "affine", "--device", "cpu", *more,
         ]  # fmt: skip

@@ -68,7 +68,7 @@ def atlas_from_files(
     image : Path
         3-D image. A sidecar beside it may hold ``SkullStripped``.
     name : str
-        Label in BIDS names: letters and digits.
+        Label in BIDS names: letters and digits. With a cohort as ``NAME+C`` or ``NAME:cohort-C``.
     labels, mask : Path, optional
         Label image and mask of the object on the same grid.
     skull_stripped : bool
@@ -79,16 +79,21 @@ def atlas_from_files(
     InputError
         If the name or one of the files cannot be used.
     """
-    if not re.fullmatch(r"[a-zA-Z0-9]+", name):
-        raise InputError(f"The atlas name {name!r} cannot be part of a BIDS file name: use letters and digits only.")
+    parts = re.fullmatch(r"([a-zA-Z0-9]+)(?:(?:\+|:cohort-)([a-zA-Z0-9]+))?", name)
+    if parts is None:
+        raise InputError(
+            f"The atlas name {name!r} cannot be part of a BIDS file name: use letters and digits only, with a cohort "
+            "as NAME+C."
+        )
     check_atlas(image, labels, mask)
     return Atlas(
-        name=name,
+        name=parts[1],
         image=image,
         mask=mask,
         labels=labels,
         skull_stripped=skull_stripped or _sidecar(image).get("SkullStripped") is True,
         reference=image.resolve().as_uri(),
+        cohort=parts[2],
     )
 
 

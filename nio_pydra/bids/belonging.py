@@ -11,7 +11,7 @@ from nio_pydra.errors import InputError
 from nio_pydra.profiles import Profile
 from nio_pydra.system.files import read_json
 
-__all__ = ["LESION", "belonging_file", "fits", "images_named", "inherited", "of_several"]
+__all__ = ["DESCRIBING", "LESION", "belonging_file", "fits", "images_named", "inherited", "of_several"]
 
 Name = Mapping[str, str | None]
 LESION: tuple[Name, ...] = (

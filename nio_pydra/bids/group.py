@@ -7,20 +7,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nio_pydra.bids.records import done_records, failures, name_entities, read_record
+from nio_pydra.bids.qc import Verdict, judge
+from nio_pydra.bids.records import Place, Result, latest_results, value_at
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import atomic_path
 
 __all__ = ["COLUMNS", "write_group_tables"]
 
-COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
+COLUMNS: dict[str, tuple[Place, str, str | None]] = {
     "participant_id": ((), "Participant", None),
     "session_id": ((), "Session", None),
     "scan": ((), "What else tells this scan from others of the participant: acq, ce, rec, run", None),
     "atlas": ((), "Atlas that the scan was aligned to", None),
     "status": ((), "done, or failed in the latest run that it was part of", None),
-    "reason": (("reason",), "Why it failed", None),
+    "reason": ((), "Why it failed", None),
+    "qc": ((), "pass, look (somebody must look at the page of the participant) or fail", None),
+    "qc_reason": ((), "Why it is not pass", None),
     "engine": (("engine",), "Registration engine", None),
     "preset": (("preset",), "Preset of the engine's settings", None),
     "dice_mean": (("dice", "mean"), "Mean Dice overlap over labels, atlas against propagated labels", None),
@@ -32,6 +35,18 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
         "Voxels of the atlas's {object} whose Jacobian determinant is not positive",
         "%",
     ),
+    "fold_percent_raw": (("before_unfolding", "fold_percent"), "The same before folds were removed", "%"),
+    "jacobian_p1": (("jacobian_p1",), "Jacobian determinant in the atlas's {object}: 1st percentile", None),
+    "jacobian_p99": (("jacobian_p99",), "The same: 99th percentile", None),
+    "mask_overlap": (("mask_overlap",), "Dice overlap of the atlas's mask and the registered mask", None),
+    "mask_empty_percent": (
+        ("mask_empty_percent",),
+        "Voxels of the scan's mask that hold the darkest value of the scan",
+        "%",
+    ),
+    "affine_scale_smallest": (("affine", "scales", 0), "Smallest scale of the affine, scan against atlas", None),
+    "affine_scale_largest": (("affine", "scales", -1), "Largest scale of the affine", None),
+    "affine_turn": (("affine", "turn_degrees"), "Angle of the affine's rotation", "degrees"),
     "inverse_error_median": (
         ("inverse_error_mm", "voxels", "median"),
         "Distance after forward, then inverse, from voxels of the atlas: median",
@@ -62,7 +77,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "weights": (("weights", "name"), "Network weights", None),
     "version": (("versions", "nio_pydra"), "Version of nio_pydra", None),
 }  # fmt: skip
-"""Column: (path inside record.json, description, unit). A column without a path comes from the name of the file.
+"""Column: (path inside record.json, description, unit). A column without a path is made in another way.
 ``{object}`` in a description stands for the object that is registered."""
 
 
@@ -86,20 +101,13 @@ def write_group_tables(out_dir: Path, profile: Profile = BRAIN) -> list[Path]:
     InputError
         If there is no record, or a record cannot be read.
     """
-    done = {path.stem.removesuffix("_record"): path for path in done_records(out_dir)}
-    failed = {path.stem.removesuffix("_error"): path for path in failures(out_dir)}
-    if not done and not failed:
+    results = latest_results(out_dir)
+    if not results:
         raise InputError(f"{out_dir} has no registration records: run the participant level first.")
+    verdicts = judge(results, profile)
     rows: dict[str, list[dict[str, Any]]] = {}
-    for stem in sorted(done | failed):
-        path = failed.get(stem) or done[stem]
-        name = name_entities(path)
-        row = _row(name, read_record(path))
-        if stem in failed:
-            # An earlier run may have left results, but not those that the latest run was asked for.
-            earlier = " (The files in its folder are those of an earlier run.)" if stem in done else ""
-            row |= {"status": "failed", "reason": " ".join(str(row["reason"]).split()) + earlier}
-        rows.setdefault(name["desc"], []).append(row)
+    for result in results:
+        rows.setdefault(result.entities["desc"], []).append(_row(result, verdicts[result.name]))
     written = []
     for desc, table in rows.items():
         target = out_dir / f"group_desc-{desc}_registration.tsv"
@@ -117,22 +125,28 @@ def write_group_tables(out_dir: Path, profile: Profile = BRAIN) -> list[Path]:
     return written
 
 
-def _row(name: dict[str, str], record: dict[str, Any]) -> dict[str, Any]:
-    row = {column: _value(record, place) for column, (place, _, _) in COLUMNS.items() if place}
-    return row | {
-        "participant_id": f"sub-{name['sub']}",
+def _row(result: Result, verdict: Verdict) -> dict[str, Any]:
+    name = result.entities
+    row = {column: _value(result.record, place) for column, (place, _, _) in COLUMNS.items() if place}
+    row |= {
+        "participant_id": result.participant,
         "session_id": f"ses-{name['ses']}" if "ses" in name else "n/a",
         "scan": "_".join(f"{key}-{name[key]}" for key in ("acq", "ce", "rec", "run") if key in name) or "n/a",
-        "atlas": ":".join([name["space"], *(f"{key}-{name[key]}" for key in ("cohort", "res") if key in name)]),
-        "status": "done",
+        "atlas": result.atlas,
+        "status": "failed" if result.failed else "done",
+        "reason": result.reason or "n/a",
+        "qc": verdict.status,
+        "qc_reason": "; ".join(verdict.reasons) or "n/a",
     }
+    if result.files_of_earlier_run:
+        # An earlier run may have left results, but not those that the latest run was asked for.
+        row["reason"] += " (The files in its folder are those of an earlier run.)"
+    return row
 
 
-def _value(record: dict[str, Any], place: tuple[str, ...]) -> Any:
+def _value(record: dict[str, Any], place: Place) -> Any:
     """Return a value of a record: ``n/a`` if missing, the count of a table, four digits of a float."""
-    found: Any = record
-    for key in place:
-        found = found.get(key) if isinstance(found, dict) else None
+    found = value_at(record, place)
     if isinstance(found, dict):
         return len(found)
     if isinstance(found, float):

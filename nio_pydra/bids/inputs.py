@@ -9,16 +9,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nio_pydra.bids.belonging import LESION, belonging_file, fits, images_named, inherited, of_several
+from nio_pydra.bids.belonging import DESCRIBING, LESION, belonging_file, fits, images_named, inherited, of_several
 from nio_pydra.bids.listing import (
     DatasetFile,
     Listing,
     entity_names,
+    indexed_files,
     list_participant,
     list_sidecars,
     participant_labels,
     require_dataset,
 )  # fmt: skip
+from nio_pydra.bids.products import OWN_MASK
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import read_json
@@ -32,6 +34,10 @@ NAME_ENTITIES = ("subject", "session", "acquisition", "ceagent", "reconstruction
 PREFIXES = dict(zip(NAME_ENTITIES, ("sub", "ses", "acq", "ce", "rec", "run"), strict=True))
 PRESENT, ABSENT = "*", None
 """Values of a filter: the entity must be there, with any value; it must not be there."""
+NIPREPS = frozenset(("fmriprep", "smriprep", "nibabies", "fmriprep-infants"))
+"""Programs whose derivatives hold preprocessed scans, in small letters."""
+PREPROCESSED: Mapping[str, Any] = {"desc": "preproc", "space": ABSENT}
+"""Filter for scans in such derivatives: preprocessed, and in their own space."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Scan:
         Label image, from derivatives.
     problem : str
         A sentence that says why it cannot be registered. Empty where it can.
+    alone : bool
+        Whether fMRIPrep would conform no other scan together with it (`nio_pydra.bids.reference`).
     """
 
     image: Path
@@ -66,6 +74,7 @@ class Scan:
     lesion: Path | None = None
     labels: Path | None = None
     problem: str = ""
+    alone: bool = True
 
     @property
     def name(self) -> str:
@@ -87,6 +96,7 @@ def find_scans(
     derivatives: Mapping[str, Path] | None = None,
     labels_desc: str | None = None,
     profile: Profile = BRAIN,
+    database: Path | None = None,
 ) -> list[Scan]:
     """Find the scans of a dataset, and log which masks are not used.
 
@@ -100,13 +110,16 @@ def find_scans(
     participants, sessions : sequence of str
         Labels, with or without ``sub-`` or ``ses-``. Empty: all.
     filters : mapping, optional
-        Entities that the scans must have, as `read_filters` returns them.
+        Entities that the scans must have, as `read_filters` returns them. In derivatives of fMRIPrep, `PREPROCESSED`
+        holds for entities that it does not name.
     derivatives : mapping of str to Path, optional
         Derivative datasets by name. The first one that has a file for a scan is used.
     labels_desc : str, optional
         Label images are ``desc-<labels_desc>_dseg``. None: no label images.
     profile : Profile
         What is registered.
+    database : Path, optional
+        Folder of a PyBIDS database of the dataset, in which its files are looked up.
 
     Returns
     -------
@@ -121,7 +134,10 @@ def find_scans(
     others = list((derivatives or {}).values())
     for root in (bids_dir, *others):
         require_dataset(root)
-    filters = dict(filters or {})
+    preprocessed = _is_preprocessed(bids_dir)
+    filters = {**(PREPROCESSED if preprocessed else {}), **(filters or {})}
+    if preprocessed:
+        log.info("%s holds derivatives of fMRIPrep: scans with %s are registered", bids_dir, _conditions(filters))
     if unknown := sorted(set(filters) - entity_names()):
         raise InputError(
             f"The filter for {profile.suffix} images cannot be used: BIDS has no entity {', '.join(unknown)}."
@@ -130,22 +146,25 @@ def find_scans(
     chosen = _known(participants, existing, "sub-", "participant", bids_dir) if participants else existing
     if sessions:
         filters["session"] = [label.removeprefix("ses-") for label in sessions]
+    indexed = None if database is None else indexed_files(bids_dir, database)
     top = list_sidecars(bids_dir)
     scans: list[Scan] = []
     found_sessions: set[str] = set()
     any_mask = False
     for label in chosen:
-        raw = list_participant(bids_dir, label, profile)
+        raw = list_participant(bids_dir, label, profile, indexed)
         derived = [list_participant(root, label, profile) for root in others]
         found_sessions |= {str(file.entities["session"]) for file in raw.files if "session" in file.entities}
         any_mask |= any(
             file.path.match(f"*_desc-{profile.name}_mask.nii*") for listing in derived for file in listing.files
         )
-        scans += _scans_of(raw, derived, top, filters, labels_desc, profile)
+        # A derivative dataset of scans holds their masks itself.
+        masked = [*derived, raw] if preprocessed else derived
+        scans += _scans_of(raw, derived, masked, top, filters, labels_desc, profile)
     _known(sessions, sorted(found_sessions), "ses-", "session", bids_dir)
     if not scans:
         wanted = {**({"subject": chosen} if participants else {}), **filters}
-        conditions = " with " * bool(wanted) + ", ".join(f"{key}={value}" for key, value in wanted.items())
+        conditions = " with " * bool(wanted) + _conditions(wanted)
         raise InputError(
             f"{bids_dir} has no {profile.suffix} image{conditions}: expected files named "
             f"sub-<label>/{profile.datatype}/sub-<label>_{profile.suffix}.nii.gz."
@@ -165,6 +184,7 @@ def find_scans(
 def _scans_of(
     raw: Listing,
     derived: Sequence[Listing],
+    masked: Sequence[Listing],
     top: Sequence[DatasetFile],
     filters: Mapping[str, Any],
     labels: str | None,
@@ -178,16 +198,23 @@ def _scans_of(
         and file.entities["extension"] in (".nii", ".nii.gz")
         and file.entities.get("part") not in ("phase", "imag", "real")
     ]
-    chosen = [image for image in images if all(_matches(image.entities.get(k), v) for k, v in filters.items())]
-    everyone = [image.entities for image in images]
-    sources = {
-        "mask": (derived, [{"suffix": "mask", "desc": profile.name, "label": None}]),
-        "lesion": ((*derived, raw), LESION),
-        "labels": (derived if labels else (), [{"suffix": "dseg", "desc": labels}]),
+    chosen = [image for image in images if _all_match(image, filters)]
+    # Copies of a scan in other spaces are no other scans.
+    shown = {key: value for key, value in filters.items() if key in DESCRIBING}
+    everyone = [image.entities for image in images if _all_match(image, shown)]
+    masks = [
+        (listing, [{"suffix": "mask", "desc": desc, "label": None}])
+        for listing in masked
+        for desc in (profile.name, OWN_MASK)
+    ]
+    sources: dict[str, Sequence[tuple[Listing, Sequence[Mapping[str, str | None]]]]] = {
+        "mask": masks,
+        "lesion": [(listing, LESION) for listing in (*derived, raw)],
+        "labels": [(listing, [{"suffix": "dseg", "desc": labels}]) for listing in derived if labels],
     }
     kinds = {
-        kind: [images_named(listing.files, names, profile) for listing in listings]
-        for kind, (listings, names) in sources.items()
+        kind: [images_named(listing.files, names, profile) for listing, names in places]
+        for kind, places in sources.items()
     }
     for files in chain.from_iterable(kinds.values()):
         for file in of_several(files, everyone):
@@ -225,8 +252,24 @@ def _scans_of(
     return list(scans.values())
 
 
+def _is_preprocessed(root: Path) -> bool:
+    """Return whether a dataset holds derivatives of fMRIPrep or one of its relatives."""
+    description = read_json(root / "dataset_description.json")
+    listed = description.get("GeneratedBy")
+    makers = [maker.get("Name") for maker in listed if isinstance(maker, dict)] if isinstance(listed, list) else []
+    return description.get("DatasetType") == "derivative" and any(str(maker).lower() in NIPREPS for maker in makers)
+
+
+def _conditions(filters: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in filters.items())
+
+
 def _name_entities(entities: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(entities[key]) for key in NAME_ENTITIES if key in entities}
+
+
+def _all_match(image: DatasetFile, filters: Mapping[str, Any]) -> bool:
+    return all(_matches(image.entities.get(key), wanted) for key, wanted in filters.items())
 
 
 def _matches(value: Any, wanted: Any) -> bool:

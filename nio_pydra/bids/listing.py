@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import read_json
+from nio_pydra.system.places import same_place
 
 __all__ = [
-    "DatasetFile", "Listing", "entity_names", "file_entities", "list_participant", "list_sidecars",
+    "DatasetFile", "Listing", "entity_names", "file_entities", "indexed_files", "list_participant", "list_sidecars",
     "participant_labels", "require_dataset",
 ]  # fmt: skip
 
@@ -90,8 +92,65 @@ def participant_labels(root: Path) -> list[str]:
     return sorted(name.removeprefix("sub-") for name in folders if name != "sub-")
 
 
-def list_participant(root: Path, label: str, profile: Profile = BRAIN) -> Listing:
-    """List the files of one participant, except in folders that hold no images of the profile."""
+def indexed_files(root: Path, database: Path) -> dict[str, list[Path]]:
+    """Return the images and sidecars of a PyBIDS database by participant label. It is made where it is absent.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    database : Path
+        Folder of the database, as fMRIPrep's ``--bids-database-dir``.
+
+    Raises
+    ------
+    InputError
+        If the database cannot be read or made, or is of another dataset.
+    """
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # With metadata, which other programs that use the database need.
+    indexer = BIDSLayoutIndexer(validate=False, ignore=["code", "stimuli", "sourcedata", "models", re.compile(r"^\.")])
+    try:
+        layout = BIDSLayout(root.absolute(), validate=False, database_path=database.absolute(), indexer=indexer)
+        paths = [Path(path) for path in layout.get(extension=[".nii", ".nii.gz", ".json"], return_type="filename")]
+    except (SQLAlchemyError, OSError, ValueError) as error:
+        reason = str(getattr(error, "orig", error)).splitlines()[0]
+        raise InputError(
+            f"The PyBIDS database {database} cannot be used ({reason}): delete it, or leave out --bids-database-dir."
+        ) from None
+    if not same_place(Path(layout.root), root):
+        raise InputError(
+            f"The PyBIDS database {database} is of the dataset {layout.root}, not of {root}: give another "
+            "--bids-database-dir."
+        )
+    files: dict[str, list[Path]] = {}
+    for path in sorted(paths):
+        folder = path.relative_to(layout.root).parts[0]
+        files.setdefault(folder.removeprefix("sub-"), []).append(root.absolute() / path.relative_to(layout.root))
+    return files
+
+
+def list_participant(
+    root: Path, label: str, profile: Profile = BRAIN, indexed: Mapping[str, Sequence[Path]] | None = None
+) -> Listing:
+    """List the files of one participant, except in folders that hold no images of the profile.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    label : str
+        Label of the participant.
+    profile : Profile
+        What is registered.
+    indexed : mapping, optional
+        What `indexed_files` returned. Default: the folders are listed.
+    """
+    if indexed is not None:
+        paths = indexed.get(label, ())
+        return Listing([_dataset_file(path, str(path.relative_to(root.absolute())), label) for path in paths], [])
     # A pybids layout reads every sidecar, stops at the first broken one, skips folders that it may not read, and takes
     # entities also from the folders above the dataset.
     listing = Listing([], [])

@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from nio_pydra.bids.products import PRODUCTS, Destination, Product
-from nio_pydra.system.files import atomic_path
+from nio_pydra.errors import InputError
+from nio_pydra.system.files import atomic_path, read_json
 from nio_pydra.system.files import discard_leftovers as discard_dead_files
 
 __all__ = ["discard_leftovers", "engine_desc", "output_path", "sink"]
@@ -52,6 +54,8 @@ def output_path(destination: Destination, product: Product, extension: str | Non
     name = build_path(entities, [PATTERN], strict=True)
     if name is None:
         raise ValueError(f"no BIDS name for {entities}")
+    if product.figure:  # of all sessions in one folder, as in fMRIPrep
+        return Path(destination.out_dir, f"sub-{destination.entities['subject']}", "figures", Path(name).name)
     return Path(destination.out_dir) / name
 
 
@@ -90,12 +94,24 @@ def sink(files: Mapping[str, Path | None], destination: Destination) -> list[Pat
             sidecar = output_path(destination, product, ".json")
             _write_text(json.dumps(product.sidecar(destination), indent=2) + "\n", sidecar)
             written.append(sidecar)
+    _discard_former_mask(destination)
     return written
 
 
 def discard_leftovers(destination: Destination) -> None:
     """Delete unfinished files of killed runs in the folder of one scan."""
     discard_dead_files(output_path(destination, PRODUCTS[0]).parent)
+
+
+def _discard_former_mask(destination: Destination) -> None:
+    """Delete the mask under its former name, ``desc-brain_mask``, which fMRIPrep would take in place of its own."""
+    own, conformed = (next(p for p in PRODUCTS if p.name == name) for name in ("mask", "conformed_mask"))
+    assert own.sidecar is not None
+    with suppress(InputError):  # there is none
+        sidecar = output_path(destination, conformed, ".json")
+        if read_json(sidecar).get("Description") == own.sidecar(destination)["Description"]:
+            output_path(destination, conformed).unlink(missing_ok=True)
+            sidecar.unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:

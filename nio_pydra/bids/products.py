@@ -12,7 +12,10 @@ from typing import Any
 
 from nio_pydra.profiles import BRAIN, PROFILES, Profile
 
-__all__ = ["PRODUCTS", "Destination", "Product"]
+__all__ = ["OWN_MASK", "PRODUCTS", "Destination", "Product"]
+
+OWN_MASK = "nio"
+"""``desc`` of the mask that a registration used."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Product:
         Whether a scan may have none.
     in_bids : bool
         Whether BIDS has a name for such files. Otherwise .bidsignore lists them.
+    figure : bool
+        Whether it lies in the participant's folder ``figures``, which .bidsignore lists.
     """
 
     name: str
@@ -98,10 +103,23 @@ class Product:
     extension: str = ".nii.gz"
     optional: bool = False
     in_bids: bool = True
+    figure: bool = False
 
     def help(self, profile: Profile = BRAIN) -> str:
         """Return the description in a line."""
         return self.text.format(image=profile.suffix, object=profile.name)
+
+
+def _figure(kind: str, text: str, *, optional: bool = False) -> Product:
+    return Product(
+        name=f"{kind}_figure",
+        text=text,
+        entities=lambda to: {**to.space, "desc": to.desc, "suffix": kind},
+        extension=".svg",
+        optional=optional,
+        in_bids=False,
+        figure=True,
+    )
 
 
 PRODUCTS = (
@@ -109,6 +127,12 @@ PRODUCTS = (
         name="forward_xfm",
         text="ITK transform that resamples the {image} image into the atlas's space",
         entities=lambda to: {"from": to.kind.suffix, "to": to.atlas, "mode": "image", "suffix": "xfm"},
+        sidecar=lambda to: {
+            "Description": f"ITK composite transform (.h5, LPS mm) from points of {to.atlas} to points of the "
+            f"{to.kind.suffix} image: it resamples that image into the space of {to.atlas}.",
+            "Sources": [to.source, to.atlas_reference],
+            "SpatialReference": {"from": to.source, "to": to.atlas_reference},
+        },
         extension=".h5",
         in_bids=False,
     ),
@@ -116,6 +140,12 @@ PRODUCTS = (
         name="inverse_xfm",
         text="its inverse",
         entities=lambda to: {"from": to.atlas, "to": to.kind.suffix, "mode": "image", "suffix": "xfm"},
+        sidecar=lambda to: {
+            "Description": f"ITK composite transform (.h5, LPS mm) from points of the {to.kind.suffix} image to points "
+            f"of {to.atlas}: it resamples images of that space onto the {to.kind.suffix} image.",
+            "Sources": [to.source, to.atlas_reference],
+            "SpatialReference": {"from": to.atlas_reference, "to": to.source},
+        },
         extension=".h5",
         in_bids=False,
     ),
@@ -157,7 +187,8 @@ PRODUCTS = (
     Product(
         name="mask",
         text="the {object} mask that was used",
-        entities=lambda to: {"desc": to.kind.name, "suffix": "mask"},
+        # fMRIPrep takes a desc-brain_mask in place of its own, and needs it on another grid.
+        entities=lambda to: {"desc": OWN_MASK, "suffix": "mask"},
         sidecar=lambda to: {
             "Description": f"{to.kind.name.capitalize()} mask used for the registration.",
             "Type": to.kind.name.capitalize(),
@@ -166,10 +197,26 @@ PRODUCTS = (
         },
     ),
     Product(
+        name="conformed_mask",
+        text="on request: that mask with its axes in the order RAS, which fMRIPrep takes in place of its own",
+        entities=lambda to: {"desc": to.kind.name, "suffix": "mask"},
+        sidecar=lambda to: {
+            "Description": f"{to.kind.name.capitalize()} mask used for the registration, its axes in the order RAS.",
+            "Type": to.kind.name.capitalize(),
+            "Sources": [to.source],
+            "SpatialReference": "orig",
+        },
+        optional=True,
+    ),
+    Product(
         name="record",
         text="settings, time, memory, and measures of the result",
         entities=lambda to: {**to.space, "desc": to.desc, "suffix": "record"},
         extension=".json",
         in_bids=False,
     ),
+    _figure("registration", "atlas and registered {image} image, in turn"),
+    _figure("mask", "the {image} image with the {object} mask and the atlas's labels"),
+    _figure("jacobian", "map of the local change of volume", optional=True),
+    _figure("labels", "labels of the atlas and the participant's labels", optional=True),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Any
 from nio_pydra.errors import InputError
 from nio_pydra.system.files import atomic_path, contents_digest, read_json
 
-__all__ = ["Failure", "done_records", "failures", "name_entities", "read_record", "refuse_mixture"]
+__all__ = [
+    "Failure", "Place", "Result", "done_records", "failures", "latest_results", "name_entities", "read_record",
+    "refuse_mixture", "value_at",
+]  # fmt: skip
+
+log = logging.getLogger("nio_pydra")
+
+Place = tuple[str | int, ...]
+"""Keys and indices that lead to a value of a record."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +48,101 @@ class Failure:
     preset: str
     reason: str
 
-    def write(self, out_dir: Path, details: str) -> None:
-        """Write the record, and beside it a text file with the details."""
+    def write(self, out_dir: Path, report: str) -> None:
+        """Write the record, and beside it a text file with what a bug report needs."""
         with atomic_path(self._path(out_dir)) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        with atomic_path(out_dir / "logs" / f"{self.scan}_error.txt") as temporary:
-            temporary.write_text(details or f"{self.reason}\n", encoding="utf-8")
+        with atomic_path(self._path(out_dir).with_suffix(".txt")) as temporary:
+            temporary.write_text(report, encoding="utf-8")
 
     def forget(self, out_dir: Path) -> None:
-        """Delete the record of an earlier run, because the scan is done."""
+        """Delete the files of an earlier run, because the scan is done."""
         self._path(out_dir).unlink(missing_ok=True)
-        if not any((out_dir / "logs").glob(f"{self.scan}_space-*_error.json")):  # of another atlas
-            (out_dir / "logs" / f"{self.scan}_error.txt").unlink(missing_ok=True)
+        self._path(out_dir).with_suffix(".txt").unlink(missing_ok=True)
+        (out_dir / "logs" / f"{self.scan}_error.txt").unlink(missing_ok=True)  # its former name
 
     def _path(self, out_dir: Path) -> Path:
         space = "_".join(f"{key}-{value}" for key, value in self.space.items())
         return out_dir / "logs" / f"{self.scan}_{space}_desc-{self.desc}_error.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one scan with one atlas.
+
+    Attributes
+    ----------
+    name : str
+        Start of the names of its record and figures, as ``sub-01_ses-a_space-MNI_desc-nio``.
+    entities : dict of str to str
+        Entities of that name, by their short names.
+    record : dict
+        Its record; that of the failure if it failed.
+    failed : bool
+        Whether it failed in the latest run that it was part of.
+    files_of_earlier_run : bool
+        Whether it failed, and there are files of an earlier run.
+    """
+
+    name: str
+    entities: dict[str, str]
+    record: dict[str, Any]
+    failed: bool = False
+    files_of_earlier_run: bool = False
+
+    @property
+    def participant(self) -> str:
+        """Participant, as ``sub-01``."""
+        return f"sub-{self.entities['sub']}"
+
+    @property
+    def scan(self) -> str:
+        """Scan, as ``sub-01_ses-a_run-1``."""
+        return self.name.split("_space-")[0]
+
+    @property
+    def atlas(self) -> str:
+        """Atlas with cohort and resolution, as ``MNIInfant:cohort-1:res-2``."""
+        parts = [f"{key}-{self.entities[key]}" for key in ("cohort", "res") if key in self.entities]
+        return ":".join([self.entities["space"], *parts])
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in a line; empty if it did not."""
+        return " ".join(str(self.record.get("reason", "")).split()) if self.failed else ""
+
+
+def latest_results(out_dir: Path, participant: str = "sub-*", *, skip_damaged: bool = False) -> list[Result]:
+    """Return what became of each scan with each atlas in the latest run that it was part of, sorted by name.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Derivative dataset.
+    participant : str
+        As ``sub-01``. Default: all.
+    skip_damaged : bool
+        Whether to leave out records that cannot be read, and to log which.
+
+    Raises
+    ------
+    InputError
+        If a record cannot be read.
+    """
+    done = {path.stem.removesuffix("_record"): path for path in done_records(out_dir, participant)}
+    failed = {path.stem.removesuffix("_error"): path for path in failures(out_dir, participant)}
+    results = []
+    for name in sorted(done | failed):
+        path = failed.get(name) or done[name]
+        try:
+            record = read_record(path)
+        except InputError as error:
+            if not skip_damaged:
+                raise
+            log.warning("%s", error)
+            continue
+        results.append(Result(name, name_entities(path), record, name in failed, name in failed and name in done))
+    return results
 
 
 def name_entities(path: Path) -> dict[str, str]:
@@ -63,14 +151,14 @@ def name_entities(path: Path) -> dict[str, str]:
     return entities if {"sub", "space", "desc"} <= set(entities) else {}
 
 
-def done_records(out_dir: Path) -> list[Path]:
+def done_records(out_dir: Path, participant: str = "sub-*") -> list[Path]:
     """Return the records of all scans that are done."""
-    return [path for path in sorted(out_dir.glob("sub-*/**/*_record.json")) if name_entities(path)]
+    return [path for path in sorted(out_dir.glob(f"{participant}/**/*_record.json")) if name_entities(path)]
 
 
-def failures(out_dir: Path) -> list[Path]:
+def failures(out_dir: Path, participant: str = "sub-*") -> list[Path]:
     """Return the records of all scans that failed."""
-    return [path for path in sorted(out_dir.glob("logs/sub-*_error.json")) if name_entities(path)]
+    return [path for path in sorted(out_dir.glob(f"logs/{participant}_*error.json")) if name_entities(path)]
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -86,6 +174,17 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record.get("engine"), str):
         raise InputError(f"{path} is not the record of a registration: {advice}.")
     return record
+
+
+def value_at(record: Mapping[str, Any], place: Place) -> Any:
+    """Return the value at a place of a record; None where there is none."""
+    found: Any = record
+    for key in place:
+        try:
+            found = found[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return found
 
 
 def refuse_mixture(out_dir: Path, space: Mapping[str, str], engine: str, atlas: Path) -> None:

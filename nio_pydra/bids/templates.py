@@ -13,8 +13,9 @@ from typing import Any
 from nio_pydra.bids.atlas import Atlas, check_atlas
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.system.files import read_json
 
-__all__ = ["atlas_from_template"]
+__all__ = ["atlas_from_template", "template_references"]
 
 ARCHIVE = "https://templateflow.s3.amazonaws.com"
 Variant = tuple[int | None, int | None]
@@ -30,7 +31,8 @@ def atlas_from_template(
     ----------
     spec : str
         TemplateFlow identifier, with or without cohort and resolution: ``MNI152NLin2009cAsym``,
-        ``MNIInfant:cohort-1``, ``MNIInfant:cohort-1:res-2``. Default: resolution 1, which is mostly 1 mm.
+        ``MNIInfant:cohort-1``, ``MNIInfant+1``, ``MNIInfant:cohort-1:res-2``. Default: resolution 1, which is mostly
+        1 mm.
     labels : Path, optional
         Label image on the template's grid.
     mask : Path, optional
@@ -96,16 +98,33 @@ def atlas_from_template(
     )
 
 
+def template_references(atlas: Atlas) -> list[str]:
+    """Return the references that a template's description names, as it writes them. Empty for other atlases."""
+    described = (folder / "template_description.json" for folder in atlas.image.parents[:2])
+    path = next((path for path in described if path.is_file()), None)
+    if path is None:
+        return []
+    try:
+        found = read_json(path).get("ReferencesAndLinks", [])
+    except InputError:
+        return []
+    return [str(link) for link in (found.values() if isinstance(found, dict) else found)]
+
+
 def _parsed(spec: str) -> tuple[str, dict[str, int]]:
-    """Split NAME:cohort-C:res-R into the name and the numbers."""
+    """Split NAME:cohort-C:res-R, or NAME+C:res-R, into the name and the numbers. ``res-native`` is the default."""
     name, *modifiers = spec.split(":")
+    if cohort := re.fullmatch(r"(\w+)\+(\d+)", name):
+        name, modifiers = cohort[1], [f"cohort-{cohort[2]}", *modifiers]
     asked: dict[str, int] = {}
     for modifier in modifiers:
         match = re.fullmatch(r"(cohort|res)-(\d+)", modifier)
+        if modifier == "res-native" and "res" not in asked:
+            continue
         if match is None or match[1] in asked:
             raise InputError(
-                f"--template {spec}: {modifier!r} is not understood, expected NAME, NAME:cohort-C, NAME:res-R or "
-                "NAME:cohort-C:res-R with numbers C and R."
+                f"The space {spec}: {modifier!r} is not understood, expected NAME, NAME:cohort-C, NAME+C, NAME:res-R "
+                "or NAME:cohort-C:res-R with numbers C and R."
             )
         asked[match[1]] = int(match[2])
     return name, asked
@@ -150,7 +169,7 @@ def _chosen(name: str, asked: dict[str, int], known: set[Variant], suffix: str) 
     if cohort not in {cohort for cohort, _ in known}:
         existing = f"the cohorts {', '.join(map(str, cohorts))}" if cohorts else "no cohorts"
         wanted = "one must be chosen" if cohort is None else f"cohort {cohort} is none of them"
-        advice = f": give --template {name}:cohort-{cohorts[0]}, for example." if cohorts else ": leave it out."
+        advice = f": give {name}:cohort-{cohorts[0]}, for example." if cohorts else ": leave it out."
         raise InputError(f"The template {name} has {existing}, and {wanted}{advice}")
     resolutions = {resolution for found, resolution in known if found == cohort}
     if "res" in asked:
@@ -162,6 +181,6 @@ def _chosen(name: str, asked: dict[str, int], known: set[Variant], suffix: str) 
                 return cohort, default
     numbers = sorted(resolution for resolution in resolutions if resolution is not None)
     existing = f"the resolutions {', '.join(map(str, numbers))}" if numbers else "a single resolution, without a number"
-    advice = f"give --template {name}:res-{numbers[0]}, for example" if numbers else "leave :res- out"
+    advice = f"give {name}:res-{numbers[0]}, for example" if numbers else "leave :res- out"
     wanted = f"not {asked['res']}" if "res" in asked else "not 1"
     raise InputError(f"The template {name} has {suffix} images in {existing}, {wanted}: {advice}.")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from nio_pydra.cli.config_file import with_config_file, write_config_file
 from nio_pydra.cli.dataset import (
     add_dataset_options,
+    clean_if_asked,
     ended_by_signals,
     log_outcomes,
     log_start,
@@ -23,18 +29,26 @@ from nio_pydra.cli.options import add_engine_options, method_of
 from nio_pydra.cli.version import ShowVersion
 from nio_pydra.errors import InputError
 
+if TYPE_CHECKING:
+    from nio_pydra.bids.inputs import Scan
+    from nio_pydra.profiles import Profile
+
 __all__ = ["main"]
+
+log = logging.getLogger("nio_pydra")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the BIDS App; return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     level = _group if options.level == "group" else _participant
 
     def action() -> int:
-        with run_folders(options):
-            return level(options, shlex.join(["nio-pydra", *arguments]))
+        chosen = with_config_file(parser, arguments, options)
+        with run_folders(chosen):
+            return level(chosen, shlex.join(["nio-pydra", *arguments]))
 
     return exit_status("nio-pydra", action, [options.out_dir, options.work_dir])
 
@@ -46,10 +60,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_dataset_options(parser)
     parser.add_argument(
-        "level", choices=("participant", "group"), help="register the scans, or write a table of their records"
+        "level",
+        choices=("participant", "group"),
+        help="register the scans, or write a table and a page of their records",
+    )
+    pages = parser.add_argument_group("pages").add_mutually_exclusive_group()
+    pages.add_argument(
+        "--reports-only", action="store_true", help="write the pages of participants from what OUT_DIR holds, and end"
+    )
+    pages.add_argument(
+        "--boilerplate-only", action="store_true", help="write logs/CITATION.md and logs/CITATION.bib, and end"
     )
     parser.add_argument("--version", action=ShowVersion)
+    parser.add_argument(
+        "--config-file", type=Path, metavar="FILE",
+        help="TOML with options by their long names, as every run writes it to OUT_DIR/logs; those of the command line "
+        "go first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fmriprep-mask", action="store_true",
+        help="write the mask also as desc-brain_mask, on the grid to which fMRIPrep conforms the scan: given to "
+        "fMRIPrep with -d, it replaces the mask that fMRIPrep would make and refine",
+    )  # fmt: skip
     add_engine_options(parser)
+    parser.add_argument(
+        "--sloppy", action="store_true", help="quick results of low quality, for tests: preset draft, or else fast"
+    )
     return parser
 
 
@@ -58,27 +94,63 @@ def _participant(options: argparse.Namespace, command: str) -> int:
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
+    from nio_pydra.report.boilerplate import Boilerplate, write_boilerplate
     from nio_pydra.workflows.dataset import register_dataset
 
-    refuse_mixture(options.out_dir, run.atlas.space, options.engine, run.atlas.image)
+    for atlas in run.atlases:
+        refuse_mixture(options.out_dir, atlas.space, options.engine, atlas.image)
     method = method_of(options)
-    settings = settings_of(options, run, method)
+    settings = replace(settings_of(options, run, method), conformed_mask=options.fmriprep_mask)
+    if options.reports_only:
+        return _write_reports(options.out_dir, run.scans, options.profile)
+    if not options.boilerplate_only:
+        clean_if_asked(options)
     write_description(options.out_dir, command, run.sources, options.profile)
+    write_config_file(options, run.log_file.with_suffix(".toml"), command)
+    boilerplate = Boilerplate(run.scans, run.atlases, method, settings.runtime, False, options.profile)
+    texts = write_boilerplate(boilerplate, options.out_dir)
+    if options.boilerplate_only:
+        return _print_paths(texts)
     log_start(run, f"{method.name} ({method.preset})", options.profile.name)
+    if options.fmriprep_mask and (several := [scan.name for scan in run.scans if not scan.alone]):
+        log.warning(
+            "%d scans get no desc-brain_mask, because fMRIPrep conforms them together with others of their participant "
+            "or session: %s", len(several), ", ".join(several),
+        )  # fmt: skip
     start = time.perf_counter()
     with ended_by_signals("nio-pydra"):
-        outcomes = register_dataset(run.scans, run.atlas, settings, out_dir=options.out_dir, work_dir=options.work_dir)
+        outcomes = register_dataset(
+            run.scans, run.atlases, settings, out_dir=options.out_dir, work_dir=options.work_dir
+        )
     return log_outcomes(outcomes, options.out_dir, time.perf_counter() - start)
 
 
 def _group(options: argparse.Namespace, command: str) -> int:
     from nio_pydra.bids.description import require_writable
     from nio_pydra.bids.group import write_group_tables
+    from nio_pydra.report.group import write_group_pages
+    from nio_pydra.report.participant import write_participant_pages
 
     if not options.out_dir.is_dir():
         raise InputError(f"{options.out_dir} is not a folder: expected the output folder of the participant level.")
     refuse_loss(options)
     require_writable(options.out_dir, "output folder")
-    for path in write_group_tables(options.out_dir, options.profile):
+    tables = write_group_tables(options.out_dir, options.profile)
+    write_participant_pages(options.out_dir, options.profile)  # now beside the whole dataset
+    return _print_paths([*tables, *write_group_pages(options.out_dir, options.profile)])
+
+
+def _write_reports(out_dir: Path, scans: Sequence[Scan], profile: Profile) -> int:
+    """Write the pages of the participants of scans; return the exit status."""
+    from nio_pydra.report.participant import write_participant_pages
+
+    pages = write_participant_pages(out_dir, profile, {f"sub-{scan.entities['subject']}" for scan in scans})
+    if not pages:
+        raise InputError(f"{out_dir} has no record of these participants: run it without --reports-only first.")
+    return _print_paths(pages)
+
+
+def _print_paths(paths: Sequence[Path]) -> int:
+    for path in paths:
         print(path)
     return 0

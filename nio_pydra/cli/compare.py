@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from nio_pydra.cli.dataset import (
     DatasetRun,
     add_dataset_options,
+    clean_if_asked,
     ended_by_signals,
     log_outcomes,
     log_start,
@@ -77,6 +78,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    if len(args.output_spaces) + len(args.atlas) > 1:
+        raise InputError("nio compare takes one atlas: give one, and run the others with folders of their own.")
     run = open_dataset(args)  # first of all, as it sets the number of threads
 
     from nio_pydra.bids.description import write_description
@@ -108,6 +111,7 @@ def _compare(args: argparse.Namespace) -> int:
         _write(results, args.out_dir)
         print(args.out_dir / PAGE)
         return 0
+    clean_if_asked(args)
     for name, method in methods.items():
         folder = folder_of(args.out_dir, name)
         refuse_mixture(folder, run.atlas.space, method.name, run.atlas.image)
@@ -120,7 +124,7 @@ def _compare(args: argparse.Namespace) -> int:
         for name, method in methods.items():
             settings, folder, start = settings_of(args, run, method), folder_of(args.out_dir, name), time.perf_counter()
             try:
-                outcomes = register_dataset(run.scans, run.atlas, settings, out_dir=folder, work_dir=args.work_dir)
+                outcomes = register_dataset(run.scans, run.atlases, settings, out_dir=folder, work_dir=args.work_dir)
             except InputError as error:  # the other methods go on
                 stopped[name] = error
                 log.error("%s cannot be run: %s", name, error)

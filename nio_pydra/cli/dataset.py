@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nio_pydra.cli.errors import signals_handled
-from nio_pydra.cli.options import named_datasets, named_path, positive
+from nio_pydra.cli.options import memory, named_datasets, named_path, positive
+from nio_pydra.cli.spaces import add_space_options, atlases_of, check_space_options
 from nio_pydra.errors import InputError
 from nio_pydra.system.processes import end_programs
 from nio_pydra.system.scratch import discard_scratch
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from nio_pydra.workflows.dataset import DatasetSettings, Outcome
 
 __all__ = [
-    "DatasetRun", "add_dataset_options", "ended_by_signals", "log_outcomes", "log_start", "open_dataset", "refuse_loss",
-    "run_folders", "settings_of",
+    "DatasetRun", "add_dataset_options", "clean_if_asked", "ended_by_signals", "log_outcomes", "log_start",
+    "open_dataset", "refuse_loss", "run_folders", "settings_of",
 ]  # fmt: skip
 
 log = logging.getLogger("nio_pydra")
+
+ACCEPTED = "accepted, as fMRIPrep has it: nothing is validated, and nothing is sent anywhere"
 
 
 @dataclass(frozen=True)
@@ -45,37 +48,65 @@ class DatasetRun:
     ----------
     scans : list of Scan
         Scans to register.
-    atlas : Atlas
-        Atlas to align them to.
+    atlases : list of Atlas
+        Atlases to align them to.
     sources : dict of str to Path
         Datasets that are read, by the names that BIDS URIs use.
     worker : str
         debug, cf or slurm.
     n_scans : int
-        Number of scans at a time.
+        Number of scans at a time, at most.
     threads : int or None
         Threads of each scan. None: each SLURM job uses the CPUs that it was given.
+    log_file : Path
+        Log of this run.
     """
 
     scans: list[Scan]
-    atlas: Atlas
+    atlases: list[Atlas]
     sources: dict[str, Path]
     worker: str
     n_scans: int
     threads: int | None
+    log_file: Path
+
+    @property
+    def atlas(self) -> Atlas:
+        """The only atlas, for commands that take one."""
+        (atlas,) = self.atlases
+        return atlas
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    """Add the dataset, the output folder, and the options for scans, atlas and work."""
+    """Add the dataset, the output folder, and the options for scans, atlases and work."""
     parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="root of the BIDS dataset")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder for the derivatives")
     scans = parser.add_argument_group("scans")
-    scans.add_argument("--participant-label", nargs="+", default=[], metavar="LABEL", help="with or without sub-")
-    scans.add_argument("--session-label", nargs="+", default=[], metavar="LABEL", help="with or without ses-")
-    scans.add_argument("--bids-filter-file", type=Path, metavar="F", help='JSON: {"t1w": {entity: value}}')
     scans.add_argument(
-        "-d", "--derivatives", action="append", default=[], type=named_path, metavar="NAME=PATH",
-        help="derivative dataset with brain masks (desc-brain_mask), lesion masks (desc-lesion_mask, "
+        "--participant-label", "--participant_label", nargs="+", action="extend", default=[], metavar="LABEL",
+        help="with or without sub-",
+    )  # fmt: skip
+    scans.add_argument(
+        "--session-label", "--session_label", nargs="+", action="extend", default=[], metavar="LABEL",
+        help="with or without ses-",
+    )  # fmt: skip
+    scans.add_argument(
+        "--bids-filter-file", type=Path, metavar="F",
+        help='JSON: {"t1w": {entity: value}}; in derivatives of fMRIPrep the default is desc-preproc with no space',
+    )  # fmt: skip
+    scans.add_argument(
+        "--bids-database-dir", type=Path, metavar="PATH",
+        help="folder of a PyBIDS database of BIDS_DIR: files are looked up in it instead of in the folders; it is made "
+        "where it is absent",
+    )  # fmt: skip
+    scans.add_argument(
+        "--subject-anatomical-reference", choices=("first-lex", "sessionwise", "unbiased"),
+        help="one pair of transforms, as fMRIPrep wants it, for each participant (first-lex: from the first scan) or "
+        "for each session (sessionwise); default: for every scan",
+    )  # fmt: skip
+    scans.add_argument(
+        "-d", "--derivatives", nargs="+", action="extend", default=[], type=named_path, metavar="[NAME=]PATH",
+        help="derivative datasets with brain masks (desc-brain_mask), lesion masks (desc-lesion_mask, "
         "label-lesion_mask or label-lesion_roi) or label images; can be repeated",
     )  # fmt: skip
     scans.add_argument(
@@ -84,53 +115,73 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     scans.add_argument(
         "--skull-stripped", action="store_true", help="scans and --atlas show brains only, whatever sidecars say"
     )
-
-    atlas = parser.add_argument_group("atlas")
-    which = atlas.add_mutually_exclusive_group()
-    which.add_argument(
-        "--template",
-        metavar="NAME[:cohort-C][:res-R]",
-        help="TemplateFlow template, as MNI152NLin2009cAsym or MNIInfant:cohort-1:res-2",
-    )
-    which.add_argument("--atlas", type=Path, metavar="IMAGE", help="image file")
-    atlas.add_argument("--atlas-name", metavar="NAME", help="name of --atlas in BIDS file names: letters and digits")
-    atlas.add_argument("--atlas-labels", type=Path, metavar="DSEG", help="label image on the atlas's grid")
-    atlas.add_argument("--atlas-mask", type=Path, metavar="MASK", help="brain mask on the atlas's grid")
+    scans.add_argument(
+        "--skull-strip-t1w", choices=("auto", "skip", "force"),
+        help="skip: scans show brains only, force: they do not, auto: those do whose outermost voxels are zero "
+        "(default: as SkullStripped in their sidecars says); masks of derivatives are used in any case",
+    )  # fmt: skip
+    add_space_options(parser)
 
     work = parser.add_argument_group("work")
     work.add_argument("-w", "--work-dir", type=Path, default=Path("work"), metavar="WORK", help="(default: ./work)")
-    work.add_argument("--nprocs", type=positive, default=1, metavar="N", help="scans at a time (default: %(default)s)")
+    work.add_argument(
+        "--clean-workdir", action="store_true",
+        help="delete what earlier runs left in the work folder, so that everything is computed anew",
+    )  # fmt: skip
+    work.add_argument(
+        "--nprocs", type=positive, metavar="N",
+        help="scans at a time (default: as many as --nthreads and --omp-nthreads allow, else 1)",
+    )  # fmt: skip
+    work.add_argument(
+        "--nthreads", "--n_cpus", "--n-cpus", type=positive, metavar="N",
+        help="threads of all scans at a time together (default: all cores)",
+    )  # fmt: skip
     work.add_argument(
         "--omp-nthreads", type=positive, metavar="N",
         help="threads of each scan (default: OMP_NUM_THREADS; without it, scans share all cores, and there are no more "
         "scans at a time than cores)",
     )  # fmt: skip
     work.add_argument(
+        "--mem", "--mem-mb", "--mem_mb", type=memory, metavar="MB",
+        help="memory of all scans at a time together, in MB or as 16G: fewer scans are registered at a time if their "
+        "predicted memory is more (default: that of the machine, and too many are refused)",
+    )  # fmt: skip
+    work.add_argument(
         "--worker", choices=("debug", "cf", "slurm"),
         help="debug: one task after another, cf: processes, slurm: a SLURM job for each scan, of which --nprocs above "
-        "1 is the largest number at a time (default: cf if --nprocs is above 1, else debug)",
+        "1 is the largest number at a time (default: cf if there are several scans at a time, else debug)",
     )  # fmt: skip
     work.add_argument(
         "--slurm-args", default="", metavar="'OPTIONS'",
         help="options of sbatch for each scan, as --slurm-args='--partition=short --time=2:00:00'; they replace what "
         "is derived from engine and preset, and so do SBATCH_* variables",
     )  # fmt: skip
+    work.add_argument("--stop-on-first-crash", action="store_true", help="start no other scan after one has failed")
+    work.add_argument(
+        "-v", "--verbose", action="count", default=0, help="log which files belong to each scan; -vv: also pydra's log"
+    )
+    work.add_argument("--skip-bids-validation", "--skip_bids_validation", action="store_true", help=ACCEPTED)
+    work.add_argument("--notrack", action="store_true", help=ACCEPTED)
 
 
 def open_dataset(options: argparse.Namespace) -> DatasetRun:
-    """Check folders and options, begin the log, and find the scans and the atlas.
+    """Check folders and options, begin the log, and find the scans and the atlases.
 
     Raises
     ------
     InputError
         If an option cannot be met, or something would be overwritten.
     """
-    if options.template is None and (options.atlas is None or options.atlas_name is None):
-        raise InputError("No atlas was chosen: give --template NAME, or --atlas IMAGE with --atlas-name NAME.")
-    if options.template is not None and options.atlas_name is not None:
-        raise InputError("--atlas-name belongs to --atlas IMAGE: a template has its own name.")
+    check_space_options(options)
     if options.labels_desc and not options.derivatives:
         raise InputError("--labels-desc names label images of a derivative dataset: give it with -d NAME=PATH as well.")
+    if options.subject_anatomical_reference == "unbiased":
+        raise InputError(
+            "--subject-anatomical-reference unbiased needs a template of all scans of a participant, which nio-pydra "
+            "does not make: use first-lex or sessionwise, or give the preprocessed scans of fMRIPrep as BIDS_DIR."
+        )
+    if options.skull_stripped and options.skull_strip_t1w in ("auto", "force"):
+        raise InputError(f"--skull-stripped contradicts --skull-strip-t1w {options.skull_strip_t1w}: leave out one.")
     if not options.bids_dir.is_dir():
         raise InputError(f"{options.bids_dir} is not a folder: expected the root of a BIDS dataset.")
     from nio_pydra.bids.ownership import refuse_other_dataset
@@ -142,15 +193,16 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
 
     require_writable(options.out_dir, "output folder")
     require_writable(options.work_dir, "work folder")
-    _begin_log(options.out_dir)
-    worker = options.worker or ("cf" if options.nprocs > 1 else "debug")
+    log_file = _begin_log(options.out_dir, options.verbose)
+    n_scans, threads = _share_cores(options)
+    worker = options.worker or ("cf" if n_scans > 1 else "debug")
     if worker == "slurm":
         require_usable(options.slurm_args)
     elif options.slurm_args:
         raise InputError("--slurm-args belongs to --worker slurm: give both, or none.")
-    n_scans, threads = _share_cores(worker, options.nprocs, options.omp_nthreads)
 
     from nio_pydra.bids.inputs import find_scans, read_filters
+    from nio_pydra.bids.reference import reference_scans, refuse_other_references
 
     scans = find_scans(
         options.bids_dir,
@@ -160,8 +212,13 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
         derivatives=derivatives,
         labels_desc=options.labels_desc,
         profile=options.profile,
+        database=options.bids_database_dir,
     )
-    return DatasetRun(scans, _atlas(options), {"raw": options.bids_dir, **derivatives}, worker, n_scans, threads)
+    scans = reference_scans(scans, options.subject_anatomical_reference)
+    scans = [replace(scan, skull_stripped=_skull_stripped(scan, options)) for scan in scans]
+    atlases = atlases_of(options, options.profile)
+    refuse_other_references(options.out_dir, scans, atlases, options.subject_anatomical_reference)
+    return DatasetRun(scans, atlases, {"raw": options.bids_dir, **derivatives}, worker, n_scans, threads, log_file)
 
 
 def settings_of(options: argparse.Namespace, run: DatasetRun, method: Method) -> DatasetSettings:
@@ -172,14 +229,34 @@ def settings_of(options: argparse.Namespace, run: DatasetRun, method: Method) ->
     return DatasetSettings(
         method,
         Runtime(device=options.device, precision=options.precision, seed=options.random_seed),
-        skull_stripped=options.skull_stripped,
         worker=run.worker,
         n_procs=run.n_scans,
+        memory_mb=options.mem,
+        stop_on_first_crash=options.stop_on_first_crash,
         threads=run.threads,
         slurm_args=options.slurm_args,
         labels_desc=options.labels_desc,
         profile=options.profile,
     )
+
+
+def clean_if_asked(options: argparse.Namespace) -> None:
+    """Delete what earlier runs left in the work folder, where --clean-workdir says so."""
+    if options.clean_workdir:
+        from nio_pydra.workflows.cache import clean_work_folder
+
+        clean_work_folder(options.work_dir)
+
+
+def _skull_stripped(scan: Scan, options: argparse.Namespace) -> bool:
+    """Return whether a scan is zero outside the object, by the options, its voxels or its sidecar."""
+    if options.skull_stripped or options.skull_strip_t1w == "skip":
+        return True
+    if options.skull_strip_t1w == "auto":
+        from nio_pydra.engines.masks import background_is_zero
+
+        return not scan.problem and background_is_zero(scan.image)
+    return scan.skull_stripped and options.skull_strip_t1w != "force"
 
 
 @contextmanager
@@ -206,9 +283,17 @@ def log_start(run: DatasetRun, method: str, profile_name: str) -> None:
         "%s at a time with %s threads",
         version(), len(scans), sum(scan.mask is not None for scan in scans), profile_name,
         sum(scan.lesion is not None for scan in scans), sum(scan.labels is not None for scan in scans),
-        run.atlas.label, method, "all" if run.worker == "slurm" and run.n_scans == 1 else run.n_scans,
-        run.threads or "their jobs'",
+        " and ".join(atlas.label for atlas in run.atlases), method,
+        "all" if run.worker == "slurm" and run.n_scans == 1 else run.n_scans, run.threads or "their jobs'",
     )  # fmt: skip
+    for scan in scans:
+        log.debug("%s: %s", scan.name, scan.problem or f"{scan.image}, {_belongings(scan)}")
+
+
+def _belongings(scan: Scan) -> str:
+    found = {"mask": scan.mask, "lesion mask": scan.lesion, "labels": scan.labels}
+    texts = [f"{kind} {path or 'none'}" for kind, path in found.items()]
+    return ", ".join([*texts, "skull-stripped"] if scan.skull_stripped else texts)
 
 
 def refuse_loss(options: argparse.Namespace) -> dict[str, Path]:
@@ -223,19 +308,29 @@ def refuse_loss(options: argparse.Namespace) -> dict[str, Path]:
     return derivatives
 
 
-def _share_cores(worker: str, scans: int, threads: int | None) -> tuple[int, int | None]:
+def _share_cores(options: argparse.Namespace) -> tuple[int, int | None]:
     """Return the number of scans at a time and the threads of each, and set OMP_NUM_THREADS.
 
     It must be set before a library reads it. None: each SLURM job uses the CPUs that it was given.
     """
     from nio_pydra.system.cores import core_count, threads_asked_for
 
-    if worker == "debug":
+    scans, threads, together = options.nprocs, options.omp_nthreads, options.nthreads
+    chosen = threads_asked_for()
+    if options.worker == "slurm":
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+        return scans or 1, threads or chosen
+    if together is not None and threads is not None:
+        threads = min(threads, together)
+        scans = min(scans or together, together // threads)
+    if options.worker == "debug" or scans is None:
         scans = 1
-    if threads is None and (chosen := threads_asked_for()):
+    if together is not None and threads is None:
+        scans = min(scans, together)
+        threads = min(chosen or together, together // scans)
+    if threads is None and chosen is not None:
         return scans, chosen
-    if threads is None and worker == "slurm":
-        return scans, None
     if threads is None:
         scans = min(scans, core_count())
         threads = core_count() // scans
@@ -243,29 +338,23 @@ def _share_cores(worker: str, scans: int, threads: int | None) -> tuple[int, int
     return scans, threads
 
 
-def _atlas(options: argparse.Namespace) -> Atlas:
-    from nio_pydra.bids.atlas import atlas_from_files
+def _begin_log(out_dir: Path, verbose: int = 0) -> Path:
+    """Log to stdout and to a file in OUT_DIR/logs, whose path is returned.
 
-    files = {"labels": options.atlas_labels, "mask": options.atlas_mask}
-    if options.template is not None:
-        from nio_pydra.bids.templates import atlas_from_template
-
-        return atlas_from_template(options.template, **files, profile=options.profile)
-    return atlas_from_files(options.atlas, options.atlas_name, **files, skull_stripped=options.skull_stripped)
-
-
-def _begin_log(out_dir: Path) -> None:
-    """Log to stdout and to OUT_DIR/logs. Messages of pydra are left out, because the report repeats them."""
-    logging.getLogger("pydra").setLevel(logging.CRITICAL)
+    Messages of pydra are left out, because the report repeats them.
+    """
+    logging.getLogger("pydra").setLevel(logging.INFO if verbose > 1 else logging.CRITICAL)
     logging.raiseExceptions = False  # otherwise a full disk gives a traceback for every line
     folder = out_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     _end_log()
-    log.handlers = [logging.StreamHandler(sys.stdout), _log_file(folder)]
+    file = _log_file(folder)
+    log.handlers = [logging.StreamHandler(sys.stdout), file]
     for handler in log.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.propagate = False
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    return Path(file.baseFilename)
 
 
 def _end_log() -> None:
@@ -277,7 +366,7 @@ def _end_log() -> None:
     log.handlers = []
 
 
-def _log_file(folder: Path) -> logging.Handler:
+def _log_file(folder: Path) -> logging.FileHandler:
     """Open a file for this run alone. Another run may have the same second, or the same id in another container."""
     name = f"nio-pydra_{time.strftime('%Y%m%d-%H%M%S')}_{socket.gethostname()}_{os.getpid()}"
     for number in count():
@@ -310,9 +399,12 @@ def ended_by_signals(program: str) -> Iterator[None]:
 def log_outcomes(outcomes: Sequence[Outcome], out_dir: Path, seconds: float) -> int:
     """Log what became of the scans; return the exit status."""
     failed = [outcome for outcome in outcomes if outcome.reason]
-    log.info("%d of %d scans done in %.0f s: %s", len(outcomes) - len(failed), len(outcomes), seconds, out_dir)
+    several = len({outcome.atlas.label for outcome in outcomes}) > 1
+    what = "registrations" if several else "scans"
+    log.info("%d of %d %s done in %.0f s: %s", len(outcomes) - len(failed), len(outcomes), what, seconds, out_dir)
     if failed:
-        log.error("%d failed:", len(failed))
+        log.error("%d failed:", sum(outcome.started for outcome in failed))
         for outcome in failed:
-            log.error("  %s: %s", outcome.scan.name, outcome.reason)
+            name = f"{outcome.scan.name} to {outcome.atlas.label}" if several else outcome.scan.name
+            log.error("  %s: %s", name, outcome.reason)
     return 1 if failed else 0

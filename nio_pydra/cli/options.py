@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.engines.names import DEFAULT_ENGINE, ENGINES, LARGEST_SEED
+from nio_pydra.engines.names import DEFAULT_ENGINE, ENGINES, LARGEST_SEED, get_engine
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN
 
 if TYPE_CHECKING:
     from nio_pydra.engines.methods import Method
 
-__all__ = ["add_engine_options", "add_runtime_options", "method_of", "named_datasets", "named_path", "positive", "seed"]
+__all__ = [
+    "add_engine_options", "add_runtime_options", "memory", "method_of", "named_datasets", "named_path", "positive",
+    "seed",
+]  # fmt: skip
+
+
+QUICK_PRESETS = ("draft", "fast")
+"""Presets that --sloppy chooses, the first that the engine has."""
 
 
 def positive(text: str) -> int:
@@ -32,16 +40,29 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def memory(text: str) -> float:
+    """Parse an amount of memory with or without a unit (K, M, G, T), default M; return MiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory: expected one as 16000 (MB) or 16G")
+    return float(match[1]) * {"K": 2**-10, "M": 1, "G": 2**10, "T": 2**20}[match[2].upper() or "M"]
+
+
 def named_path(text: str) -> tuple[str, Path]:
-    """Parse NAME=PATH."""
+    """Parse NAME=PATH, or PATH, whose name are then the letters and digits of its last folder."""
     name, separator, path = text.partition("=")
-    if not separator or not name.isalnum() or not path:
+    if separator and name.isalnum() and path:
+        return name, Path(path)
+    if separator and "/" not in name:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH with a name of letters and digits")
-    return name, Path(path)
+    name = "".join(letter for letter in Path(text).absolute().name if letter.isalnum())
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} gives no name of letters and digits: give NAME=PATH")
+    return name, Path(text)
 
 
 def named_datasets(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
-    """Return the datasets of ``-d NAME=PATH`` by name.
+    """Return the datasets of ``-d NAME=PATH`` or ``-d PATH`` by name.
 
     Raises
     ------
@@ -52,10 +73,12 @@ def named_datasets(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
     for name, path in given:
         if name.lower() == "raw":
             raise InputError(
-                f"-d {name}={path}: {name} stands for the dataset itself in BIDS URIs, choose another name."
+                f"-d {name}={path}: {name} stands for the dataset itself in BIDS URIs, choose another name (NAME=PATH)."
             )
         if twin := next((other for other in found if other.lower() == name.lower()), None):
-            raise InputError(f"-d {name}={path}: {twin}={found[twin]} has that name already, choose another one.")
+            raise InputError(
+                f"-d {name}={path}: {twin}={found[twin]} has that name already, choose another one (NAME=PATH)."
+            )
         found[name] = path
     return found
 
@@ -95,6 +118,10 @@ def method_of(args: argparse.Namespace) -> Method:
     from nio_pydra.engines.methods import choose_method, read_settings_file
 
     preset, changes = args.preset, None
+    if getattr(args, "sloppy", False):
+        if preset or args.settings:
+            raise InputError("--sloppy chooses a preset: leave out --preset and --settings, or --sloppy.")
+        preset = next((name for name in QUICK_PRESETS if name in get_engine(args.engine).presets), None)
     if args.settings is not None:
         preset, changes = read_settings_file(args.settings, preset)
     try:

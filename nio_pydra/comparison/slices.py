@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nio_pydra.comparison.cases import ALL
 from nio_pydra.comparison.results import Results
 from nio_pydra.report.axial import axial_view, draw_outlines
-from nio_pydra.report.canvas import new_figure
+from nio_pydra.report.canvas import grey_scale, new_figure
 from nio_pydra.spatial.images import load_image, load_labels
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ __all__ = ["choose_cases", "draw_slices"]
 
 COLUMNS = 4
 ATLAS_COLOUR, CASE_COLOUR = "#ff4d4d", "#4db8ff"
-PERCENTILES = 0.5, 99.5
-"""Ends of the grey scale."""
 INITIAL = "affine"
 """Engine whose results are the moving image before any method."""
 RESOLUTION = 130
@@ -76,7 +74,7 @@ def draw_slices(results: Results, case: str) -> Figure:
     names = [*initial, *(name for name in results.methods if name not in initial)]
     images = {name: _find(results, name, case, of_labels=False) for name in names}
     slices = {name: view.cut(load_image(path)) for name, path in images.items() if path}
-    scale = _grey_scale(next(iter(slices.values()))) if slices else (0.0, 1.0)
+    scale = grey_scale(next(iter(slices.values()))) if slices else (0.0, 1.0)
 
     height, width = outlined.shape
     lines = -(-(len(names) + 1) // COLUMNS)
@@ -90,7 +88,7 @@ def draw_slices(results: Results, case: str) -> Figure:
     for axis, name in zip(axes, order, strict=False):
         if name is None:
             shown = view.cut(atlas)
-            _show(axis, shown, _grey_scale(shown), f"atlas {results.atlas.name}")
+            _show(axis, shown, grey_scale(shown), f"atlas {results.atlas.name}")
         elif name in slices:
             _show(axis, slices[name], scale, _heading(results, name, case, name in initial))
             if path := _find(results, name, case, of_labels=True):
@@ -113,14 +111,6 @@ def _heading(results: Results, name: str, case: str, initial: bool) -> str:
     done = results.done(name)
     score = done.loc[done["case"] == case, f"dice_{ALL}"] if f"dice_{ALL}" in done else done.iloc[:0]
     return f"{heading}: {float(score.iloc[0]):.3f}" if len(score) and np.isfinite(float(score.iloc[0])) else heading
-
-
-def _grey_scale(shown: NDArray[np.float64]) -> tuple[float, float]:
-    inside = shown[shown != 0]
-    if not inside.size:
-        return 0.0, 1.0
-    low, high = np.percentile(inside, PERCENTILES)
-    return min(0.0, float(low)), float(high)
 
 
 def _find(results: Results, name: str, case: str, *, of_labels: bool) -> Path | None:

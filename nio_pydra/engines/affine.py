@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nio_pydra.engines.alignment_check import check_alignment, coarse
 from nio_pydra.engines.ants_process import AntsOptions, AntsResult, run_ants
 from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime, ScanFiles, foreground_only
+from nio_pydra.engines.references import AVANTS_2011
 from nio_pydra.engines.stopwatch import Spent
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
@@ -41,7 +42,7 @@ class AffineEngine(Engine):
     """The affine alone."""
 
     what = "affine alignment by ANTs alone, which is the start of every other engine"
-    citation = "Avants et al. 2011, NeuroImage 54, doi:10.1016/j.neuroimage.2010.09.025"
+    references = (AVANTS_2011,)
     package = "antspyx"
     presets = MappingProxyType({"default": AffineSettings()})
     threads = 1

@@ -14,6 +14,7 @@ from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
 from nio_pydra.engines.names import LARGEST_SEED
+from nio_pydra.engines.references import Reference
 from nio_pydra.engines.stopwatch import Spent
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
@@ -180,8 +181,8 @@ class Engine(ABC):
     ----------
     what : str
         Description in one line.
-    citation : str
-        Reference to cite.
+    references : tuple of Reference
+        Publications to cite, the method's own first.
     presets : mapping of str to dataclass instance
         Frozen settings by name, the default first. If they have a field ``weights``, a network's weights can be chosen.
     package : str or None
@@ -191,10 +192,15 @@ class Engine(ABC):
     """
 
     what: str
-    citation: str
+    references: tuple[Reference, ...]
     presets: Mapping[str, Any]
     package: str | None = None
     threads: int = 4
+
+    @property
+    def citation(self) -> str:
+        """The references in a line."""
+        return "; ".join(map(str, self.references))
 
     @abstractmethod
     def run(self, pair: Pair, settings: Any, runtime: Runtime) -> Deformation:

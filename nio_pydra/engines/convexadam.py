@@ -16,6 +16,7 @@ from nio_pydra.engines.child import answer, run_child
 from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
 from nio_pydra.engines.devices import choose_device
 from nio_pydra.engines.network_space import NetworkSpace, grid_around
+from nio_pydra.engines.references import SIEBERT_2024
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.unit_grid import voxel_to_unit
@@ -72,7 +73,7 @@ class ConvexAdamEngine(Engine):
     """ConvexAdam with MIND descriptors, as the package convexAdam runs it."""
 
     what = "discrete convex search, then Adam on the field, by MIND descriptors; no learning"
-    citation = "Siebert et al. 2024, IEEE Transactions on Medical Imaging, ieeexplore.ieee.org/document/10681158"
+    references = (SIEBERT_2024,)
     package = "convexadam"
     presets = MappingProxyType({"mind": ConvexAdamSettings()})
 

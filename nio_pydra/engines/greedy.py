@@ -13,6 +13,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines.child import answer, run_child, store_images
 from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
+from nio_pydra.engines.references import YUSHKEVICH_2016
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.spatial.lps import field_from_itk
 from nio_pydra.spatial.transforms import Transform, resample
@@ -56,7 +57,7 @@ class GreedyEngine(Engine):
     """Greedy, run by the package picsl-greedy."""
 
     what = "greedy diffeomorphic registration by local cross-correlation, the fast classical baseline"
-    citation = "Yushkevich et al. 2016, Alzheimer's & Dementia 12(7), P126"
+    references = (YUSHKEVICH_2016,)
     package = "picsl-greedy"
     presets = MappingProxyType({"default": GreedySettings()})
 

@@ -18,7 +18,7 @@ from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, same_grid, save_image
 from nio_pydra.spatial.transforms import Transform, resample
 
-__all__ = ["MAKERS", "make_mask", "prepare"]
+__all__ = ["MAKERS", "background_is_zero", "conform_mask", "make_mask", "prepare"]
 
 NOTHING_FOUND = ("argmax of an empty sequence", "Not enough foreground")
 """Errors by which deepbet's steps for the largest component and its box report that no voxel was predicted."""
@@ -113,6 +113,44 @@ def make_mask(
         found = f"a {profile.name} mask of {litres:.2f} litres" if litres else f"no {profile.name}"
         raise InputError(f"{image}: found {found}, expected {smallest} to {largest} litres. {advice}")
     return save_image(mask.astype(np.uint8), scan.affine, out, dtype=np.uint8)
+
+
+def background_is_zero(image: Path) -> bool:
+    """Return whether the outermost voxels on all six sides of an image are zero, as after a skull-stripping.
+
+    An image that cannot be used counts as not skull-stripped: :func:`prepare` says what is wrong with it.
+    """
+    try:
+        voxels = np.asanyarray(load_image(image).dataobj)
+    except InputError:
+        return False
+    return not any(side.any() for axis in range(3) for side in (voxels.take(0, axis), voxels.take(-1, axis)))
+
+
+def conform_mask(mask: Path, out: Path) -> Path:
+    """Write a mask with its axes in the order RAS, as fMRIPrep conforms a scan.
+
+    Every voxel keeps its value and its place.
+
+    Parameters
+    ----------
+    mask : Path
+        Mask of a scan, on its grid.
+    out : Path
+        NIfTI file to write: uint8, 0 and 1.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    InputError
+        If the mask cannot be used.
+    """
+    turned = nib.as_closest_canonical(load_mask(mask))
+    return save_image(np.asanyarray(turned.dataobj), turned.affine, out, dtype=np.uint8)
 
 
 def _onto_image(path: Path, image: Nifti1Image, role: str, out: Path) -> Path:

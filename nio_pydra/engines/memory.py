@@ -12,7 +12,14 @@ from pathlib import Path
 
 from nio_pydra.errors import InputError
 
-__all__ = ["forget_peak_memory", "machine_memory_mb", "peak_memory_mb", "predicted_memory_mb", "require_memory"]
+__all__ = [
+    "forget_peak_memory",
+    "machine_memory_mb",
+    "peak_memory_mb",
+    "predicted_memory_mb",
+    "require_memory",
+    "scans_that_fit",
+]
 
 log = logging.getLogger("nio_pydra")
 
@@ -80,6 +87,21 @@ def peak_memory_mb() -> float:
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+
+
+def scans_that_fit(each: float, scans: int, limit: float) -> int:
+    """Return how many scans fit into a limit of memory at the same time: at least one, at most those given.
+
+    Parameters
+    ----------
+    each : float
+        Predicted memory of one scan, MiB.
+    scans : int
+        Number of scans that the user wants at a time.
+    limit : float
+        Memory that the user allows, MiB. That of the machine counts if it is smaller.
+    """
+    return max(1, min(scans, int(min(limit, machine_memory_mb()) // each)))
 
 
 def require_memory(each: float, scans: int, *, device: bool = False) -> None:

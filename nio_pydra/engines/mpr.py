@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nio_pydra.engines.nio import NetworkEngine, NetworkSettings
+from nio_pydra.engines.references import LIU_2022
 
 __all__ = ["MPR"]
 
@@ -31,7 +32,7 @@ def _published_weights() -> Path:
 
 MPR = MPREngine(
     "MultiPropReg, a network that predicts a diffeomorphism at two scales, with its authors' weights",
-    "Liu et al. 2022, IEEE Transactions on Pattern Analysis and Machine Intelligence",
+    (LIU_2022,),
     {"default": NetworkSettings()},
     _published_weights,
 )

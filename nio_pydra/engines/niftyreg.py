@@ -20,6 +20,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines.child import answer, run_child
 from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
+from nio_pydra.engines.references import MODAT_2010
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.transforms import DisplacementField, apply_affine, voxel_centres
@@ -107,7 +108,7 @@ class NiftyRegEngine(Engine):
     """reg_f3d, and reg_transform for the dense field."""
 
     what = "free-form deformation by B-splines and mutual information, by NiftyReg's reg_f3d"
-    citation = "Modat et al. 2010, Computer Methods and Programs in Biomedicine 98, doi:10.1016/j.cmpb.2009.09.002"
+    references = (MODAT_2010,)
     presets = MappingProxyType({"default": NiftyRegSettings(), "velocity": NiftyRegSettings(velocity=True)})
 
     def run(self, pair: Pair, settings: NiftyRegSettings, runtime: Runtime) -> Deformation:

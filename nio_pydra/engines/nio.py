@@ -21,6 +21,7 @@ from nio_pydra.engines.contract import Deformation, Engine, Memory, Pair, Runtim
 from nio_pydra.engines.devices import choose_device, choose_precision
 from nio_pydra.engines.memory import BASE_MB, predicted_memory_mb
 from nio_pydra.engines.network_space import NetworkSpace, grid_around
+from nio_pydra.engines.references import MOK_2020, MOK_2023, SIEBERT_2021, Reference
 from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.metrics import regularity
 from nio_pydra.networks import Network, load_network
@@ -77,7 +78,7 @@ class NetworkEngine(Engine):
 
     Parameters
     ----------
-    what, citation, presets
+    what, references, presets
         See :class:`nio_pydra.engines.contract.Engine`.
     weights : callable
         Function that returns the checkpoint if the settings name none.
@@ -86,11 +87,11 @@ class NetworkEngine(Engine):
     def __init__(
         self,
         what: str,
-        citation: str,
+        references: tuple[Reference, ...],
         presets: Mapping[str, NetworkSettings],
         weights: Callable[[], Path] = default_weights,
     ) -> None:
-        self.what, self.citation, self.presets, self._weights = what, citation, presets, weights
+        self.what, self.references, self.presets, self._weights = what, references, presets, weights
 
     def run(self, pair: Pair, settings: NetworkSettings, runtime: Runtime) -> Deformation:
         """Register a pair in the network's space.
@@ -199,8 +200,6 @@ def _multiple(network: Network | None) -> int:
     return SIZE_MULTIPLE if network is None else network.size_multiple
 
 
-MOK_2023 = "Mok et al. 2023, Machine Learning in Medical Imaging (MICCAI workshop)"
-
 FEW_STEPS = NIOSettings(iterations=(20, 10, 0))
 """Most of the gain comes early and at the lower levels."""
 REFINEMENT = IOSettings(
@@ -213,7 +212,7 @@ the Jacobian determinants vary much less, and the field hardly folds (docs/resul
 #: most steps. "diffeomorphic" is "fast" with the velocity refined. "draft" has no refinement.
 NIO_M = NetworkEngine(
     "Neural Instance Optimization, coarse to fine: LapIRN's weights are optimised on the pair, level by level",
-    MOK_2023,
+    (MOK_2023, MOK_2020),
     {
         "paper": NetworkSettings(network=NIOSettings()),
         "precise": NetworkSettings(network=NIOSettings(), field=REFINEMENT),
@@ -224,7 +223,7 @@ NIO_M = NetworkEngine(
 )
 NIO = NetworkEngine(
     "Neural Instance Optimization of all levels at once",
-    MOK_2023,
+    (MOK_2023, MOK_2020),
     {
         "paper": NetworkSettings(network=NIOSettings(iterations=(0, 0, 50))),
         "draft": NetworkSettings(network=NIOSettings(iterations=(0, 0, 5))),
@@ -232,7 +231,7 @@ NIO = NetworkEngine(
 )
 IO = NetworkEngine(
     "instance optimisation of the displacement field, starting from LapIRN's prediction",
-    f"Siebert et al. 2021, Learn2Reg challenge (MICCAI); as in {MOK_2023}",
+    (SIEBERT_2021, MOK_2023, MOK_2020),
     {
         "paper": NetworkSettings(field=IOSettings()),
         "draft": NetworkSettings(field=IOSettings(iterations=30)),
@@ -240,6 +239,6 @@ IO = NetworkEngine(
 )
 LAPIRN = NetworkEngine(
     "LapIRN, the network alone",
-    "Mok and Chung 2020, MICCAI, arXiv:2006.16148",
+    (MOK_2020,),
     {"paper": NetworkSettings()},
 )

@@ -1,19 +1,23 @@
-"""Quality of a registration: similarity, regularity, and errors of round trips of points."""
+"""Quality of a registration: similarity, overlap of masks, regularity, the affine, and errors of round trips."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
 from nio_pydra.engines.contract import Pair, inside
-from nio_pydra.metrics import local_similarity, regularity, round_trip_error
+from nio_pydra.metrics import Regularity, dice, local_similarity, regularity, round_trip_error
 from nio_pydra.spatial.transforms import DisplacementField, Transform, apply_affine, resample
 
 __all__ = ["quality"]
 
 POINTS = 200_000  # number of points of a round trip
+UNCHANGED = Regularity(std_jacobian=0.0, fold_percent=0.0, jacobian_p1=1.0, jacobian_p99=1.0)
+"""Regularity of an affine without a deformation."""
 
 
 def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, Any]:
@@ -29,9 +33,14 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
     Returns
     -------
     dict
-        ``similarity`` (``before`` and ``after``), ``std_jacobian``, ``fold_percent`` and ``inverse_error_mm`` of the
-        record. The last holds ``median`` and ``p99``, in mm, of three round trips: forward and back from ``voxels`` of
-        the fixed object and from points ``between_voxels``, and from voxels of the moving object (``backward``).
+        Entries of the record. ``similarity`` holds ``before`` and ``after``. ``mask_overlap`` is the Dice of the fixed
+        object and the registered moving one. ``mask_empty_percent`` is the share of the moving object that holds the
+        darkest value of its image: next to none in a good mask, more in one of another person. Regularity of the
+        deformation without the affine: ``std_jacobian``, ``fold_percent``, ``jacobian_p1`` and ``jacobian_p99``.
+        ``affine`` holds its ``scales``, from the smallest to the largest, and ``turn_degrees``, the angle of its
+        rotation. ``inverse_error_mm`` holds ``median`` and ``p99`` of three round trips: forward and back from
+        ``voxels`` of the fixed object and from points ``between_voxels``, and from voxels of the moving object
+        (``backward``).
     """
     foreground, fixed = pair.fixed_foreground, np.asanyarray(pair.fixed_object.dataobj)
     moving = pair.moving_object  # its background is the darkest value
@@ -40,16 +49,41 @@ def quality(pair: Pair, transforms: tuple[Transform, Transform]) -> dict[str, An
         return local_similarity(fixed, np.asanyarray(resample(moving, pair.fixed, transform).dataobj), foreground)
 
     deformation = transforms[0].steps[0]
-    smooth = regularity(deformation, foreground) if isinstance(deformation, DisplacementField) else None
+    smooth = regularity(deformation, foreground) if isinstance(deformation, DisplacementField) else UNCHANGED
     return {
         "similarity": {
             "metric": "mean squared local cross-correlation, window 7, inside the fixed mask",
             "before": similarity(Transform((pair.affine,))),
             "after": similarity(transforms[0]),
         },
-        "std_jacobian": smooth.std_jacobian if smooth else 0.0,
-        "fold_percent": smooth.fold_percent if smooth else 0.0,
+        "mask_overlap": _mask_overlap(pair, transforms[0]),
+        "mask_empty_percent": _mask_empty_percent(pair),
+        **asdict(smooth),
+        "affine": _affine_measures(pair.affine),
         "inverse_error_mm": _round_trips(pair, *transforms),
+    }
+
+
+def _mask_overlap(pair: Pair, forward: Transform) -> float:
+    """Return the Dice of the fixed object and the registered moving object."""
+    mask = Nifti1Image(inside(pair.moving, pair.moving_mask).astype(np.uint8), pair.moving.affine)
+    moved = np.asanyarray(resample(mask, pair.fixed, forward, "nearest").dataobj)
+    return dice(pair.fixed_foreground.astype(np.uint8), moved, expected={1})[1]
+
+
+def _mask_empty_percent(pair: Pair) -> float:
+    """Return the share of the moving object that holds the darkest value of its image, in percent."""
+    voxels = np.asanyarray(pair.moving.dataobj)
+    return float(100 * (voxels[inside(pair.moving, pair.moving_mask)] == voxels.min()).mean())
+
+
+def _affine_measures(affine: NDArray[np.floating]) -> dict[str, Any]:
+    """Return the scales of an affine, from the smallest to the largest, and the angle of its rotation in degrees."""
+    left, scales, right = np.linalg.svd(np.asarray(affine, float)[:3, :3])
+    cosine = (np.trace(left @ right) - 1) / 2
+    return {
+        "scales": sorted(float(scale) for scale in scales),
+        "turn_degrees": float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))),
     }
 
 

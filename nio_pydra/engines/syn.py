@@ -12,6 +12,7 @@ import numpy as np
 
 from nio_pydra.engines.ants_process import AntsOptions, run_ants
 from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
+from nio_pydra.engines.references import AVANTS_2008
 from nio_pydra.spatial.lps import field_from_itk
 from nio_pydra.spatial.transforms import DisplacementField
 from nio_pydra.system.scratch import scratch_folder
@@ -66,7 +67,7 @@ class SynEngine(Engine):
     """SyN, run by antspyx."""
 
     what = "symmetric normalization by ANTs, the classical baseline"
-    citation = "Avants et al. 2008, Medical Image Analysis 12, doi:10.1016/j.media.2007.06.004"
+    references = (AVANTS_2008,)
     package = "antspyx"
     presets = MappingProxyType(
         {

@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from nio_pydra.engines.nio import NetworkEngine, NetworkSettings
+from nio_pydra.engines.references import SHU_2021
 
 __all__ = ["ULAE"]
 
@@ -16,7 +17,7 @@ def _packaged_weights() -> Path:
 
 ULAE = NetworkEngine(
     "ULAE-net, a network that accumulates fields at three scales; weights of this package",
-    "Shu et al. 2021, MICCAI: Medical image registration based on uncoupled learning and accumulative enhancement",
+    (SHU_2021,),
     {"default": NetworkSettings()},
     _packaged_weights,
 )

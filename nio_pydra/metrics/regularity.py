@@ -22,10 +22,14 @@ class Regularity:
         Standard deviation of the determinants.
     fold_percent : float
         Share of voxels whose determinant is zero or negative, in percent.
+    jacobian_p1, jacobian_p99 : float
+        1st and 99th percentile of the determinants.
     """
 
     std_jacobian: float
     fold_percent: float
+    jacobian_p1: float
+    jacobian_p99: float
 
 
 def jacobian_determinant(field: DisplacementField) -> NDArray[np.float32]:
@@ -49,7 +53,8 @@ def jacobian_determinant(field: DisplacementField) -> NDArray[np.float32]:
 def regularity(field: DisplacementField, region: NDArray[np.bool_]) -> Regularity:
     """Summarise the Jacobian determinants of a field inside a region of its grid, ``(X, Y, Z)``."""
     values = jacobian_determinant(field)[region]
-    return Regularity(float(values.std(dtype=np.float64)), float(100 * (values <= 0).mean()))
+    low, high = np.percentile(values, (1, 99))
+    return Regularity(float(values.std(dtype=np.float64)), float(100 * (values <= 0).mean()), float(low), float(high))
 
 
 def round_trip_error(first: Transform, second: Transform, points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,10 +13,14 @@ Two rules hold for all of them.
 """
 
 from nio_pydra.tasks.affine_align import AffineAlign
+from nio_pydra.tasks.conform_mask import ConformMask
+from nio_pydra.tasks.draw_figures import DrawFigures
 from nio_pydra.tasks.prepare import Prepare
 from nio_pydra.tasks.propagate_labels import PropagateLabels
 from nio_pydra.tasks.register import Register
 from nio_pydra.tasks.score_labels import ScoreLabels
 from nio_pydra.tasks.sink import Sink
 
-__all__ = ["AffineAlign", "Prepare", "PropagateLabels", "Register", "ScoreLabels", "Sink"]
+__all__ = [
+    "AffineAlign", "ConformMask", "DrawFigures", "Prepare", "PropagateLabels", "Register", "ScoreLabels", "Sink",
+]  # fmt: skip

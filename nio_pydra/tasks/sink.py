@@ -1,4 +1,4 @@
-"""Task: results under their BIDS names in the output folder."""
+"""Task: results under their BIDS names in the output folder, and the page of the participant."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def product_fields(field: Callable[..., Any]) -> dict[str, Any]:
 
 @python.define(inputs=product_fields(python.arg), outputs=["files"])
 def Sink(destination: dict, version: str = CODE_VERSION, **products: File | None) -> list[str]:
-    """Copy the results of one scan into the derivative dataset.
+    """Copy the results of one scan into the derivative dataset, and write the page of its participant.
 
     Parameters
     ----------
@@ -41,6 +41,10 @@ def Sink(destination: dict, version: str = CODE_VERSION, **products: File | None
     """
     from nio_pydra.bids.outputs import sink
     from nio_pydra.bids.products import Destination
+    from nio_pydra.report.participant import write_participant_pages
 
     files = {name: None if file is None else Path(file) for name, file in products.items()}
-    return [str(path) for path in sink(files, Destination(**destination))]
+    to = Destination(**destination)
+    written = [str(path) for path in sink(files, to)]
+    write_participant_pages(Path(to.out_dir), to.kind, [f"sub-{to.entities['subject']}"], alone=True)
+    return written

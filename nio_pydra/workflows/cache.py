@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from filelock import Timeout
 
+from nio_pydra.errors import InputError
 from nio_pydra.system.disk import full_disk
 from nio_pydra.system.slurm import busy_hosts
 from nio_pydra.workflows.pydra_private import (
@@ -31,7 +32,10 @@ from nio_pydra.workflows.pydra_private import (
     workflow_error,
 )
 
-__all__ = ["discard_dead_hosts_locks", "discard_locks_of", "discard_unfinished", "failure_reason", "in_use"]
+__all__ = [
+    "clean_work_folder", "discard_dead_hosts_locks", "discard_locks_of", "discard_unfinished", "failure_reason",
+    "in_use", "own_folder",
+]  # fmt: skip
 
 TORN_LOCK_SECONDS = 60.0
 """Age from which an empty lock counts as left by a killed process. NFS shows what another host wrote half a minute
@@ -143,6 +147,32 @@ def discard_locks_of(work_dir: Path, holder: tuple[int, str]) -> None:
     for lock in locks(work_dir):
         if lock_holder(lock) == holder:
             lock.unlink(missing_ok=True)
+
+
+def own_folder(work_dir: Path) -> Path:
+    """Make and return a folder in a work folder, so that files of other programs there are not deleted."""
+    folder = work_dir.resolve() / "nio_pydra"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def clean_work_folder(work_dir: Path) -> None:
+    """Delete what earlier runs left in a work folder.
+
+    Raises
+    ------
+    InputError
+        If another run uses the folder.
+    """
+    folder = own_folder(work_dir)
+    with in_use(folder, discard_locks=False) as alone:
+        if not alone:
+            raise InputError(
+                f"--clean-workdir cannot delete {folder}, because another run uses it: wait for that run, or give "
+                "another -w."
+            )
+        for name in ("pydra", "hashes"):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def discard_unfinished(cache: Path, *, alone: bool = True) -> None:

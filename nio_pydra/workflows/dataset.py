@@ -1,7 +1,8 @@
-"""All scans of a dataset, each registered by the `Subject` workflow."""
+"""All scans of a dataset, each registered to each atlas by the `Subject` workflow."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -18,16 +19,18 @@ from nio_pydra.bids.outputs import discard_leftovers, engine_desc, sink
 from nio_pydra.bids.products import PRODUCTS, Destination
 from nio_pydra.bids.records import Failure
 from nio_pydra.engines.contract import Runtime, foreground_only
-from nio_pydra.engines.memory import require_memory
+from nio_pydra.engines.memory import require_memory, scans_that_fit
 from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.report.participant import write_participant_pages
 from nio_pydra.spatial.images import UNREADABLE, load_image, load_mask
 from nio_pydra.system.settings import plain
 from nio_pydra.system.slurm import require_usable
 from nio_pydra.tasks import Prepare
 from nio_pydra.tasks.inputs import code_version
-from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
+from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use, own_folder
+from nio_pydra.workflows.crash import crash_report
 from nio_pydra.workflows.progress import subject_hooks
 from nio_pydra.workflows.pydra_private import Submitter, stored_outputs, use_work_folder, warn_if_untried
 from nio_pydra.workflows.slurm import Lost, Scans, live_jobs, resources_of, run_scans
@@ -35,6 +38,8 @@ from nio_pydra.workflows.subject import Subject
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
 
 __all__ = ["DatasetSettings", "Outcome", "register_dataset"]
+
+log = logging.getLogger("nio_pydra")
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,6 @@ class DatasetSettings:
         Engine and settings.
     runtime : Runtime
         Device, precision and seed. The number of threads is that of OMP_NUM_THREADS.
-    skull_stripped : bool
-        Whether every image is zero outside the object, whatever its sidecar says.
     worker : str
         ``debug`` (one after another), ``cf`` (processes) or ``slurm``.
     n_procs : int
@@ -57,53 +60,68 @@ class DatasetSettings:
         Number of threads of each scan, if it was asked for. Only SLURM jobs read it, otherwise OMP_NUM_THREADS counts.
     slurm_args : str
         Options of sbatch, as in a shell.
+    memory_mb : float or None
+        Memory that all scans at a time may use together, MiB; fewer are registered at a time where it is too small.
+        None: that of the machine, and too many scans at a time are refused.
+    stop_on_first_crash : bool
+        Whether no other scan is started after one has failed.
     labels_desc : str or None
         ``desc`` of the label images of the scans.
+    conformed_mask : bool
+        Whether to write the mask of a scan also as fMRIPrep takes it, where fMRIPrep would conform that scan alone.
     profile : Profile
         What is registered.
     """
 
     method: Method
     runtime: Runtime
-    skull_stripped: bool = False
     worker: str = "debug"
     n_procs: int = 1
+    memory_mb: float | None = None
+    stop_on_first_crash: bool = False
     threads: int | None = None
     slurm_args: str = ""
     labels_desc: str | None = None
+    conformed_mask: bool = False
     profile: Profile = BRAIN
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one scan.
+    """Result of one scan with one atlas.
 
     Attributes
     ----------
     scan : Scan
         The scan.
+    atlas : Atlas
+        The atlas.
     reason, details : str
         Why it failed, in a sentence and in full. Empty after a success.
+    started : bool
+        Whether it was tried at all. False for those that were left after a failure.
     """
 
     scan: Scan
+    atlas: Atlas
     reason: str = ""
     details: str = ""
+    started: bool = True
 
 
 def register_dataset(
-    scans: Sequence[Scan], atlas: Atlas, settings: DatasetSettings, *, out_dir: Path, work_dir: Path
+    scans: Sequence[Scan], atlases: Sequence[Atlas], settings: DatasetSettings, *, out_dir: Path, work_dir: Path
 ) -> list[Outcome]:
-    """Register scans to an atlas. A scan that fails does not stop the others.
+    """Register scans to one or several atlases. A scan that fails does not stop the others.
 
-    Results that an earlier run with the same `work_dir` finished are used again.
+    Results that an earlier run with the same `work_dir` finished are used again. The mask of a scan is made once.
 
     Parameters
     ----------
     scans : sequence of Scan
         Scans to register.
-    atlas : Atlas
-        Atlas to align them to.
+    atlases : sequence of Atlas
+        Atlases to align each of them to.
     settings : DatasetSettings
         How to register them.
     out_dir : Path
@@ -114,61 +132,80 @@ def register_dataset(
     Returns
     -------
     list of Outcome
-        In the order of `scans`.
+        For each atlas, in the order of `scans`.
 
     Raises
     ------
     InputError
-        If no object is found in the atlas, the worker cannot be used, or memory is too small for so many scans at a
+        If no object is found in an atlas, the worker cannot be used, or memory is too small for so many scans at a
         time.
     """
-    # A folder of its own, so that files of other programs in the work folder are not deleted.
-    work_dir = work_dir.resolve() / "nio_pydra"
-    work_dir.mkdir(parents=True, exist_ok=True)
+    work_dir = own_folder(work_dir)
     warn_if_untried()
     cache = use_work_folder(work_dir)
     jobs_live = live_jobs(work_dir)  # of a run that was killed, or beside this one
     with in_use(work_dir, discard_locks=not jobs_live) as alone:
         discard_unfinished(cache, alone=alone and not jobs_live)
-        outcomes = _register_all(scans, atlas, settings, out_dir, cache)
-    _store_failures(outcomes, atlas, settings.method, out_dir)
+        outcomes = _register_all(scans, atlases, settings, out_dir, cache)
+    _store_failures(outcomes, settings, out_dir)
+    # Once more, with failures and beside the other scans of this run. Reading all records would cost every job of an
+    # array as much as the whole dataset.
+    ran = {f"sub-{scan.entities['subject']}" for scan in scans}
+    write_participant_pages(out_dir, settings.profile, sorted(ran), alone=True)
     return outcomes
 
 
-def _store_failures(outcomes: Sequence[Outcome], atlas: Atlas, method: Method, out_dir: Path) -> None:
+def _store_failures(outcomes: Sequence[Outcome], settings: DatasetSettings, out_dir: Path) -> None:
     """Store why scans failed, for the group level, and delete what earlier runs stored of scans that are done."""
-    desc = engine_desc(method.name)
+    method, desc = settings.method, engine_desc(settings.method.name)
     for outcome in outcomes:
-        failure = Failure(outcome.scan.name, atlas.space, desc, method.name, method.preset, outcome.reason)
-        if outcome.reason:
-            failure.write(out_dir, outcome.details)
-        else:
+        scan, atlas = outcome.scan, outcome.atlas
+        failure = Failure(scan.name, atlas.space, desc, method.name, method.preset, outcome.reason)
+        if outcome.reason and outcome.started:
+            why = outcome.reason, outcome.details
+            failure.write(out_dir, crash_report(scan, atlas, method, settings.runtime, why))
+        elif outcome.started:
             failure.forget(out_dir)
 
 
 def _register_all(
-    scans: Sequence[Scan], atlas: Atlas, settings: DatasetSettings, out_dir: Path, cache: Path
+    scans: Sequence[Scan], atlases: Sequence[Atlas], settings: DatasetSettings, out_dir: Path, cache: Path
 ) -> list[Outcome]:
     problems = {scan.name: problem for scan in scans if (problem := scan.problem or _unreadable(scan))}
-    inputs = {scan.name: _scan_inputs(scan, atlas, settings, out_dir) for scan in scans if scan.name not in problems}
-    for own in inputs.values():
-        discard_leftovers(Destination(**own["destination"]))
+    good = [scan for scan in scans if scan.name not in problems]
+    for scan in good:
+        discard_leftovers(_destination(scan, atlases[0], settings, out_dir))
+    worker = _worker(settings)
+    with Submitter(worker=worker, cache_root=cache, n_procs=1) as submit:
+        masks = {atlas.label: _atlas_mask(atlas, settings, submit, cache) for atlas in atlases}
+    common = _common_inputs(settings)
+    inputs = {
+        _name(scan, atlas, atlases): _inputs(scan, atlas, settings, out_dir, masks[atlas.label])
+        for atlas in atlases
+        for scan in good
+    }
+    waiting = {name: own for name, own in inputs.items() if _stored_products(common, own, cache) is None}
+    left = waiting if settings.stop_on_first_crash and problems else {}
     lost: dict[str, Lost] = {}
-    with Submitter(worker=_worker(settings), cache_root=cache, n_procs=settings.n_procs) as submit:
-        mask = _atlas_mask(atlas, settings, submit, cache)
-        common = _common_inputs(atlas, settings, mask)
-        waiting = {name: own for name, own in inputs.items() if _stored_products(common, own, cache) is None}
-        if waiting and settings.worker == "slurm":
-            lost = _run_jobs(atlas, mask, settings, common, waiting, cache)
-        elif waiting:
-            _require_memory(atlas, mask, settings, min(len(waiting), settings.n_procs))
-            _run_subjects(submit, common, list(waiting.values()))
-    return [
-        Outcome(scan, problems[scan.name])
-        if scan.name in problems
-        else _outcome(scan, common, inputs[scan.name], cache, lost.get(scan.name))
-        for scan in scans
-    ]
+    if waiting and not left and settings.worker == "slurm":
+        lost = _run_jobs([_atlas_object(atlas, masks[atlas.label], settings) for atlas in atlases], settings, common,
+                         waiting, cache)  # fmt: skip
+    elif waiting and not left:
+        at_a_time = _scans_at_a_time(atlases, masks, settings, len(waiting))
+        with Submitter(worker=worker, cache_root=cache, n_procs=at_a_time) as submit:
+            left = _run_subjects(submit, common, waiting, at_a_time, settings)
+
+    def outcome(scan: Scan, atlas: Atlas) -> Outcome:
+        if scan.name in problems:
+            return Outcome(scan, atlas, problems[scan.name])
+        name = _name(scan, atlas, atlases)
+        if name in left:
+            return Outcome(
+                scan, atlas, "not started, because another scan failed (--stop-on-first-crash)", started=False
+            )
+        return Outcome(scan, atlas, *_failure(common, inputs[name], cache, lost.get(name)))
+
+    return [outcome(scan, atlas) for atlas in atlases for scan in scans]
 
 
 def _unreadable(scan: Scan) -> str:
@@ -182,24 +219,44 @@ def _unreadable(scan: Scan) -> str:
     return ""
 
 
-def _run_subjects(submit: Any, common: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
-    """Run the `Subject` workflow for each scan, as a split of one workflow."""
-    keys = tuple(inputs[0])
-    batch = Subject(**common).split(keys, **{key: [own[key] for own in inputs] for key in keys})
-    submit(batch, hooks=subject_hooks(), raise_errors=False)
+def _name(scan: Scan, atlas: Atlas, atlases: Sequence[Atlas]) -> str:
+    """Return what a registration is called: the name of the scan, and that of the atlas where there are several."""
+    return scan.name if len(atlases) == 1 else f"{scan.name} to {atlas.label}"
+
+
+def _run_subjects(
+    submit: Any,
+    common: dict[str, Any],
+    waiting: dict[str, dict[str, Any]],
+    at_a_time: int,
+    settings: DatasetSettings,
+) -> dict[str, dict[str, Any]]:
+    """Run the `Subject` workflow for each scan and atlas, as a split of one workflow. Return those not started."""
+    several_atlases = len({own["destination"]["atlas"] for own in waiting.values()}) > 1
+    size = at_a_time if settings.stop_on_first_crash else len(waiting)
+    left = dict(waiting)
+    while left:
+        batch = [left.pop(name) for name in list(left)[:size]]
+        keys = tuple(batch[0])
+        split = Subject(**common).split(keys, **{key: [own[key] for own in batch] for key in keys})
+        submit(split, hooks=subject_hooks(several_atlases), raise_errors=False)
+        if settings.stop_on_first_crash and any(
+            _stored_products(common, own, submit.cache_root) is None for own in batch
+        ):
+            break
+    return left
 
 
 def _run_jobs(
-    atlas: Atlas,
-    mask: Path,
+    atlases: Sequence[Nifti1Image],
     settings: DatasetSettings,
     common: dict[str, Any],
     inputs: dict[str, dict[str, Any]],
     cache: Path,
 ) -> dict[str, Lost]:
-    """Run the `Subject` workflow for each scan as a SLURM job."""
+    """Run the `Subject` workflow for each scan and atlas as a SLURM job."""
     largest = max(_voxel_count(own["scan"]) for own in inputs.values())
-    fixed = _atlas_object(atlas, mask, settings)
+    fixed = max(atlases, key=lambda image: math.prod(image.shape))
     resources = resources_of(settings.method, settings.runtime, fixed, largest, settings.threads)
     scans = Scans(
         {name: {**common, **own} for name, own in inputs.items()},
@@ -217,21 +274,20 @@ def _voxel_count(image: Path) -> int:
         return 0
 
 
-def _outcome(scan: Scan, common: dict[str, Any], inputs: dict[str, Any], cache: Path, lost: Lost | None) -> Outcome:
+def _failure(common: dict[str, Any], inputs: dict[str, Any], cache: Path, lost: Lost | None) -> tuple[str, str]:
+    """Return why a registration failed, in a sentence and in full. Empty if it is done, and its files are written."""
     products = _stored_products(common, inputs, cache)
     if products is None:
         if lost is not None and lost.killed:
-            return Outcome(scan, lost.reason, lost.details)
+            return lost.reason, lost.details
         reason, details = failure_reason(cache, Subject(**common, **inputs))
-        if lost is not None and not details:
-            return Outcome(scan, lost.reason, lost.details)
-        return Outcome(scan, reason, details)
+        return (lost.reason, lost.details) if lost is not None and not details else (reason, details)
     try:
         # Also for a scan found in the cache: its derivatives may have been deleted since.
         sink(products, Destination(**inputs["destination"]))
     except (InputError, OSError) as error:
-        return Outcome(scan, str(error))
-    return Outcome(scan)
+        return str(error), ""
+    return "", ""
 
 
 def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path) -> dict[str, Path | None] | None:
@@ -264,15 +320,29 @@ def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Pat
     return Path(result.outputs.mask)
 
 
-def _require_memory(atlas: Atlas, mask: Path, settings: DatasetSettings, scans: int) -> None:
-    """Raise `InputError` where the engine predicts too little memory for so many scans at a time."""
-    method = settings.method
-    predicted = method.engine.memory_mb(_atlas_object(atlas, mask, settings), method.settings, settings.runtime)
-    if predicted is None:
-        return
-    require_memory(predicted.process, scans)
-    if predicted.device:
-        require_memory(predicted.device, scans, device=True)
+def _scans_at_a_time(atlases: Sequence[Atlas], masks: dict[str, Path], settings: DatasetSettings, waiting: int) -> int:
+    """Return the number of scans at a time for which memory is enough, as the engine predicts it.
+
+    Raises
+    ------
+    InputError
+        If it is not enough for the number that the user wants, and no limit of memory was set.
+    """
+    method, scans = settings.method, settings.n_procs
+    for atlas in atlases:
+        fixed = _atlas_object(atlas, masks[atlas.label], settings)
+        predicted = method.engine.memory_mb(fixed, method.settings, settings.runtime)
+        if predicted is None:
+            continue
+        if settings.memory_mb is not None:
+            fit = scans_that_fit(predicted.process, min(waiting, scans), settings.memory_mb)
+            if fit < min(waiting, scans):
+                log.info("%d scans at a time, because each needs about %.1f GiB", fit, predicted.process / 2**10)
+                scans = fit
+        require_memory(predicted.process, min(waiting, scans))
+        if predicted.device:
+            require_memory(predicted.device, min(waiting, scans), device=True)
+    return scans
 
 
 def _atlas_object(atlas: Atlas, mask: Path, settings: DatasetSettings) -> Nifti1Image:
@@ -281,12 +351,9 @@ def _atlas_object(atlas: Atlas, mask: Path, settings: DatasetSettings) -> Nifti1
     return foreground_only(image, load_mask(mask, image), settings.profile)
 
 
-def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) -> dict[str, Any]:
+def _common_inputs(settings: DatasetSettings) -> dict[str, Any]:
     method = settings.method
     return {
-        "atlas": atlas.image.absolute(),
-        "atlas_mask": atlas_mask.absolute(),
-        "labels_of_atlas": None if atlas.labels is None else atlas.labels.absolute(),
         "engine": method.name,
         "preset": method.preset,
         "settings": plain(method.settings),
@@ -298,9 +365,23 @@ def _common_inputs(atlas: Atlas, settings: DatasetSettings, atlas_mask: Path) ->
     }
 
 
-def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: Path) -> dict[str, Any]:
-    skull_stripped = scan.skull_stripped or settings.skull_stripped
-    destination = Destination(
+def _inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: Path, atlas_mask: Path) -> dict[str, Any]:
+    return {
+        "scan": scan.image,
+        "skull_stripped": scan.skull_stripped,
+        "mask": scan.mask,
+        "lesion_mask": scan.lesion,
+        "own_labels": scan.labels,
+        "atlas": atlas.image.absolute(),
+        "atlas_mask": atlas_mask.absolute(),
+        "labels_of_atlas": None if atlas.labels is None else atlas.labels.absolute(),
+        "conformed_mask": settings.conformed_mask and scan.alone,
+        "destination": asdict(_destination(scan, atlas, settings, out_dir)),
+    }
+
+
+def _destination(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: Path) -> Destination:
+    return Destination(
         out_dir=str(out_dir.resolve()),
         entities=scan.entities,
         atlas=atlas.label,
@@ -308,16 +389,8 @@ def _scan_inputs(scan: Scan, atlas: Atlas, settings: DatasetSettings, out_dir: P
         desc=engine_desc(settings.method.name),
         source=f"bids:raw:{scan.relative}",
         atlas_reference=atlas.reference,
-        skull_stripped=skull_stripped,
+        skull_stripped=scan.skull_stripped,
         labels_desc=settings.labels_desc if scan.labels else None,
         labels_source=scan.labels.as_uri() if scan.labels else None,
         profile=settings.profile.name,
     )
-    return {
-        "scan": scan.image,
-        "skull_stripped": skull_stripped,
-        "mask": scan.mask,
-        "lesion_mask": scan.lesion,
-        "own_labels": scan.labels,
-        "destination": asdict(destination),
-    }

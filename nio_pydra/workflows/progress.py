@@ -13,28 +13,34 @@ __all__ = ["subject_hooks"]
 log = logging.getLogger("nio_pydra")
 
 
-def subject_hooks() -> TaskHooks:
-    """Return hooks for the `Subject` workflow. pydra runs them in the process that submitted it."""
-    return TaskHooks(pre_run_task=_say_started, post_run_task=_say_failed, post_run=_say_done)
+def subject_hooks(several_atlases: bool = False) -> TaskHooks:
+    """Return hooks for the `Subject` workflow. pydra runs them in the process that submitted it.
 
+    Parameters
+    ----------
+    several_atlases : bool
+        Whether lines name the atlas as well.
+    """
 
-def _name(job: Job[Any]) -> str | None:
-    """Return the name of the scan of a `Subject` job. None for the workflow around these jobs."""
-    destination = getattr(job.task, "destination", None)
-    return None if destination is None else scan_name(destination["entities"])
+    def name(job: Job[Any]) -> str | None:
+        """Return the name of the scan of a `Subject` job. None for the workflow around these jobs."""
+        destination = getattr(job.task, "destination", None)
+        if destination is None:
+            return None
+        scan = scan_name(destination["entities"])
+        return f"{scan} to {destination['atlas']}" if several_atlases else scan
 
+    def say_started(job: Job[Any]) -> None:
+        if found := name(job):
+            log.info("%s: started", found)
 
-def _say_started(job: Job[Any]) -> None:
-    if name := _name(job):
-        log.info("%s: started", name)
+    def say_failed(job: Job[Any], result: Any) -> None:
+        if result.errored and (found := name(job)):
+            log.info("%s: failed", found)
 
+    def say_done(job: Job[Any], result: Any) -> None:
+        """Log that a scan is done: its result is stored, so that a run that continues this one does not repeat it."""
+        if found := name(job):
+            log.info("%s: done", found)
 
-def _say_failed(job: Job[Any], result: Any) -> None:
-    if result.errored and (name := _name(job)):
-        log.info("%s: failed", name)
-
-
-def _say_done(job: Job[Any], result: Any) -> None:
-    """Log that a scan is done: its result is stored, so that a run that continues this one does not repeat it."""
-    if name := _name(job):
-        log.info("%s: done", name)
+    return TaskHooks(pre_run_task=say_started, post_run_task=say_failed, post_run=say_done)

@@ -5,7 +5,16 @@ from pydra.compose import workflow
 
 from nio_pydra.bids.products import PRODUCTS
 from nio_pydra.engines.names import DEFAULT_ENGINE
-from nio_pydra.tasks import AffineAlign, Prepare, PropagateLabels, Register, ScoreLabels, Sink
+from nio_pydra.tasks import (
+    AffineAlign,
+    ConformMask,
+    DrawFigures,
+    Prepare,
+    PropagateLabels,
+    Register,
+    ScoreLabels,
+    Sink,
+)
 from nio_pydra.tasks.inputs import CODE_VERSION
 from nio_pydra.tasks.sink import product_fields
 
@@ -24,13 +33,14 @@ def Subject(
     lesion_mask: File | None = None,
     own_labels: File | None = None,
     labels_of_atlas: File | None = None,
+    conformed_mask: bool = False,
     settings: dict | None = None,
     profile: str = "brain",
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
 ):
-    """Align a scan to the atlas: mask, affine, registration, labels in both directions, score, sink.
+    """Align a scan to the atlas: mask, affine, registration, labels in both directions, score, figures, sink.
 
     Parameters
     ----------
@@ -58,6 +68,8 @@ def Subject(
         Label image of the scan.
     labels_of_atlas : File | None
         Label image of the atlas.
+    conformed_mask : bool
+        Whether the mask is also written with its axes in the order RAS.
     settings : dict | None
         Settings that differ from the preset's.
     profile : str
@@ -122,6 +134,18 @@ def Subject(
     if labels_of_atlas is not None:
         to_subject = PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm)
         atlas_labels = workflow.add(to_subject, name="LabelsToSubject").propagated
+    figures = workflow.add(
+        DrawFigures(
+            atlas=atlas,
+            atlas_mask=atlas_mask,
+            scan=scan,
+            mask=masked.mask,
+            forward_xfm=registered.forward_xfm,
+            inverse_xfm=registered.inverse_xfm,
+            labels_of_atlas=labels_of_atlas,
+            labels=labels,
+        )
+    )
     products = {
         "forward_xfm": registered.forward_xfm,
         "inverse_xfm": registered.inverse_xfm,
@@ -129,7 +153,9 @@ def Subject(
         "labels": labels,
         "atlas_labels": atlas_labels,
         "mask": masked.mask,
+        "conformed_mask": workflow.add(ConformMask(mask=masked.mask)).conformed if conformed_mask else None,
         "record": record,
+        **{product.name: getattr(figures, product.name) for product in PRODUCTS if product.figure},
     }
     written = workflow.add(Sink(**products, destination=destination))
     return *(products[product.name] for product in PRODUCTS), written.files

@@ -42,14 +42,15 @@ def readme(out, **more):
     """Return the names that the README lists."""
     description.write_description(out, "command", {}, **more)
     lines = (out / "README").read_text().splitlines()
-    return [line.split("  ")[0] for line in lines if line.startswith("*")]
+    return [line.split("  ")[0] for line in lines if line.startswith(("*", "figures/*"))]
 
 
 def test_every_file_of_a_scan_is_in_the_readme_once_and_no_other_is(files, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     sidecars = {output_path(destination(out), product, ".json") for product in PRODUCTS if product.sidecar}
-    names = [path.name for path in sink(files, destination(out)) if path not in sidecars]
+    written = [path for path in sink(files, destination(out)) if path not in sidecars]
+    names = ["figures/" * (path.parent.name == "figures") + path.name for path in written]
     assert len(names) == len(PRODUCTS)
     patterns = [name.replace("ATLAS", "*") for name in readme(out)]
     matches = [[fnmatch(name, pattern) for pattern in patterns] for name in names]
@@ -112,9 +113,10 @@ def test_names_and_texts_of_another_object_say_nothing_of_brains(files, tmp_path
     written = sink(files, destination(out, profile="lungs"))
     readme(out, profile=lungs)
     names = {path.name.removeprefix("sub-01_ses-a_") for path in written}
-    assert {"from-ct_to-Mine+1_mode-image_xfm.h5", "desc-lungs_mask.nii.gz", "space-ct_atlas-Mine+1_dseg.nii.gz",
+    assert {"from-ct_to-Mine+1_mode-image_xfm.h5", "desc-nio_mask.nii.gz", "desc-lungs_mask.nii.gz",
+            "space-ct_atlas-Mine+1_dseg.nii.gz",
             "space-Mine_cohort-1_res-2_desc-syn_ct.json"} <= names  # fmt: skip
-    assert {path.parent for path in written} == {out / "sub-01/ses-a/func"}
+    assert {path.parent for path in written} == {out / "sub-01/ses-a/func", out / "sub-01/figures"}
     for path in out.rglob("*"):
         assert "T1w" not in path.name and "brain" not in path.name
         if path.is_file():

@@ -32,11 +32,11 @@ def home(tmp_path, dataset, write_image):
     return make
 
 
-def run(dataset, home, out, template, *more):
+def run(dataset, home, out, templates, *more):
     """Run the app in a process of its own, because TemplateFlow reads its folder once; return status and output."""
     code = "import sys; from nio_pydra.cli.bids_app import main; sys.exit(main(sys.argv[1:]))"
     arguments = [dataset.root, out, "participant", "-w", out.parent / "work", "--participant-label", "01"]
-    arguments += ["--template", template, "--engine", "affine", *more]
+    arguments += ["--output-spaces", *templates.split(), "--engine", "affine", *more]
     ended = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
@@ -46,6 +46,7 @@ def run(dataset, home, out, template, *more):
         env=os.environ | OFFLINE | {"TEMPLATEFLOW_HOME": str(home)},
     )
     assert "Traceback" not in ended.stderr
+    print(ended.stdout)
     return ended.returncode, [line for line in ended.stderr.splitlines() if "error: " in line]
 
 
@@ -60,11 +61,13 @@ def test_cohort_and_resolution_are_found_and_in_the_names_as_fmriprep_writes_the
     assert names_of(tmp_path / "out") == {
         "from-T1w_to-MNIInfant+2_mode-image_xfm.h5",
         "from-MNIInfant+2_to-T1w_mode-image_xfm.h5",
+        "from-T1w_to-MNIInfant+2_mode-image_xfm.json",
+        "from-MNIInfant+2_to-T1w_mode-image_xfm.json",
         "space-MNIInfant_cohort-2_res-2_desc-affine_T1w.nii.gz",
         "space-MNIInfant_cohort-2_res-2_desc-affine_T1w.json",
         "space-MNIInfant_cohort-2_res-2_desc-affine_record.json",
-        "desc-brain_mask.nii.gz",
-        "desc-brain_mask.json",
+        "desc-nio_mask.nii.gz",
+        "desc-nio_mask.json",
         "space-T1w_atlas-MNIInfant+2_dseg.nii.gz",
         "space-T1w_atlas-MNIInfant+2_dseg.json",
     }
@@ -74,9 +77,13 @@ def test_cohort_and_resolution_are_found_and_in_the_names_as_fmriprep_writes_the
     )
     assert bids_errors(tmp_path / "out") == []
 
-    # Another cohort is another space; another resolution of the same cohort would have the same transforms.
-    assert run(dataset, folder, tmp_path / "out", "MNIInfant:cohort-1") == (0, [])
+    # Another cohort is another space; another resolution of the same cohort would have the same transforms. Spaces of
+    # fMRIPrep that are no templates are left out.
+    assert run(dataset, folder, tmp_path / "out", "MNIInfant+1 fsnative MNIInfant:cohort-1:res-native") == (0, [])
     assert "space-MNIInfant_cohort-1_desc-affine_T1w.nii.gz" in names_of(tmp_path / "out")
+    status, said = run(dataset, folder, tmp_path / "out", "MNIInfant+1:res-1 MNIInfant+1:res-2")
+    assert status == 1
+    assert "given two resolutions of MNIInfant+1, and names of transforms would not tell them apart" in said[0]
     for other in ("MNIInfant:cohort-2", "MNIInfant:res-1:cohort-2"):
         status, said = run(dataset, folder, tmp_path / "out", other)
         assert status == 1
@@ -95,6 +102,7 @@ def test_cohort_and_resolution_are_found_and_in_the_names_as_fmriprep_writes_the
         ([f"{MNI}_res-01", f"{MNI}_res-02"], "MNI152NLin2009cAsym", f"{MNI}_res-01"),
         ([f"{MNI}_res-01", f"{MNI}_res-02"], "MNI152NLin2009cAsym:res-2", f"{MNI}_res-02"),
         ([f"{MNI}_res-01", f"{MNI}_res-02"], "MNI152NLin2009cAsym:res-02", f"{MNI}_res-02"),
+        ([f"{MNI}_res-01", f"{MNI}_res-02"], "MNI152NLin2009cAsym:res-native", f"{MNI}_res-01"),
         (["tpl-Own/tpl-Own"], "Own", "tpl-Own/tpl-Own"),  # without a number
         (["tpl-Own/tpl-Own", "tpl-Own/tpl-Own_space-X"], "Own", "tpl-Own/tpl-Own"),
     ],
@@ -109,7 +117,7 @@ def test_the_image_of_a_template_is_found(home, stems, template, image):
         [sys.executable, "-c", code, template],
         capture_output=True, text=True, check=True, env=os.environ | OFFLINE | {"TEMPLATEFLOW_HOME": str(folder)},
     )  # fmt: skip
-    resolution = "2" if ":res" in template else None
+    resolution = "2" if ":res-" in template and "native" not in template else None
     assert ended.stdout.split() == [f"{folder}/{image}_T1w.nii.gz", f"{folder}/{image}_desc-brain_mask.nii.gz",
                                     str(resolution)]  # fmt: skip
 
@@ -117,11 +125,11 @@ def test_the_image_of_a_template_is_found(home, stems, template, image):
 @pytest.mark.parametrize(
     ("template", "pattern"),
     [
-        ("MNIInfant", r"has the cohorts 1, 2, .*11, and one must be chosen: give --template MNIInfant:cohort-1"),
+        ("MNIInfant", r"has the cohorts 1, 2, .*11, and one must be chosen: give MNIInfant:cohort-1"),
         ("MNIInfant:cohort-99", r"has the cohorts 1, 2, .*, and cohort 99 is none of them"),
         ("MNIInfant:cohort-1:res-7", r"in the resolutions 1, 2, not 7"),
         ("MNI152NLin2009cAsym:cohort-1", r"has no cohorts, and cohort 1 is none of them: leave it out"),
-        ("MNI152NLin2009cAsym:res-native", r"'res-native' is not understood, expected NAME, NAME:cohort-C"),
+        ("MNI152NLin2009cAsym:res-first", r"'res-first' is not understood, expected NAME, NAME:cohort-C"),
         ("MNI152NLin2009cAsym:nonsense-1", r"'nonsense-1' is not understood"),
         ("MNI152NLin2009cAsym:res-1:res-2", r"'res-2' is not understood"),
         ("NoSuchTemplate", r"TemplateFlow has no template NoSuchTemplate: it has .*MNI152NLin6Asym.*MNIInfant"),

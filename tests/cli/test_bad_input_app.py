@@ -35,6 +35,10 @@ BAD = {
 }
 
 
+FILES = 13
+"""Files of a scan with labels."""
+
+
 def damage(dataset, kind, write_image):
     """Add subject `kind` to the dataset, and damage one of its files."""
     path = dataset.add(f"sub-{kind}")
@@ -116,14 +120,14 @@ def test_bad_subjects_leave_the_others_done(mixed):
     assert ended.returncode == 1
     assert f"2 of {len(BAD) + 2} scans done" in ended.stdout
     for name in ("good", "hale"):
-        assert len(list((out / f"sub-{name}/anat").iterdir())) == 11
+        assert len(list((out / f"sub-{name}/anat").iterdir())) == FILES
     assert not list(out.rglob(".tmp*"))
 
 
 def test_bad_subjects_show_no_traceback_but_leave_one_in_the_logs(mixed):
     ended, out = mixed
     assert "Traceback" not in ended.stdout + ended.stderr
-    assert "Traceback" in (out / "logs/sub-empty_error.txt").read_text()
+    assert "Traceback" in (out / "logs/sub-empty_space-Tiny_desc-affine_error.txt").read_text()
 
 
 @pytest.mark.slow
@@ -223,7 +227,7 @@ def test_no_atlas_at_all_is_refused(dataset, capsys, tmp_path):
         capsys,
         dataset,
         [str(dataset.root), str(tmp_path / "out"), "participant"],
-        r"No atlas was chosen: give --template",
+        r"No atlas was chosen: give --output-spaces NAME",
     )
 
 
@@ -368,7 +372,7 @@ def test_an_output_folder_that_a_killed_run_began_is_taken(dataset, held, tmp_pa
         (out / name).parent.mkdir(parents=True)
         (out / name).touch()
     assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 0
-    assert len(list((out / "sub-01/anat").iterdir())) == 11
+    assert len(list((out / "sub-01/anat").iterdir())) == FILES
 
 
 @pytest.mark.parametrize(
@@ -428,7 +432,7 @@ def test_results_of_two_engines_are_not_mixed_in_one_folder(dataset, capsys):
     out = dataset.root.parent / "out"
     assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 0
     before = contents_of(out)
-    assert len(before) > 11
+    assert len(before) > FILES
     capsys.readouterr()
     assert bids_app.main(dataset.command(out, "--engine", "syn")) == 1
     assert "holds results of the engine affine for Tiny" in capsys.readouterr().err
@@ -473,6 +477,6 @@ def test_a_run_ended_half_way_goes_on_where_it_was(tmp_path, make_dataset, proce
     assert "4 of 4 scans done" in second.stdout
     for label in ("01", "02", "03", "04"):
         files = list((out / f"sub-{label}/anat").iterdir())
-        assert len(files) == 11
+        assert len(files) == FILES
         assert all(nib.load(path).get_fdata().any() for path in files if path.name.endswith(".nii.gz"))
         assert all(json.loads(path.read_text()) for path in files if path.suffix == ".json")

@@ -22,12 +22,14 @@ from nio_pydra.system.settings import plain
 
 NAMES = {
     "from-T1w_to-Tiny_mode-image_xfm.h5",
+    "from-T1w_to-Tiny_mode-image_xfm.json",
     "from-Tiny_to-T1w_mode-image_xfm.h5",
+    "from-Tiny_to-T1w_mode-image_xfm.json",
     "space-Tiny_desc-affine_T1w.nii.gz",
     "space-Tiny_desc-affine_T1w.json",
     "space-Tiny_desc-affine_record.json",
-    "desc-brain_mask.nii.gz",
-    "desc-brain_mask.json",
+    "desc-nio_mask.nii.gz",
+    "desc-nio_mask.json",
     "space-Tiny_desc-malf_dseg.nii.gz",
     "space-Tiny_desc-malf_dseg.json",
     "space-T1w_atlas-Tiny_dseg.nii.gz",
@@ -131,7 +133,7 @@ def test_parallel_processes_give_the_same_as_one_after_another(finished, tmp_pat
 def test_group_level_gathers_one_row_per_scan(finished, capsys):
     dataset, out = finished
     assert bids_app.main([str(dataset.root), str(out), "group"]) == 0
-    table, columns = (Path(line) for line in capsys.readouterr().out.split())
+    table, columns, _page = (Path(line) for line in capsys.readouterr().out.split())
     assert table.name == "group_desc-affine_registration.tsv"
     with table.open() as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
@@ -219,7 +221,7 @@ def test_a_scan_that_is_a_link_keeps_its_own_name(dataset, tmp_path):
     path = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
     path.symlink_to(path.rename(tmp_path / "key-of-annex.nii.gz"))
     assert bids_app.main(dataset.command(tmp_path / "out", "--participant-label", "01")) == 0
-    sidecar = files_of(tmp_path / "out", "sub-01")["desc-brain_mask.json"]
+    sidecar = files_of(tmp_path / "out", "sub-01")["desc-nio_mask.json"]
     assert json.loads(sidecar.read_text())["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
 
 
@@ -230,7 +232,7 @@ def test_a_mask_from_derivatives_is_used_as_it_is(dataset, write_image):
     write_image(mask, labels.with_name("sub-01_desc-brain_mask.nii.gz"))
     out = dataset.root.parent / "out"
     assert bids_app.main(dataset.command(out, "--participant-label", "01")) == 0
-    np.testing.assert_array_equal(nib.load(files_of(out, "sub-01")["desc-brain_mask.nii.gz"]).get_fdata(), mask)
+    np.testing.assert_array_equal(nib.load(files_of(out, "sub-01")["desc-nio_mask.nii.gz"]).get_fdata(), mask)
 
 
 def test_a_lesion_mask_from_derivatives_changes_the_alignment_of_its_scan_only(finished, tmp_path, write_image):

@@ -124,7 +124,7 @@ def test_runs_started_at_the_same_time_with_one_output_and_work_folder_all_succe
     assert len(list((out / "logs").glob("*.log"))) == len(runs)
     for label in ("01", "02"):
         files = list((out / f"sub-{label}/anat").iterdir())
-        assert len(files) == 11
+        assert len(files) == 13
         assert all(nib.load(path).get_fdata().any() for path in files if path.name.endswith(".nii.gz"))
 
 
