@@ -21,6 +21,7 @@ from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_mask
 from nio_pydra.spatial.itk import write_h5
 from nio_pydra.spatial.transforms import Transform
+from nio_pydra.system.forks import fork_safe
 from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["AFFINE", "align", "align_images"]
@@ -59,6 +60,7 @@ class AffineEngine(Engine):
 AFFINE = AffineEngine()
 
 
+@fork_safe
 def align(
     fixed: ScanFiles, moving: ScanFiles, out: Path, runtime: Runtime, *, profile: Profile = BRAIN
 ) -> dict[str, float]:

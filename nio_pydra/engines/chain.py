@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.engines.affine import align
-from nio_pydra.engines.contract import Runtime, ScanFiles
+from nio_pydra.engines.contract import Memory, Runtime, ScanFiles, foreground_only
 from nio_pydra.engines.masks import prepare
 from nio_pydra.engines.methods import Method, choose_method
 from nio_pydra.engines.registration import propagate_labels, register, score
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.spatial.images import load_image, load_mask, same_grid
+from nio_pydra.system.forks import fork_safe
 from nio_pydra.system.places import refuse_same_file
 from nio_pydra.system.scratch import scratch_folder
 
-__all__ = ["register_pair"]
+__all__ = ["predicted_memory", "register_pair"]
 
 RESULTS = ("record.json", "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz", "fixed_labels.nii.gz")
 """In order of creation. The record comes first and shows that the others belong to a registration."""
 
 
+@fork_safe
 def register_pair(
     fixed: ScanFiles,
     moving: ScanFiles,
@@ -88,6 +91,18 @@ def register_pair(
             else:  # left by an earlier registration
                 (out_dir / name).unlink(missing_ok=True)
     return record
+
+
+def predicted_memory(fixed: ScanFiles, method: Method, runtime: Runtime, profile: Profile = BRAIN) -> Memory | None:
+    """Predict the peak memory of a registration from the files of the fixed image. None: unknown.
+
+    A mask on another grid is not taken into account.
+    """
+    image = load_image(fixed.image, "fixed image")
+    mask = None if fixed.mask is None else load_mask(fixed.mask)
+    if mask is not None and not same_grid(mask, image):
+        mask = None
+    return method.engine.memory_mb(foreground_only(image, mask, profile), method.settings, runtime)
 
 
 def _refuse_loss(out_dir: Path, inputs: list[Path | None]) -> None:

@@ -17,6 +17,7 @@ from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, same_grid, save_image
 from nio_pydra.spatial.transforms import Transform, resample
+from nio_pydra.system.forks import fork_safe
 
 __all__ = ["MAKERS", "background_is_zero", "conform_mask", "make_mask", "prepare"]
 
@@ -24,6 +25,7 @@ NOTHING_FOUND = ("argmax of an empty sequence", "Not enough foreground")
 """Errors by which deepbet's steps for the largest component and its box report that no voxel was predicted."""
 
 
+@fork_safe
 def prepare(scan: ScanFiles, folder: Path, runtime: Runtime, *, role: str, profile: Profile = BRAIN) -> ScanFiles:
     """Check the files of an image, and resample its masks onto its grid.
 

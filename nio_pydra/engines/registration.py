@@ -33,8 +33,9 @@ from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform, resample
 from nio_pydra.system.files import atomic_path, contents_digest
+from nio_pydra.system.forks import fork_safe
 
-__all__ = ["Registration", "propagate_labels", "register", "score"]
+__all__ = ["Registration", "propagate_labels", "register", "score", "warp"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -64,6 +65,7 @@ class Registration:
     record: Path
 
 
+@fork_safe
 def register(
     fixed: ScanFiles,
     moving: ScanFiles,
@@ -166,6 +168,7 @@ def register(
     return files
 
 
+@fork_safe
 def propagate_labels(labels: Path, reference: Path, transform: Path, out: Path) -> Path:
     """Resample a label map onto another image's grid, in one nearest-neighbour interpolation.
 
@@ -192,6 +195,32 @@ def propagate_labels(labels: Path, reference: Path, transform: Path, out: Path) 
     return save_image(moved, target.affine, out, smallest)
 
 
+@fork_safe
+def warp(image: Path, reference: Path, transform: Path, out: Path) -> Path:
+    """Resample an image onto another image's grid, in one linear interpolation.
+
+    Parameters
+    ----------
+    image : Path
+        3-D image.
+    reference : Path
+        Image that gives the grid.
+    transform : Path
+        ITK composite that maps points of the reference to points of the image.
+    out : Path
+        File to write, float32.
+
+    Raises
+    ------
+    InputError
+        If one of the files cannot be used.
+    """
+    target = load_image(Path(reference), "reference")
+    moved = resample(load_image(Path(image)), target, read_h5(Path(transform)))
+    return save_image(moved.dataobj, target.affine, out)
+
+
+@fork_safe
 def score(
     record: Path, fixed_labels: Path, propagated_labels: Path, out: Path, moving_labels: Path | None = None
 ) -> dict[str, Any]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nipype.interfaces.base import BaseInterface, BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
+from nipype.interfaces.base import BaseInterface, File, TraitedSpec, isdefined, traits
 
-from nio_pydra.engines.names import ENGINES, LARGEST_SEED
+from nio_pydra.interfaces.inputs import EngineInputSpec, optional_path
+
+if TYPE_CHECKING:
+    from nio_pydra.engines.contract import ScanFiles
+    from nio_pydra.engines.methods import Method
 
 __all__ = ["NIORegistration"]
 
-FILES = ("fixed_mask", "fixed_labels", "moving_mask", "moving_labels", "lesion_mask", "weights")
-"""Inputs that are files and may be left out."""
 
-
-class NIORegistrationInputSpec(BaseInterfaceInputSpec):
+class NIORegistrationInputSpec(EngineInputSpec):
     """What to register, and how."""
 
     fixed = File(exists=True, mandatory=True, desc="image to align to (the atlas)")
@@ -26,16 +27,31 @@ class NIORegistrationInputSpec(BaseInterfaceInputSpec):
     moving_mask = File(exists=True, desc="mask of the object (default: made)")
     lesion_mask = File(exists=True, desc="region of the moving image to leave out of the similarity")
     skull_stripped = traits.Bool(False, usedefault=True, desc="both images are zero outside the object")
-    engine = traits.Enum(*ENGINES, usedefault=True, desc="registration engine")
-    preset = traits.Str(desc="preset of the engine (default: its first)")
     settings = traits.Dict(desc="settings that differ from the preset's")
-    weights = File(exists=True, desc="network weights (default: those of the package)")
-    device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the engine runs")
-    precision = traits.Enum("auto", "float32", usedefault=True, desc="auto: bfloat16 where that is faster")
-    num_threads = traits.Int(
-        0, usedefault=True, nohash=True, desc="processor threads, 0 for OMP_NUM_THREADS, else all cores"
-    )
-    random_seed = traits.Range(0, LARGEST_SEED, 0, usedefault=True, desc="random seed")
+
+    def fixed_files(self) -> ScanFiles:
+        """Return the fixed image with its mask and labels."""
+        return self._files("fixed")
+
+    def moving_files(self) -> ScanFiles:
+        """Return the moving image with its masks and labels."""
+        return self._files("moving", optional_path(self.lesion_mask))
+
+    def method(self) -> Method:
+        """Return the engine with its settings."""
+        from nio_pydra.engines.methods import choose_method
+
+        given = {name: value if isdefined(value) else None for name, value in self.get().items()}
+        return choose_method(
+            given["engine"], given["preset"], weights=optional_path(self.weights), changes=given["settings"]
+        )
+
+    def _files(self, role: str, lesion_mask: Path | None = None) -> ScanFiles:
+        from nio_pydra.engines.contract import ScanFiles
+
+        image, mask, labels = (optional_path(getattr(self, name)) for name in (role, f"{role}_mask", f"{role}_labels"))
+        assert image is not None
+        return ScanFiles(image, mask, labels, lesion_mask, self.skull_stripped)
 
 
 class NIORegistrationOutputSpec(TraitedSpec):
@@ -50,7 +66,7 @@ class NIORegistrationOutputSpec(TraitedSpec):
 
 
 class NIORegistration(BaseInterface):
-    """Register a moving image to a fixed one by any engine of nio_pydra.
+    """Register a moving image to a fixed one by any engine of nio_pydra, in a process of its own.
 
     Examples
     --------
@@ -65,28 +81,13 @@ class NIORegistration(BaseInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         from nio_pydra.engines.chain import register_pair
-        from nio_pydra.engines.contract import Runtime, ScanFiles
-        from nio_pydra.engines.methods import choose_method
+        from nio_pydra.system.forks import in_own_process
 
-        given = {name: value for name, value in self.inputs.get().items() if isdefined(value)}
-        paths = {name: Path(given[name]) if name in given else None for name in FILES}
-        stripped = given["skull_stripped"]
-        register_pair(
-            ScanFiles(Path(given["fixed"]), paths["fixed_mask"], paths["fixed_labels"], skull_stripped=stripped),
-            ScanFiles(
-                Path(given["moving"]), paths["moving_mask"], paths["moving_labels"], paths["lesion_mask"], stripped
-            ),
-            Path(runtime.cwd),
-            choose_method(
-                given["engine"], given.get("preset"), weights=paths["weights"], changes=given.get("settings")
-            ),
-            runtime=Runtime(
-                device=given["device"],
-                precision=given["precision"],
-                threads=given["num_threads"],
-                seed=given["random_seed"],
-            ),
-        )
+        inputs = self.inputs
+        in_own_process(
+            register_pair, inputs.fixed_files(), inputs.moving_files(), Path(runtime.cwd), inputs.method(),
+            runtime=inputs.runtime(),
+        )  # fmt: skip
         return runtime
 
     def _list_outputs(self) -> dict[str, str]:

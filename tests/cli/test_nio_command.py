@@ -246,3 +246,10 @@ def test_the_demo_does_not_write_into_a_dataset_that_is_not_its_own(dataset, cap
     assert nio.main(["demo", "--out", str(dataset.root.parent)]) == 1
     assert "holds the dataset of a program that it does not name" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in dataset.root.with_name("bids").rglob("*")} == before
+
+
+def test_where_fmriprep_is_absent_a_sentence_says_so(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fmriprep", None)
+    assert nio.main(["fmriprep", "--", "data", "out", "participant"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"nio fmriprep: error: fMRIPrep 25\.1 or newer is needed .*\n", said)
