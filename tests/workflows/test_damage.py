@@ -19,7 +19,7 @@ def earlier(tmp_path_factory, make_dataset):
     shutil.copytree(folder / "work", folder / "whole/work")
     shutil.copytree(folder / "out", folder / "whole/out")
     right = derivatives(folder / "out")
-    assert len(right) == 12
+    assert len(right) == 15
     return dataset, folder, right
 
 
