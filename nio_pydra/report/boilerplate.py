@@ -66,7 +66,8 @@ class Boilerplate:
             (
                 f"{_count(len(own), 'scan')} ({self.profile.suffix}) of "
                 f"{_count(len({scan.entities['subject'] for scan in own}), 'participant')}, organised as a BIDS "
-                f"dataset{{}}, were aligned with nio_pydra {__version__}, which runs its steps as Pydra tasks{{}}.",
+                f"dataset{{}}, {'was' if len(own) == 1 else 'were'} aligned with "
+                f"nio_pydra {__version__}, which runs its steps as Pydra tasks{{}}.",
                 (GORGOLEWSKI_2016, JARECKA_2020),
             ),
             *(self._atlas(atlas) for atlas in self.atlases),
@@ -95,9 +96,10 @@ class Boilerplate:
             if text
         ]
         name = ", ".join([atlas.name, *modifiers])
+        which = "The atlas" if len(self.atlases) == 1 else "One atlas"
         if atlas.reference.startswith("file:"):
-            return f"The atlas was {name}, an image of our own ({atlas.image.name}).", ()
-        return f"The atlas was the template {name} from TemplateFlow{{}}.", (CIRIC_2022,)
+            return f"{which} was {name}, an image of our own ({atlas.image.name}).", ()
+        return f"{which} was the template {name} from TemplateFlow{{}}.", (CIRIC_2022,)
 
     def _masks(self, scans: Sequence[Scan]) -> Iterator[tuple[str, tuple[Reference, ...]]]:
         given = sum(scan.mask is not None for scan in scans)

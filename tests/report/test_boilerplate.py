@@ -66,7 +66,8 @@ def test_masks_and_lesions_are_counted_by_where_they_come_from():
 def test_every_atlas_is_named_with_cohort_and_resolution_and_own_images_cite_no_template():
     text = text_of(atlases=[atlas("MNIInfant", cohort="1", resolution="2"), atlas("Mine", "file:///a.nii.gz")])
     assert "template MNIInfant, cohort 1, resolution 2 from TemplateFlow (Ciric et al. 2022)" in text.markdown()
-    assert "Mine, an image of our own (x.nii.gz)" in text.markdown()
+    assert "One atlas was Mine, an image of our own (x.nii.gz)" in text.markdown()
+    assert "1 scan (T1w) of 1 participant, organised" in text.markdown() and "were aligned" not in text.markdown()
     assert "ciric2022" not in text_of(atlases=[atlas("Mine", "file:///a.nii.gz")]).bibtex()
 
 
