@@ -173,7 +173,7 @@ def _draw_jacobian(view: Mosaic, deformation: DisplacementField, mask: nib.Nifti
     folded = inside & (determinant <= 0)
     change = np.log2(np.where(inside & ~folded, determinant, 1))
     scale = colormaps["RdBu_r"]
-    colours = np.uint8(255 * scale((change / LARGEST_CHANGE + 1) / 2)[..., :3])
+    colours = (255 * np.asarray(scale((change / LARGEST_CHANGE + 1) / 2))[..., :3]).astype(np.uint8)
     colours[~inside] = 0
     colours[folded] = FOLD_COLOUR
     legend = [(_hex(scale(0.5 + step / (2 * LARGEST_CHANGE))), f"{2.0**step:g}") for step in np.arange(-2, 2.5, 1)]
@@ -186,7 +186,8 @@ def _hex(colour: Sequence[float] | NDArray[np.floating]) -> str:
 
 def _grey(shown: NDArray[np.floating]) -> NDArray[np.uint8]:
     low, high = grey_scale(shown)
-    return np.uint8(255 * np.clip((shown - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1))
+    spread = max(high - low, float(np.finfo(np.float32).tiny))
+    return (255 * np.clip((shown - low) / spread, 0, 1)).astype(np.uint8)
 
 
 def _write(
