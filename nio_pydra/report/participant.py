@@ -95,7 +95,7 @@ def _shown(out_dir: Path, result: Result, verdict: Verdict, measures: Sequence[M
 
 
 def _error(out_dir: Path, result: Result) -> str:
-    path = out_dir / "logs" / f"{result.scan}_error.txt"
+    path = out_dir / "logs" / f"{result.name}_error.txt"
     return path.read_text(encoding="utf-8") if path.exists() else result.reason
 
 

@@ -65,6 +65,7 @@ def test_scan_that_failed_has_a_page_with_its_error(finished):
     text = (finished[1] / "sub-03.html").read_text()
     assert ">fail<" in text and ">pass<" not in text
     assert "sub-03_T1w.nii.gz" in text and "This scan failed" in text
+    assert "Traceback" in text and "versions:" in text, "the whole report is shown"
 
 
 def test_group_page_names_and_links_the_scan_that_failed_and_plots_the_others(finished):
@@ -135,7 +136,8 @@ def test_boilerplate_only_writes_the_text_and_registers_nothing(dataset, tmp_pat
 
 def test_another_run_leaves_figures_and_pages_as_they_are(finished):
     dataset, out = finished
-    before = {path: path.stat().st_mtime_ns for path in [*out.glob("sub-*.html"), *out.rglob("*.svg")]}
-    assert len(before) == 9
+    # The page of sub-03 holds the time at which its scan failed.
+    before = {path: path.stat().st_mtime_ns for path in [*out.glob("sub-0[12].html"), *out.rglob("*.svg")]}
+    assert len(before) == 8
     assert bids_app.main(dataset.command(out)) == 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
