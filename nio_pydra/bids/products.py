@@ -110,13 +110,13 @@ class Product:
         return self.text.format(image=profile.suffix, object=profile.name)
 
 
-def _figure(kind: str, text: str, *, optional: bool = False) -> Product:
+def _figure(kind: str, text: str) -> Product:
     return Product(
         name=f"{kind}_figure",
         text=text,
         entities=lambda to: {**to.space, "desc": to.desc, "suffix": kind},
         extension=".svg",
-        optional=optional,
+        optional=True,
         in_bids=False,
         figure=True,
     )
@@ -217,6 +217,6 @@ PRODUCTS = (
     ),
     _figure("registration", "atlas and registered {image} image, in turn"),
     _figure("mask", "the {image} image with the {object} mask and the atlas's labels"),
-    _figure("jacobian", "map of the local change of volume", optional=True),
-    _figure("labels", "labels of the atlas and the participant's labels", optional=True),
+    _figure("jacobian", "map of the local change of volume"),
+    _figure("labels", "labels of the atlas and the participant's labels"),
 )

@@ -122,7 +122,8 @@ def _compare(args: argparse.Namespace) -> int:
     status, stopped = 0, {}
     with ended_by_signals("nio compare"):
         for name, method in methods.items():
-            settings, folder, start = settings_of(args, run, method), folder_of(args.out_dir, name), time.perf_counter()
+            settings = replace(settings_of(args, run, method), figures=False)  # the comparison draws its own
+            folder, start = folder_of(args.out_dir, name), time.perf_counter()
             try:
                 outcomes = register_dataset(run.scans, run.atlases, settings, out_dir=folder, work_dir=args.work_dir)
             except InputError as error:  # the other methods go on

@@ -11,12 +11,7 @@ from nio_pydra.tasks.inputs import CODE_VERSION
 FIGURES = tuple(product for product in PRODUCTS if product.figure)
 
 
-@python.define(
-    outputs={
-        product.name: python.out(type=File | None if product.optional else File, help=product.help())
-        for product in FIGURES
-    }
-)
+@python.define(outputs={product.name: python.out(type=File | None, help=product.help()) for product in FIGURES})
 def DrawFigures(
     atlas: File,
     atlas_mask: File,

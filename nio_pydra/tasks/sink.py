@@ -23,7 +23,7 @@ def product_fields(field: Callable[..., Any]) -> dict[str, Any]:
 
 @python.define(inputs=product_fields(python.arg), outputs=["files"])
 def Sink(destination: dict, version: str = CODE_VERSION, **products: File | None) -> list[str]:
-    """Copy the results of one scan into the derivative dataset, and write the page of its participant.
+    """Copy the results of one scan into the derivative dataset. If it has figures, write its participant's page.
 
     Parameters
     ----------
@@ -46,5 +46,6 @@ def Sink(destination: dict, version: str = CODE_VERSION, **products: File | None
     files = {name: None if file is None else Path(file) for name, file in products.items()}
     to = Destination(**destination)
     written = [str(path) for path in sink(files, to)]
-    write_participant_pages(Path(to.out_dir), to.kind, [f"sub-{to.entities['subject']}"], alone=True)
+    if any(files[product.name] for product in PRODUCTS if product.figure):
+        write_participant_pages(Path(to.out_dir), to.kind, [f"sub-{to.entities['subject']}"], alone=True)
     return written

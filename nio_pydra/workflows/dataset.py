@@ -69,6 +69,8 @@ class DatasetSettings:
         ``desc`` of the label images of the scans.
     conformed_mask : bool
         Whether to write the mask of a scan also as fMRIPrep takes it, where fMRIPrep would conform that scan alone.
+    figures : bool
+        Whether figures of every registration are drawn, and pages of participants are written.
     profile : Profile
         What is registered.
     """
@@ -83,6 +85,7 @@ class DatasetSettings:
     slurm_args: str = ""
     labels_desc: str | None = None
     conformed_mask: bool = False
+    figures: bool = True
     profile: Profile = BRAIN
 
 
@@ -148,10 +151,11 @@ def register_dataset(
         discard_unfinished(cache, alone=alone and not jobs_live)
         outcomes = _register_all(scans, atlases, settings, out_dir, cache)
     _store_failures(outcomes, settings, out_dir)
-    # Once more, with failures and beside the other scans of this run. Reading all records would cost every job of an
-    # array as much as the whole dataset.
-    ran = {f"sub-{scan.entities['subject']}" for scan in scans}
-    write_participant_pages(out_dir, settings.profile, sorted(ran), alone=True)
+    if settings.figures:
+        # Once more, with failures and beside the other scans of this run. Reading all records would cost every job of
+        # an array as much as the whole dataset.
+        ran = {f"sub-{scan.entities['subject']}" for scan in scans}
+        write_participant_pages(out_dir, settings.profile, sorted(ran), alone=True)
     return outcomes
 
 
@@ -361,6 +365,7 @@ def _common_inputs(settings: DatasetSettings) -> dict[str, Any]:
         "device": settings.runtime.device,
         "precision": settings.runtime.precision,
         "seed": settings.runtime.seed,
+        "figures": settings.figures,
         "method_version": f"{code_version()}+{method.fingerprint()}",
     }
 

@@ -34,6 +34,7 @@ def Subject(
     own_labels: File | None = None,
     labels_of_atlas: File | None = None,
     conformed_mask: bool = False,
+    figures: bool = True,
     settings: dict | None = None,
     profile: str = "brain",
     device: str = "auto",
@@ -70,6 +71,8 @@ def Subject(
         Label image of the atlas.
     conformed_mask : bool
         Whether the mask is also written with its axes in the order RAS.
+    figures : bool
+        Whether figures are drawn, and the page of the participant is written.
     settings : dict | None
         Settings that differ from the preset's.
     profile : str
@@ -134,18 +137,20 @@ def Subject(
     if labels_of_atlas is not None:
         to_subject = PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm)
         atlas_labels = workflow.add(to_subject, name="LabelsToSubject").propagated
-    figures = workflow.add(
-        DrawFigures(
-            atlas=atlas,
-            atlas_mask=atlas_mask,
-            scan=scan,
-            mask=masked.mask,
-            forward_xfm=registered.forward_xfm,
-            inverse_xfm=registered.inverse_xfm,
-            labels_of_atlas=labels_of_atlas,
-            labels=labels,
+    drawn = None
+    if figures:
+        drawn = workflow.add(
+            DrawFigures(
+                atlas=atlas,
+                atlas_mask=atlas_mask,
+                scan=scan,
+                mask=masked.mask,
+                forward_xfm=registered.forward_xfm,
+                inverse_xfm=registered.inverse_xfm,
+                labels_of_atlas=labels_of_atlas,
+                labels=labels,
+            )
         )
-    )
     products = {
         "forward_xfm": registered.forward_xfm,
         "inverse_xfm": registered.inverse_xfm,
@@ -155,7 +160,7 @@ def Subject(
         "mask": masked.mask,
         "conformed_mask": workflow.add(ConformMask(mask=masked.mask)).conformed if conformed_mask else None,
         "record": record,
-        **{product.name: getattr(figures, product.name) for product in PRODUCTS if product.figure},
+        **{product.name: getattr(drawn, product.name, None) for product in PRODUCTS if product.figure},
     }
     written = workflow.add(Sink(**products, destination=destination))
     return *(products[product.name] for product in PRODUCTS), written.files

@@ -55,6 +55,12 @@ def test_methods_share_masks_and_the_affine(compared):
     assert seconds["affine", "sub-01"] == seconds[SYN, "sub-01"]
 
 
+def test_no_figures_are_drawn_of_single_scans(compared):
+    _, out, _ = compared
+    assert list(out.rglob("sub-*_xfm.h5"))
+    assert not [*out.rglob("sub-*.html"), *out.rglob("*.svg"), *out.parent.glob("work/**/*.svg")]
+
+
 def test_the_page_and_the_tables_name_every_method(compared):
     _, out, _ = compared
     for name in ("index.html", "summary.md"):
