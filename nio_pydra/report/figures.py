@@ -21,6 +21,7 @@ from nio_pydra.spatial.images import load_image, load_labels, load_mask
 from nio_pydra.spatial.itk import read_h5
 from nio_pydra.spatial.transforms import DisplacementField, Transform
 from nio_pydra.system.files import atomic_path
+from nio_pydra.system.forks import fork_safe
 
 __all__ = ["FIGURES", "Drawn", "draw_figures"]
 
@@ -95,6 +96,7 @@ class Outlines:
     width: float = 1.1
 
 
+@fork_safe
 def draw_figures(files: Drawn, folder: Path) -> dict[str, Path]:
     """Draw the figures of one registration.
 

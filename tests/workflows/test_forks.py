@@ -23,8 +23,12 @@ torch.nn.functional.conv3d(torch.rand(1, 4, 40, 40, 40), torch.rand(4, 4, 3, 3, 
 interpolate(np.zeros((1, 50, 50, 50)), np.zeros((200_000, 3)))
 """
 PYDRA = """
-from nio_pydra.tasks import Register
-done = Register(**given)(worker="cf", n_procs=1, cache_root=cache)
+from nio_pydra.tasks import DrawFigures, Register
+how = {"worker": "cf", "n_procs": 1, "cache_root": cache}
+done = Register(**given)(**how)
+images = {"atlas": given["fixed"], "atlas_mask": given["fixed"], "scan": given["moving"], "mask": given["moving"]}
+drawn = DrawFigures(**images, forward_xfm=done.forward_xfm, inverse_xfm=done.inverse_xfm)(**how)
+assert drawn.registration_figure.fspath.exists()
 print(done.warped, done.record)
 """
 NIPYPE = """
