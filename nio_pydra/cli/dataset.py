@@ -38,6 +38,12 @@ __all__ = [
 log = logging.getLogger("nio_pydra")
 
 ACCEPTED = "accepted, as fMRIPrep has it: nothing is validated, and nothing is sent anywhere"
+NOT_FOR_SLURM = {
+    "nthreads": "give --omp-nthreads instead",
+    "mem": "give --slurm-args='--mem=16G' instead",
+    "stop_on_first_crash": "leave it out",
+}
+"""Options without a meaning for SLURM jobs, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,12 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
     n_scans, threads = _share_cores(options)
     worker = options.worker or ("cf" if n_scans > 1 else "debug")
     if worker == "slurm":
+        for name, advice in NOT_FOR_SLURM.items():
+            if getattr(options, name):
+                raise InputError(
+                    f"--{name.replace('_', '-')} cannot be used with --worker slurm, where each scan is a job of its "
+                    f"own: {advice}."
+                )
         require_usable(options.slurm_args)
     elif options.slurm_args:
         raise InputError("--slurm-args belongs to --worker slurm: give both, or none.")

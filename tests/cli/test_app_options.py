@@ -150,6 +150,9 @@ def refused(dataset, capsys, *more):
         (["--output-spaces", "fsaverage5", "anat"], r"--output-spaces fsaverage5 anat names no atlas: add a template"),
         (["--subject-anatomical-reference", "unbiased"], r"unbiased needs a template .*: use first-lex or sessionwise"),
         (["--skull-stripped", "--skull-strip-t1w", "force"], r"--skull-stripped contradicts --skull-strip-t1w force"),
+        (["--worker", "slurm", "--nthreads", "8"], r"--nthreads cannot be used with --worker slurm.* --omp-nthreads"),
+        (["--worker", "slurm", "--mem", "16G"], r"--mem cannot be used with .*: give --slurm-args='--mem"),
+        (["--worker", "slurm", "--stop-on-first-crash"], r"--stop-on-first-crash cannot be used .*: leave it out"),
         (["--sloppy", "--preset", "default"], r"--sloppy chooses a preset: leave out --preset"),
     ],
 )  # fmt: skip
