@@ -91,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _participant(options: argparse.Namespace, command: str) -> int:
     run = open_dataset(options)
+    if options.reports_only:
+        return _write_reports(options.out_dir, run.scans, options.profile)
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
@@ -101,13 +103,11 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         refuse_mixture(options.out_dir, atlas.space, options.engine, atlas.image)
     method = method_of(options)
     settings = replace(settings_of(options, run, method), conformed_mask=options.fmriprep_mask)
-    if options.reports_only:
-        return _write_reports(options.out_dir, run.scans, options.profile)
     if not options.boilerplate_only:
         clean_if_asked(options)
     write_description(options.out_dir, command, run.sources, options.profile)
     write_config_file(options, run.log_file.with_suffix(".toml"), command)
-    boilerplate = Boilerplate(run.scans, run.atlases, method, settings.runtime, False, options.profile)
+    boilerplate = Boilerplate(run.scans, run.atlases, method, settings.runtime, options.profile)
     texts = write_boilerplate(boilerplate, options.out_dir)
     if options.boilerplate_only:
         return _print_paths(texts)

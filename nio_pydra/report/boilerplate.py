@@ -46,8 +46,6 @@ class Boilerplate:
         Engine and settings.
     runtime : Runtime
         Precision and seed.
-    skull_stripped : bool
-        Whether all images are zero outside the object, whatever sidecars say.
     profile : Profile
         What is registered.
     """
@@ -56,7 +54,6 @@ class Boilerplate:
     atlases: Sequence[Atlas]
     method: Method
     runtime: Runtime = field(default_factory=Runtime)
-    skull_stripped: bool = False
     profile: Profile = BRAIN
 
     def paragraphs(self) -> list[tuple[str, tuple[Reference, ...]]]:
@@ -103,7 +100,7 @@ class Boilerplate:
 
     def _masks(self, scans: Sequence[Scan]) -> Iterator[tuple[str, tuple[Reference, ...]]]:
         given = sum(scan.mask is not None for scan in scans)
-        stripped = sum(scan.mask is None and (self.skull_stripped or scan.skull_stripped) for scan in scans)
+        stripped = sum(scan.mask is None and scan.skull_stripped for scan in scans)
         found = len(scans) - given - stripped
         mask = f"{self.profile.name} mask"
         if given:
@@ -167,10 +164,10 @@ def write_boilerplate(boilerplate: Boilerplate, out_dir: Path) -> list[Path]:
 
 def _filled(sentence: str, references: Sequence[Reference]) -> str:
     """Put citations where the braces are: one each, or all of them in the only place."""
-    places = sentence.count("{}")
-    if places == 1:
-        return sentence.replace("{}", f" ({'; '.join(reference.cited for reference in references)})")
-    return sentence.format(*(f" ({reference.cited})" for reference in references))
+    cited = [reference.cited for reference in references]
+    for text in ["; ".join(cited)] if sentence.count("{}") == 1 else cited:
+        sentence = sentence.replace("{}", f" ({text})", 1)
+    return sentence
 
 
 def _count(number: int, noun: str) -> str:

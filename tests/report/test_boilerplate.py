@@ -59,7 +59,7 @@ def test_masks_and_lesions_are_counted_by_where_they_come_from():
     assert "1 scan showed the brain alone" in text
     assert "masks of 1 scan were computed by deepbet (Fisch et al. 2024)" in text
     assert "In 1 scan the similarity measure ignored a lesion" in text
-    stripped = text_of(scans=[scan(4)], skull_stripped=True)
+    stripped = text_of(scans=[scan(4, skull_stripped=True)])
     assert "deepbet" not in stripped.markdown() and "fisch2024" not in stripped.bibtex()
 
 
