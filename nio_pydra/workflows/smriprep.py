@@ -149,6 +149,11 @@ def use_nio(workflow: pe.Workflow, **method: Any) -> list[str]:
     list of str
         Templates for each registration that was replaced. Empty where there is none to replace, because all
         transforms are given as derivatives.
+
+    Raises
+    ------
+    InputError
+        If images to be registered are not T1w, or the method cannot be used here.
     """
     replaced = []
     names = [name.split(".") for name in workflow.list_node_names()]
@@ -156,13 +161,11 @@ def use_nio(workflow: pe.Workflow, **method: Any) -> list[str]:
         theirs = workflow.get_node(".".join(path))
         if getattr(theirs, "_tag", None) != TAG:
             continue
-        registration, templates = (
-            theirs.get_node("registration"),
-            dict(theirs.get_node("inputnode").iterables)["template"],
-        )
+        registration, reference = (theirs.get_node(part) for part in ("registration", "set_reference"))
+        templates = dict(theirs.get_node("inputnode").iterables)["template"]
         ours = init_nio_register_template_wf(
             sloppy=registration.inputs.flavor != "precise", omp_nthreads=registration.n_procs, templates=templates,
-            name=theirs.name, **method,
+            image_type=reference.inputs.image_type if reference else "T1w", name=theirs.name, **method,
         )  # fmt: skip
         for name in ours.list_node_names():  # where crash files go, for example
             ours.get_node(name).config = deepcopy(registration.config)

@@ -110,6 +110,22 @@ print(json.dumps([replaced, [type(node.interface).__name__ for node in nodes],
     ]
 
 
+def test_a_registration_of_t2w_images_is_refused(folder):
+    said = run(
+        """
+theirs = init_register_template_wf(sloppy=True, omp_nthreads=1, templates=["MNI152NLin2009cAsym"], image_type="T2w")
+root = pe.Workflow(name="root")
+root.add_nodes([theirs])
+try:
+    use_nio(root, engine="affine")
+except Exception as error:
+    print(json.dumps(str(error)))
+""",
+        folder,
+    )
+    assert "The image type is T2w: expected T1w" in said
+
+
 @pytest.mark.slow
 def test_the_spliced_workflow_gives_the_transforms_of_the_app_under_multiproc_after_torch(folder, dataset):
     text = run(
