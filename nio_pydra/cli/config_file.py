@@ -51,6 +51,8 @@ def with_config_file(
     for group in TOGETHER:
         if named & group:
             named |= group
+    if given["worker"] not in (None, "slurm"):
+        named.add("slurm_args")
     known = {name.replace("_", "-"): name for name in given if name not in NOT_IN_FILE}
     words: list[str] = []
     for key, value in read_table(options.config_file).items():
@@ -85,7 +87,7 @@ def write_config_file(options: argparse.Namespace, path: Path, command: str) -> 
     """
     lines = [f"# {json.dumps(command, ensure_ascii=False)}"]
     for name, value in vars(options).items():
-        if name not in NOT_IN_FILE and value not in (None, False, 0, []):
+        if name not in NOT_IN_FILE and value not in (None, False, 0, "", []):
             # Strings, numbers and lists look alike in JSON and TOML.
             lines.append(f"{name.replace('_', '-')} = {json.dumps(_plain(value), ensure_ascii=False)}")
     with atomic_path(path) as temporary:
@@ -96,8 +98,8 @@ def _words(option: str, value: Any) -> list[str]:
     """Return a value of the file as words of a command line."""
     if isinstance(value, bool):
         return [option] if value else []
-    if option == "--verbose":
-        return [option] * int(value)
+    if option == "--verbose" and isinstance(value, int):
+        return [option] * value
     return [f"{option}={each}" for each in (value if isinstance(value, list) else [value])]
 
 

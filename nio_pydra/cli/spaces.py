@@ -52,6 +52,8 @@ def check_space_options(options: argparse.Namespace) -> None:
     images, names, spaces = options.atlas, options.atlas_name, options.output_spaces
     if not (images or spaces) or (images and not names):
         raise InputError("No atlas was chosen: give --output-spaces NAME, or --atlas IMAGE with --atlas-name NAME.")
+    if not (images or _templates(spaces)):
+        raise InputError(f"--output-spaces {' '.join(spaces)} names no atlas: add a template, as MNI152NLin2009cAsym.")
     if names and not images:
         raise InputError("--atlas-name belongs to --atlas IMAGE: a template has its own name.")
     if len(names) != len(images):
@@ -59,7 +61,7 @@ def check_space_options(options: argparse.Namespace) -> None:
             f"--atlas is given {len(images)} times and --atlas-name {len(names)} times: give each image its name, in "
             "the same order."
         )
-    wanted = len(images) or len(spaces)
+    wanted = len(images) or len(_templates(spaces))
     for option in ("labels", "mask"):
         given = getattr(options, f"atlas_{option}")
         if given and len(given) != wanted:
@@ -83,6 +85,8 @@ def atlases_of(options: argparse.Namespace, profile: Profile) -> list[Atlas]:
     from nio_pydra.bids.templates import atlas_from_template
 
     specs = _templates(options.output_spaces)
+    if others := [space for space in options.output_spaces if space not in specs]:
+        log.warning("%s: no atlas to align scans to, left out of --output-spaces", ", ".join(others))
     labels, masks = _each(options.atlas_labels), _each(options.atlas_mask)
     found = [
         atlas_from_files(image, name, labels=next(labels), mask=next(masks), skull_stripped=options.skull_stripped)
@@ -105,14 +109,12 @@ def atlases_of(options: argparse.Namespace, profile: Profile) -> list[Atlas]:
 
 
 def _templates(spaces: Sequence[str]) -> list[str]:
-    """Return the templates among output spaces of fMRIPrep, and log which others are left out."""
-    others = [space for space in spaces if (name := space.split(":")[0]) in NOT_ATLASES or name.startswith("fsaverage")]
-    if others:
-        log.warning("%s: no atlas to align scans to, left out of --output-spaces", ", ".join(others))
-    specs = [space for space in dict.fromkeys(spaces) if space not in others]
-    if others and not specs:
-        raise InputError(f"--output-spaces {' '.join(others)} names no atlas: add a template, as MNI152NLin2009cAsym.")
-    return specs
+    """Return the templates among output spaces of fMRIPrep, each once."""
+    return [
+        space
+        for space in dict.fromkeys(spaces)
+        if (name := space.split(":")[0]) not in NOT_ATLASES and not name.startswith("fsaverage")
+    ]
 
 
 def _each(files: Sequence[Path]) -> Iterator[Path | None]:

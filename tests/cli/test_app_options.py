@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
@@ -16,9 +17,10 @@ import pytest
 
 from nio_pydra.bids.description import write_description
 from nio_pydra.cli import bids_app
-from nio_pydra.cli.config_file import with_config_file
+from nio_pydra.cli.config_file import with_config_file, write_config_file
 from nio_pydra.cli.dataset import _share_cores
 from nio_pydra.cli.options import memory, named_path
+from nio_pydra.cli.spaces import check_space_options
 from nio_pydra.engines.masks import background_is_zero
 from nio_pydra.errors import InputError
 
@@ -104,11 +106,29 @@ def test_the_command_line_goes_before_the_file_of_options(tmp_path):
     more = chosen("--atlas", "a.nii", "--atlas-name", "N", "--preset", "fast", "-v", "-d", "z=/z", "--nprocs", "1")
     assert (more.output_spaces, more.sloppy, more.preset) == ([], False, "fast")
     assert (more.nprocs, more.omp_nthreads, more.verbose, more.derivatives) == (1, 2, 1, [("z", Path("/z"))])
-    file.write_text('nprocs = "many"\n')
-    with pytest.raises(
-        InputError, match=r"config.toml \(settings\): argument --nprocs: invalid positive value: 'many'"
+    for line, refusal in (
+        ('nprocs = "many"', "argument --nprocs: invalid positive value: 'many'"),
+        ('verbose = "very"', "argument -v/--verbose: ignored explicit argument 'very'"),
     ):
-        chosen()
+        file.write_text(f"{line}\n")
+        with pytest.raises(InputError, match=rf"config.toml \(settings\): {refusal}"):
+            chosen()
+
+
+def test_options_of_sbatch_survive_the_file_and_are_dropped_where_another_worker_is_chosen(tmp_path):
+    parser = bids_app._parser()
+
+    def chosen(*words):
+        arguments = ["in", "out", "participant", *words]
+        return with_config_file(parser, arguments, parser.parse_args(arguments))
+
+    file = tmp_path / "run.toml"
+    options = chosen("--worker", "slurm", "--slurm-args=--partition=short --comment='a b'", "--output-spaces", "A")
+    write_config_file(options, file, "nio-pydra")
+    again = chosen("--config-file", str(file))
+    assert (again.worker, again.slurm_args) == ("slurm", "--partition=short --comment='a b'")
+    assert chosen("--config-file", str(file), "--slurm-args=--time=9").worker == "slurm"
+    assert chosen("--config-file", str(file), "--worker", "cf").slurm_args == ""
 
 
 def test_the_description_keeps_every_run_once(dataset, tmp_path, monkeypatch):
@@ -147,7 +167,6 @@ def refused(dataset, capsys, *more):
     [
         (["--atlas-name", "A", "--atlas-name", "B"], r"--atlas is given 1 times and --atlas-name 2 times"),
         (["--atlas-labels", "a", "--atlas-labels", "b"], r"--atlas-labels is given 2 times for 1 atlases"),
-        (["--output-spaces", "fsaverage5", "anat"], r"--output-spaces fsaverage5 anat names no atlas: add a template"),
         (["--subject-anatomical-reference", "unbiased"], r"unbiased needs a template .*: use first-lex or sessionwise"),
         (["--skull-stripped", "--skull-strip-t1w", "force"], r"--skull-stripped contradicts --skull-strip-t1w force"),
         (["--worker", "slurm", "--nthreads", "8"], r"--nthreads cannot be used with --worker slurm.* --omp-nthreads"),
@@ -158,6 +177,22 @@ def refused(dataset, capsys, *more):
 )  # fmt: skip
 def test_options_that_cannot_be_met_are_refused(dataset, capsys, more, pattern):
     assert re.search(pattern, refused(dataset, capsys, *more))
+
+
+@pytest.mark.parametrize(
+    ("spaces", "labels", "refusal"),
+    [
+        (["A", "anat", "A", "B"], 2, None),
+        (["A", "anat", "A", "B"], 3, "--atlas-labels is given 3 times for 2 atlases"),
+        (["fsaverage5", "anat"], 0, "--output-spaces fsaverage5 anat names no atlas: add a template"),
+    ],
+)
+def test_only_templates_count_among_output_spaces_and_each_once(spaces, labels, refusal):
+    options = argparse.Namespace(
+        atlas=[], atlas_name=[], output_spaces=spaces, atlas_labels=["x"] * labels, atlas_mask=[]
+    )
+    with pytest.raises(InputError, match=refusal) if refusal else nullcontext():
+        check_space_options(options)
 
 
 def test_two_atlases_of_one_name_are_refused(dataset, capsys, tmp_path, write_image):
