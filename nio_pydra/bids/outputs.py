@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nio_pydra.bids.products import PRODUCTS, Destination, Product
 from nio_pydra.errors import InputError
-from nio_pydra.system.files import atomic_path, read_json
+from nio_pydra.system.files import atomic_path, read_json, write_changed
 from nio_pydra.system.files import discard_leftovers as discard_dead_files
 
 __all__ = ["discard_leftovers", "engine_desc", "output_path", "sink"]
@@ -62,7 +62,8 @@ def output_path(destination: Destination, product: Product, extension: str | Non
 def sink(files: Mapping[str, Path | None], destination: Destination) -> list[Path]:
     """Copy the results of one scan under their BIDS names and write the sidecars.
 
-    A file with the same content is not written again. A file is either whole or absent at every moment.
+    A file with the same content is not written again. A file is either whole or absent at every moment. Where the
+    transforms are new, results of earlier ones that this registration does not have are deleted.
 
     Parameters
     ----------
@@ -83,17 +84,19 @@ def sink(files: Mapping[str, Path | None], destination: Destination) -> list[Pat
     """
     if absent := [product.name for product in PRODUCTS if not product.optional and files[product.name] is None]:
         raise ValueError(f"{', '.join(absent)}: expected a file, as every scan has one")
-    written = []
+    written, new_transform = [], False
     for product in PRODUCTS:
-        if (path := files[product.name]) is None:
-            continue
         target = output_path(destination, product)
-        _copy(path, target)
+        if (path := files[product.name]) is None:
+            if new_transform and product.name != "conformed_mask":
+                target.unlink(missing_ok=True)
+                output_path(destination, product, ".json").unlink(missing_ok=True)
+            continue
+        new_transform |= _copy(path, target) and product.name == "forward_xfm"
         written.append(target)
         if product.sidecar is not None:
             sidecar = output_path(destination, product, ".json")
-            _write_text(json.dumps(product.sidecar(destination), indent=2) + "\n", sidecar)
-            written.append(sidecar)
+            written.append(write_changed(json.dumps(product.sidecar(destination), indent=2) + "\n", sidecar))
     _discard_former_mask(destination)
     return written
 
@@ -114,18 +117,12 @@ def _discard_former_mask(destination: Destination) -> None:
             sidecar.unlink(missing_ok=True)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> bool:
+    """Copy a file unless the target has the same content; return whether it was copied."""
     if target.exists() and filecmp.cmp(source, target):
-        return
+        return False
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
         times = source.stat()
         os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))  # makes the next comparison quick
-
-
-def _write_text(text: str, target: Path) -> None:
-    content = text.encode()
-    if target.exists() and target.read_bytes() == content:
-        return
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(content)
+    return True

@@ -15,8 +15,9 @@ from nio_pydra import __version__
 from nio_pydra.bids.qc import Verdict, judge
 from nio_pydra.bids.records import Result, latest_results
 from nio_pydra.profiles import BRAIN, Limits, Profile
-from nio_pydra.report.pages import render, write_changed
+from nio_pydra.report.pages import render
 from nio_pydra.report.participant import CHECK, figure_paths
+from nio_pydra.system.files import write_changed
 
 __all__ = ["write_group_pages"]
 

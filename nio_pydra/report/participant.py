@@ -12,7 +12,8 @@ from nio_pydra.bids.qc import DEVIATIONS, ENOUGH, Verdict, judge, measures_of
 from nio_pydra.bids.records import Result, latest_results
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.report.figures import FIGURES
-from nio_pydra.report.pages import render, write_changed
+from nio_pydra.report.pages import render
+from nio_pydra.system.files import write_changed
 
 __all__ = ["figure_paths", "write_participant_pages"]
 

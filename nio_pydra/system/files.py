@@ -27,6 +27,7 @@ __all__ = [
     "may_be_dead",
     "read_json",
     "temporary_file",
+    "write_changed",
 ]
 
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
@@ -92,6 +93,15 @@ def temporary_file(folder: Path, suffix: str = "") -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
             os.close(lock)
+
+
+def write_changed(text: str, path: Path) -> Path:
+    """Write a text file whole or not at all, in UTF-8, unless it has this content already; return its path."""
+    content = text.encode()
+    if not path.exists() or path.read_bytes() != content:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    return path
 
 
 def discard_leftovers(folder: Path) -> None:

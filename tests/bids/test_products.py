@@ -45,6 +45,20 @@ def readme(out, **more):
     return [line.split("  ")[0] for line in lines if line.startswith(("*", "figures/*"))]
 
 
+def test_results_of_an_earlier_transform_are_deleted_where_there_are_no_new_ones(files, tmp_path):
+    to = destination(tmp_path / "out")
+    both = [output_path(to, product) for product in PRODUCTS if product.name in ("atlas_labels", "labels_figure")]
+    sidecar = both[0].with_name(both[0].name.replace(".nii.gz", ".json"))
+    fewer = files | {"atlas_labels": None, "labels_figure": None}
+    sink(files, to)
+    sink(fewer, to)
+    assert all(path.exists() for path in (*both, sidecar)), "the transform is the same"
+    files["forward_xfm"].write_text("another transform")
+    sink(fewer, to)
+    assert not any(path.exists() for path in (*both, sidecar))
+    assert output_path(to, next(product for product in PRODUCTS if product.name == "warped")).exists()
+
+
 def test_every_file_of_a_scan_is_in_the_readme_once_and_no_other_is(files, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
