@@ -162,11 +162,13 @@ def clean_work_folder(work_dir: Path) -> None:
     Raises
     ------
     InputError
-        If another run uses the folder.
+        If another run or one of its SLURM jobs uses the folder.
     """
+    from nio_pydra.workflows.slurm import live_jobs  # which imports this module
+
     folder = own_folder(work_dir)
     with in_use(folder, discard_locks=False) as alone:
-        if not alone:
+        if not alone or live_jobs(folder):
             raise InputError(
                 f"--clean-workdir cannot delete {folder}, because another run uses it: wait for that run, or give "
                 "another -w."

@@ -21,6 +21,7 @@ from nio_pydra.engines.methods import choose_method
 from nio_pydra.errors import InputError
 from nio_pydra.system import slurm as commands
 from nio_pydra.workflows import slurm
+from nio_pydra.workflows.cache import clean_work_folder
 from nio_pydra.workflows.slurm import Resources, Scans, live_jobs, resources_of, run_scan, run_scans
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
@@ -319,6 +320,19 @@ def test_locks_of_an_ended_job_are_deleted_whatever_the_host(fake, tmp_path):
     fake.set("queue", "")
     assert not live_jobs(tmp_path)
     assert not list((tmp_path / "pydra").iterdir()) and not list(part.parent.glob("array*"))
+
+
+def test_a_work_folder_is_not_cleaned_while_a_job_needs_it(fake, tmp_path):
+    folder = tmp_path / "nio_pydra"
+    for path in (folder / "pydra/python-1/x", folder / "slurm/run/array_55.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text('{"part": "part-1"}')
+    fake.set("queue", "55_0|PENDING|4G|30:00|None")
+    with pytest.raises(InputError, match="because another run uses it"):
+        clean_work_folder(tmp_path)
+    fake.set("queue", "")
+    clean_work_folder(tmp_path)
+    assert not (folder / "pydra").exists()
 
 
 def test_a_job_of_other_code_refuses_to_run(fake, tmp_path, monkeypatch):
