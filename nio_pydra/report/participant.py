@@ -57,7 +57,8 @@ def write_participant_pages(
         if participants is None or result.participant in participants:
             own.setdefault(result.participant, []).append(result)
     citation = out_dir / "logs" / "CITATION.md"
-    methods = citation.read_text(encoding="utf-8") if citation.exists() else ""
+    # People edit these texts, with programs that may not write UTF-8.
+    methods = citation.read_text(encoding="utf-8", errors="replace") if citation.exists() else ""
     written = []
     for participant, theirs in own.items():
         text = render(

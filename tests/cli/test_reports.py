@@ -117,6 +117,14 @@ def test_reports_only_writes_pages_again_and_computes_nothing(finished, tmp_path
     (out / "sub-02.html").write_text("old")
     assert bids_app.main([*command, "--participant-label", "01"]) == 0
     assert (out / "sub-02.html").read_text() == "old"
+    citation = out / "logs/CITATION.md"
+    written = citation.read_bytes()
+    citation.write_bytes(written + "Zürich".encode("latin-1"))
+    assert bids_app.main([*command, "--participant-label", "02"]) == 0
+    assert "rich" in (out / "sub-02.html").read_text(), (
+        "a text that was edited, not in UTF-8, is shown as well as can be"
+    )
+    citation.write_bytes(written)
     (out / "sub-02.html").write_bytes(before[out / "sub-02.html"])
 
 
