@@ -49,7 +49,7 @@ class AffineEngine(Engine):
     threads = 1
 
     def processor_minutes(self, settings: AffineSettings) -> float:
-        """Return none: the affine is part of every registration."""
+        """Return 0: there is no time beside that of the affine, which every job has."""
         return 0.0
 
     def run(self, pair: Pair, settings: AffineSettings, runtime: Runtime) -> Deformation:

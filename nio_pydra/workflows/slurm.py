@@ -90,11 +90,13 @@ class Resources:
     Attributes
     ----------
     cpus : int
+        Number of CPUs.
     memory_mb : int
-        MiB, whole GiB.
+        Memory in MiB, a multiple of 1024.
     minutes : int
         Time limit.
     gpus : int
+        Number of GPUs.
     threads : int or None
         Number of threads. None: the CPUs that the job was given.
     """
