@@ -1,5 +1,6 @@
 """Task: figures of one registration."""
 
+import logging
 from pathlib import Path
 
 from fileformats.generic import File
@@ -49,10 +50,15 @@ def DrawFigures(
     Returns
     -------
     figures : File | None
-        An SVG for each figure in nio_pydra.bids.products.PRODUCTS, in that order.
+        An SVG for each figure in nio_pydra.bids.products.PRODUCTS, in that order. None for all if they cannot be drawn:
+        that is logged, and the registration stays.
     """
     from nio_pydra.report.figures import Drawn, draw_figures
 
     files = (atlas, atlas_mask, scan, mask, forward_xfm, inverse_xfm, labels_of_atlas, labels)
-    drawn = draw_figures(Drawn(*(None if file is None else Path(file) for file in files)), Path.cwd())
+    try:
+        drawn = draw_figures(Drawn(*(None if file is None else Path(file) for file in files)), Path.cwd())
+    except Exception:
+        logging.getLogger("nio_pydra").exception("%s: its figures could not be drawn", Path(scan).name)
+        drawn = {}
     return tuple(drawn.get(product.name.removesuffix("_figure")) for product in FIGURES)

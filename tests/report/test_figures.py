@@ -131,3 +131,15 @@ def test_a_scan_that_was_moved_out_of_sight_is_drawn_black(drawn, tmp_path):
     written = draw_figures(replace(given, forward_xfm=tmp_path / "far.h5", inverse_xfm=tmp_path / "far.h5"), tmp_path)
     atlas, registered, *_ = pictures(written["registration"])
     assert atlas.max() > 200 and registered.max() == 0
+
+
+def test_figures_that_cannot_be_drawn_do_not_cost_the_registration(tmp_path, caplog):
+    from nio_pydra.tasks import DrawFigures
+
+    files = {}
+    for name in ("atlas", "atlas_mask", "scan", "mask", "forward_xfm", "inverse_xfm"):
+        files[name] = tmp_path / f"{name}.nii.gz"
+        files[name].write_text(f"no image {name}")
+    drawn = DrawFigures(**files)(cache_root=tmp_path / "cache")
+    assert drawn.registration_figure is None and drawn.jacobian_figure is None
+    assert "scan.nii.gz: its figures could not be drawn" in caplog.text
