@@ -178,12 +178,19 @@ def run(options: argparse.Namespace, comparisons: Iterable[Comparison]) -> list[
         return kept
     written = []
     for comparison in kept:
-        usable = replace(comparison, methods=tuple(name for name in comparison.methods if _weights_found(name)))
+        missing = not_run(options, comparison)
+        usable = replace(comparison, methods=tuple(name for name in comparison.methods if name not in missing))
         if nio.main(["compare", *usable.options(options), "--tables-only"]) == 0:
             written.append(comparison)
     if not written:
         raise SystemExit(1)
     return written
+
+
+def not_run(options: argparse.Namespace, comparison: Comparison) -> list[str]:
+    """Return the methods of which nothing is done yet."""
+    out = options.out / comparison.name
+    return [name for name in comparison.methods if not done_records(folder_of(out, name))]
 
 
 def _register(options: argparse.Namespace, comparison: Comparison) -> None:
@@ -297,11 +304,13 @@ def publish(
     picture = DOCS / "images" / f"{page}.png"
     shutil.copy(source / "figures" / "boxes.png", picture)
     machines = (options.out / "machines.txt").read_text().splitlines()
+    missing = not_run(options, comparison)
     parts = [
         title,
         f"Written by `benchmarks/experiments/{Path(sys.argv[0]).name}`, which calls `nio compare`. Registered on:",
         "\n".join(f"- {line}" for line in machines),
         notes,
+        f"Not run yet: {', '.join(f'`{name}`' for name in missing)}." if missing else "",
         f"![Dice of every case](../images/{page}.png)",
         before,
         rest.strip(),

@@ -24,11 +24,9 @@ from common import (
     table,
 )  # fmt: skip
 
-CONDITIONAL = "LDR_OASIS_NCC_unit_disp_add_fea4_reg01_10_lite_stagelvl3_60000.pth"
-"""Conditional LapIRN of the authors."""
 TWICE = ("1003", "1004", "1005")
 NETWORKS = (
-    "lapirn", "lapirn@LapIRN_disp_fea7.pth", f"lapirn@{CONDITIONAL}", "lapirn@research.safetensors", "ulae", "mpr",
+    "lapirn", "lapirn@LapIRN_disp_fea7.pth", "lapirn@research.safetensors", "ulae", "mpr",
     "io?field.iterations=50", "io", "nio", "nio_m", "nio_m:precise",
     "nio_m:fast", "nio_m:diffeomorphic",
 )  # fmt: skip
@@ -37,6 +35,9 @@ NOTES = """\
 The manual labels are those of the dataset. None of the shipped weights saw its images; the authors' LapIRN was
 trained on OASIS, and the atlas is one of the 15 scans that the research network learned from. `io` does 200
 iterations unless its name says 50.
+
+Methods ran on different machines, some of them beside other work: T and processor seconds do not compare methods here.
+[Speed](speed.md) and [results on a GPU](gpu.md) do.
 
 SyN's slow preset (`syn:precise`) takes an hour of processor time a pair. It enters by three runs of the same pairs
 that [first results](first.md) hold, made with version 0.1.0 of this package: a table of those three scans stands

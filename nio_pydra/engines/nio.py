@@ -206,7 +206,7 @@ REFINEMENT = IOSettings(
     iterations=30, learning_rate=0.2, smoothings=0, objective=Objective(weight=0.3, window=11, volume_weight=0.05)
 )
 """Refinement of the field. Its penalty of volume change takes the place of a part of the diffusion: at the same overlap
-the Jacobian determinants vary much less, and the field hardly folds (docs/results/regularity.md)."""
+the Jacobian determinants vary much less, and the field hardly folds (docs/results/experiment_1.md)."""
 
 #: "paper" is the schedule of Mok et al. "precise" adds the refinement of the field, and "fast" puts it in the place of
 #: most steps. "diffeomorphic" is "fast" with the velocity refined. "draft" has no refinement.
