@@ -24,6 +24,7 @@ NAME = re.compile(r"\.?nio-pydra-([0-9a-f]{8})-[a-z0-9_]{8}")
 """Names of temporary folders: the host and the random part of `tempfile`."""
 LOCK = ".lock"
 _mine: set[Path] = set()
+os.register_at_fork(after_in_child=_mine.clear)  # a forked process must not delete what its parent uses
 
 
 @contextmanager
@@ -63,7 +64,8 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
         with full_disk_named(place):
             yield folder
     finally:
-        _remove(folder)
+        if folder in _mine:
+            _remove(folder)
         _mine.discard(folder)
         os.close(lock)
         for each in made:

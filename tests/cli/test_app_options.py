@@ -247,6 +247,8 @@ def test_an_amount_of_memory_that_makes_no_sense_is_refused(text):
         ({"nprocs": 9}, None, (4, 1)),
         ({"nprocs": 9, "omp_nthreads": 1}, None, (9, 1)),
         ({}, "3", (1, 3)),
+        ({}, "nonsense", (1, 4)),
+        ({"nprocs": 2}, "2,1", (2, 2)),  # the second number is for nested threads
         ({"nthreads": 8}, None, (1, 8)),
         ({"nthreads": 8, "omp_nthreads": 2}, None, (4, 2)),
         ({"nthreads": 8, "omp_nthreads": 2, "nprocs": 3}, None, (3, 2)),

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -281,3 +282,16 @@ def test_the_folders_of_this_process_can_be_discarded_at_once(tmp_path, monkeypa
         (folder / "file").touch()
         scratch.discard_scratch()
         assert not folder.exists()
+
+
+def test_a_forked_process_leaves_the_temporary_folders_of_its_parent(tmp_path):
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch_folder(tmp_path))
+        child = os.fork()
+        if child == 0:
+            stack.close()  # what Python does itself when nothing refers to the folder any more
+            scratch.discard_scratch()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert folder.is_dir()
+    assert not folder.exists()

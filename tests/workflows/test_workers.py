@@ -17,7 +17,6 @@ from pydra.compose import python
 from pydra.engine.result import load_result
 from pydra.engine.submitter import Submitter
 
-from nio_pydra.cli.dataset import _share_cores
 from nio_pydra.tasks import inputs
 from nio_pydra.tasks.inputs import code_version
 from nio_pydra.workflows import pydra_private
@@ -41,30 +40,6 @@ def failing():
         return x * x
 
     return Square
-
-
-@pytest.mark.parametrize(
-    ("worker", "scans", "threads", "set_by_user", "expected", "set_afterwards"),
-    [
-        ("debug", 4, None, "", (1, 6), "6"),
-        ("cf", 4, None, "nonsense", (4, 1), "1"),
-        ("cf", 2, None, "0", (2, 3), "3"),
-        ("cf", 20, None, "", (6, 1), "1"),
-        ("cf", 20, 2, "", (20, 2), "2"),  # asked for
-        ("slurm", 4, None, "", (4, None), ""),
-        ("debug", 4, None, "3", (1, 3), "3"),
-        ("cf", 4, None, "2,1", (4, 2), "2,1"),  # the second number is for nested threads
-        ("cf", 4, 5, "2", (4, 5), "5"),
-        ("slurm", 4, None, "2", (4, 2), "2"),
-    ],
-)
-def test_threads_of_all_scans_together_are_no_more_than_cores_unless_the_user_says_so(
-    monkeypatch, worker, scans, threads, set_by_user, expected, set_afterwards
-):
-    monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
-    monkeypatch.setattr("nio_pydra.system.cores.core_count", lambda: 6)
-    assert _share_cores(worker, scans, threads) == expected
-    assert os.environ["OMP_NUM_THREADS"] == set_afterwards
 
 
 @pytest.mark.parametrize(("worker", "arguments"), [(SerialWorker, {}), (ForkserverWorker, {"n_procs": 2})])
