@@ -27,6 +27,7 @@ from nio_pydra.report.participant import write_participant_pages
 from nio_pydra.spatial.images import UNREADABLE, load_image, load_mask
 from nio_pydra.system.settings import plain
 from nio_pydra.system.slurm import require_usable
+from nio_pydra.system.wording import counted
 from nio_pydra.tasks import Prepare
 from nio_pydra.tasks.inputs import code_version
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use, own_folder
@@ -341,7 +342,8 @@ def _scans_at_a_time(atlases: Sequence[Atlas], masks: dict[str, Path], settings:
         if settings.memory_mb is not None:
             fit = scans_that_fit(predicted.process, min(waiting, scans), settings.memory_mb)
             if fit < min(waiting, scans):
-                log.info("%d scans at a time, because each needs about %.1f GiB", fit, predicted.process / 2**10)
+                need = predicted.process / 2**10
+                log.info("%s at a time, because each needs about %.1f GiB", counted(fit, "scan"), need)
                 scans = fit
         require_memory(predicted.process, min(waiting, scans))
         if predicted.device:

@@ -108,8 +108,8 @@ def test_reports_only_writes_pages_again_and_computes_nothing(finished, tmp_path
     before = {path: path.read_bytes() for path in pages(out)}
     (out / "sub-01.html").unlink()
     (out / "sub-02.html").write_text("old")
-    # Of any engine: the default one is not that of the results.
-    command = dataset.command(out, "-w", str(tmp_path / "empty"), "--reports-only", "--engine", "nio_m")
+    # Without an atlas, and of any engine: the default one is not that of the results.
+    command = [str(dataset.root), str(out), "participant", "-w", str(tmp_path / "empty"), "--reports-only"]
     assert bids_app.main(command) == 0
     assert capsys.readouterr().out.count(".html") == 3
     assert {path: path.read_bytes() for path in pages(out)} == before
