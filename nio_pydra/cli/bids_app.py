@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nio_pydra.cli.config_file import with_config_file, write_config_file
 from nio_pydra.cli.dataset import (
@@ -28,6 +29,10 @@ from nio_pydra.cli.options import add_engine_options, method_of
 from nio_pydra.cli.version import ShowVersion
 from nio_pydra.errors import InputError
 from nio_pydra.system.wording import counted
+
+if TYPE_CHECKING:
+    from nio_pydra.report.boilerplate import Boilerplate
+    from nio_pydra.workflows.dataset import Outcome
 
 __all__ = ["main"]
 
@@ -118,7 +123,23 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         outcomes = register_dataset(
             run.scans, run.atlases, settings, out_dir=options.out_dir, work_dir=options.work_dir
         )
+    _report(boilerplate, outcomes, options.out_dir)
     return log_outcomes(outcomes, options.out_dir, time.perf_counter() - start)
+
+
+def _report(boilerplate: Boilerplate, outcomes: Sequence[Outcome], out_dir: Path) -> None:
+    """Write the methods text, now that it is known which scans failed, and the pages of participants once more."""
+    from nio_pydra.report.boilerplate import write_boilerplate
+    from nio_pydra.report.participant import write_participant_pages
+
+    left = {outcome.scan.name for outcome in outcomes if not outcome.started}
+    failed = {outcome.scan.name for outcome in outcomes if outcome.reason and outcome.started}
+    tried = [scan for scan in boilerplate.scans if scan.name not in left or scan.name in failed]
+    write_boilerplate(replace(boilerplate, scans=tried, failed=failed), out_dir)
+    ran = {f"sub-{scan.entities['subject']}" for scan in boilerplate.scans}
+    # Beside the other scans of this run. Reading all records would cost every job of an array as much as the whole
+    # dataset.
+    write_participant_pages(out_dir, boilerplate.profile, sorted(ran), alone=True)
 
 
 def _group(options: argparse.Namespace, command: str) -> int:

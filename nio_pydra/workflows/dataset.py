@@ -72,7 +72,7 @@ class DatasetSettings:
     conformed_mask : bool
         Whether to write the mask of a scan also as fMRIPrep takes it, where fMRIPrep would conform that scan alone.
     figures : bool
-        Whether figures of every registration are drawn, and pages of participants are written.
+        Whether figures of every registration are drawn, and the page of its participant is written.
     profile : Profile
         What is registered.
     """
@@ -155,11 +155,6 @@ def register_dataset(
         outcomes = _register_all(scans, atlases, settings, failures, cache)
     for outcome in outcomes:
         failures.note(outcome)
-    if settings.figures:
-        # Once more, with failures and beside the other scans of this run. Reading all records would cost every job of
-        # an array as much as the whole dataset.
-        ran = {f"sub-{scan.entities['subject']}" for scan in scans}
-        write_participant_pages(out_dir, settings.profile, sorted(ran), alone=True)
     return outcomes
 
 

@@ -66,6 +66,9 @@ def test_scan_that_failed_has_a_page_with_its_error(finished):
     assert ">fail<" in text and ">pass<" not in text
     assert "sub-03_T1w.nii.gz" in text and "This scan failed" in text
     assert "Traceback" in text and "versions:" in text, "the whole report is shown"
+    for methods in (text, (finished[1] / "logs/CITATION.md").read_text()):
+        assert "2 scans (T1w) of 2 participants" in methods
+        assert "1 further scan could not be aligned to the atlas." in methods
 
 
 def test_group_page_names_and_links_the_scan_that_failed_and_plots_the_others(finished):
