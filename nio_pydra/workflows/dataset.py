@@ -185,8 +185,10 @@ class _Failures:
         return {}
 
     def __call__(self, task: Any) -> str:
-        to = task.destination
-        reason, details = failure_reason(self.cache, task)
+        return self.store(task.destination, *failure_reason(self.cache, task))
+
+    def store(self, to: dict[str, Any], reason: str, details: str) -> str:
+        """Store why a scan failed, by the fields of its `Destination`, and write its page; return the reason."""
         # An error here would hide that of the scan; what could not be written is written at the end of the run.
         with suppress(InputError, OSError):
             self.note(Outcome(*self._pairs[scan_name(to["entities"]), to["atlas"]], reason, details))
@@ -235,7 +237,7 @@ def _register_all(
     left = waiting if settings.stop_on_first_crash and problems else {}
     lost: dict[str, Lost] = {}
     if waiting and not left and settings.worker == "slurm":
-        lost = _run_jobs([_atlas_object(atlas, masks[atlas.label], settings) for atlas in atlases], settings, common,
+        lost = _run_jobs([_atlas_object(atlas, masks[atlas.label], settings) for atlas in atlases], failures, common,
                          waiting, cache)  # fmt: skip
     elif waiting and not left:
         at_a_time = _scans_at_a_time(atlases, masks, settings, len(waiting))
@@ -295,18 +297,20 @@ def _run_subjects(
 
 def _run_jobs(
     atlases: Sequence[Nifti1Image],
-    settings: DatasetSettings,
+    failures: _Failures,
     common: dict[str, Any],
     inputs: dict[str, dict[str, Any]],
     cache: Path,
 ) -> dict[str, Lost]:
     """Run the `Subject` workflow for each scan and atlas as a SLURM job."""
+    settings = failures.settings
     largest = max(_voxel_count(own["scan"]) for own in inputs.values())
     fixed = max(atlases, key=lambda image: math.prod(image.shape))
     resources = resources_of(settings.method, settings.runtime, fixed, largest, settings.threads)
     scans = Scans(
         {name: {**common, **own} for name, own in inputs.items()},
         lambda every: stored_outputs(Subject(**every), cache) is not None,
+        lambda every, lost: failures.store(every["destination"], *_failure({}, every, cache, lost)),
     )
     at_a_time = settings.n_procs if settings.n_procs > 1 else None
     return run_scans(scans, cache.parent, resources, options=settings.slurm_args, at_a_time=at_a_time)

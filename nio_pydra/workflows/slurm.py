@@ -123,10 +123,13 @@ class Scans:
         Inputs of the `Subject` workflow by name of the scan.
     finished : callable
         Function that tells from the inputs whether results are stored.
+    store_failure : callable or None
+        Function that stores why a scan failed, from its inputs and what became of its job, and returns the reason.
     """
 
     inputs: Mapping[str, dict[str, Any]]
     finished: Callable[[dict[str, Any]], bool]
+    store_failure: Callable[[dict[str, Any], Lost], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -465,9 +468,12 @@ def _collect(watched: dict[str, _Watched], scans: Scans, work_dir: Path) -> dict
         while not done and task.state.name == "COMPLETED" and time.monotonic() < late:
             time.sleep(1)
             done = scans.finished(task.inputs)
-        log.info("%s: %s", task.name, "done" if done else "failed")
-        if not done:
-            lost[task.name] = _lost(key, task)
+        if done:
+            log.info("%s: done", task.name)
+        else:
+            lost[task.name] = found = _lost(key, task)
+            reason = scans.store_failure(task.inputs, found) if scans.store_failure else found.reason
+            log.info("%s: failed: %s", task.name, reason)
             _unlock(work_dir, task.log.with_suffix(".holder"))
     return lost
 
