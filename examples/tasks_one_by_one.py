@@ -12,13 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
+from nio_pydra.engines.methods import choose_method
+from nio_pydra.errors import InputError
 from nio_pydra.tasks import AffineAlign, Prepare, PropagateLabels, Register, ScoreLabels
 
 
 def main() -> None:
-    """Register the pair, and compare its labels if there are some."""
+    """Read the command line, register the pair, and compare its labels if there are some."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("fixed", type=Path)
     parser.add_argument("moving", type=Path)
@@ -26,8 +29,17 @@ def main() -> None:
     parser.add_argument("--skull-stripped", action="store_true", help="both images show brains only")
     parser.add_argument("--labels", type=Path, nargs=2, metavar=("FIXED", "MOVING"), help="label images of both")
     parser.add_argument("--engine", default="nio_m")
-    parser.add_argument("--preset", default="draft")
+    parser.add_argument("--preset", help="default: the first of the engine; draft of nio_m is the quickest")
     options = parser.parse_args()
+    try:
+        choose_method(options.engine, options.preset)  # refuses what does not exist, before the work
+        run(options)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Call the tasks."""
     cache = options.out.resolve() / "cache"
     images = {"fixed": options.fixed.resolve(), "moving": options.moving.resolve()}
 

@@ -161,7 +161,8 @@ def find_scans(
         # A derivative dataset of scans holds their masks itself.
         masked = [*derived, raw] if preprocessed else derived
         scans += _scans_of(raw, derived, masked, top, filters, labels_desc, profile)
-    _known(sessions, sorted(found_sessions), "ses-", "session", bids_dir)
+    of_whom = f" of participant {_shortened(chosen)}" if participants else ""
+    _known(sessions, sorted(found_sessions), "ses-", "session", bids_dir, of_whom)
     if not scans:
         wanted = {**({"subject": chosen} if participants else {}), **filters}
         conditions = " with " * bool(wanted) + _conditions(wanted)
@@ -177,7 +178,8 @@ def find_scans(
     scans.sort(key=lambda scan: scan.name)
     without = [scan.name for scan in scans if not (scan.mask or scan.problem)]
     if any_mask and without:
-        log.info("%d scans have no %s mask in the derivatives: %s", len(without), profile.name, _shortened(without))
+        have = "scan has" if len(without) == 1 else "scans have"
+        log.info("%d %s no %s mask in the derivatives: %s", len(without), have, profile.name, _shortened(without))
     return scans
 
 
@@ -321,9 +323,14 @@ def read_filters(path: Path, profile: Profile = BRAIN) -> dict[str, Any]:
     }
 
 
-def _known(labels: Sequence[str], existing: Sequence[str], prefix: str, kind: str, root: Path) -> list[str]:
+def _known(
+    labels: Sequence[str], existing: Sequence[str], prefix: str, kind: str, root: Path, of_whom: str = ""
+) -> list[str]:
     wanted = [label.removeprefix(prefix) for label in labels]
     unknown = [label for label in wanted if label not in existing]
     if unknown:
-        raise InputError(f"{root} has no {kind} {', '.join(unknown)}: it has {_shortened(existing) or 'none'}.")
+        found = "found" if of_whom else "it has"
+        raise InputError(
+            f"{root} has no {kind} {', '.join(unknown)}{of_whom}: {found} {_shortened(existing) or 'none'}."
+        )
     return list(dict.fromkeys(wanted))

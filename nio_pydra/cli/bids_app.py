@@ -28,10 +28,11 @@ from nio_pydra.cli.errors import exit_status
 from nio_pydra.cli.options import add_engine_options, method_of
 from nio_pydra.cli.version import ShowVersion
 from nio_pydra.errors import InputError
+from nio_pydra.system.wording import counted
 
 if TYPE_CHECKING:
-    from nio_pydra.bids.inputs import Scan
-    from nio_pydra.profiles import Profile
+    from nio_pydra.report.boilerplate import Boilerplate
+    from nio_pydra.workflows.dataset import Outcome
 
 __all__ = ["main"]
 
@@ -90,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _participant(options: argparse.Namespace, command: str) -> int:
-    run = open_dataset(options)
     if options.reports_only:
-        return _write_reports(options.out_dir, run.scans, options.profile)
+        return _write_reports(options)
+    run = open_dataset(options)
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
@@ -114,15 +115,31 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     log_start(run, f"{method.name} ({method.preset})", options.profile.name)
     if options.fmriprep_mask and (several := [scan.name for scan in run.scans if not scan.alone]):
         log.warning(
-            "%d scans get no desc-brain_mask, because fMRIPrep conforms them together with others of their participant "
-            "or session: %s", len(several), ", ".join(several),
+            "No desc-brain_mask for %s, because fMRIPrep conforms them together with others of their participant or "
+            "session: %s", counted(len(several), "scan"), ", ".join(several),
         )  # fmt: skip
     start = time.perf_counter()
     with ended_by_signals("nio-pydra"):
         outcomes = register_dataset(
             run.scans, run.atlases, settings, out_dir=options.out_dir, work_dir=options.work_dir
         )
+    _report(boilerplate, outcomes, options.out_dir)
     return log_outcomes(outcomes, options.out_dir, time.perf_counter() - start)
+
+
+def _report(boilerplate: Boilerplate, outcomes: Sequence[Outcome], out_dir: Path) -> None:
+    """Write the methods text, now that it is known which scans failed, and the pages of participants once more."""
+    from nio_pydra.report.boilerplate import write_boilerplate
+    from nio_pydra.report.participant import write_participant_pages
+
+    left = {outcome.scan.name for outcome in outcomes if not outcome.started}
+    failed = {outcome.scan.name for outcome in outcomes if outcome.reason and outcome.started}
+    tried = [scan for scan in boilerplate.scans if scan.name not in left or scan.name in failed]
+    write_boilerplate(replace(boilerplate, scans=tried, failed=failed), out_dir)
+    ran = {f"sub-{scan.entities['subject']}" for scan in boilerplate.scans}
+    # Beside the other scans of this run. Reading all records would cost every job of an array as much as the whole
+    # dataset.
+    write_participant_pages(out_dir, boilerplate.profile, sorted(ran), alone=True)
 
 
 def _group(options: argparse.Namespace, command: str) -> int:
@@ -140,13 +157,18 @@ def _group(options: argparse.Namespace, command: str) -> int:
     return _print_paths([*tables, *write_group_pages(options.out_dir, options.profile)])
 
 
-def _write_reports(out_dir: Path, scans: Sequence[Scan], profile: Profile) -> int:
-    """Write the pages of the participants of scans; return the exit status."""
+def _write_reports(options: argparse.Namespace) -> int:
+    """Write the pages of participants from what the output folder holds; return the exit status."""
+    from nio_pydra.bids.description import require_writable
     from nio_pydra.report.participant import write_participant_pages
 
-    pages = write_participant_pages(out_dir, profile, {f"sub-{scan.entities['subject']}" for scan in scans})
+    refuse_loss(options)
+    require_writable(options.out_dir, "output folder")
+    chosen = {f"sub-{label.removeprefix('sub-')}" for label in options.participant_label}
+    pages = write_participant_pages(options.out_dir, options.profile, chosen or None)
     if not pages:
-        raise InputError(f"{out_dir} has no record of these participants: run it without --reports-only first.")
+        whom = "these participants" if chosen else "a participant"
+        raise InputError(f"{options.out_dir} has no record of {whom}: run it without --reports-only first.")
     return _print_paths(pages)
 
 

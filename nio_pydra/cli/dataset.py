@@ -23,6 +23,7 @@ from nio_pydra.errors import InputError
 from nio_pydra.system.processes import end_programs
 from nio_pydra.system.scratch import discard_scratch
 from nio_pydra.system.slurm import cancel_submitted, require_usable
+from nio_pydra.system.wording import counted
 
 if TYPE_CHECKING:
     from nio_pydra.bids.atlas import Atlas
@@ -201,6 +202,9 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
     require_writable(options.work_dir, "work folder")
     log_file = _begin_log(options.out_dir, options.verbose)
     n_scans, threads = _share_cores(options)
+    if options.nprocs and n_scans < options.nprocs:
+        why = "--worker debug" if options.worker == "debug" else "threads (--nthreads, --omp-nthreads) or cores"
+        log.info("%d at a time, not the %d of --nprocs, because of %s", n_scans, options.nprocs, why)
     worker = options.worker or ("cf" if n_scans > 1 else "debug")
     if worker == "slurm":
         for name, advice in NOT_FOR_SLURM.items():
@@ -291,10 +295,11 @@ def log_start(run: DatasetRun, method: str, profile_name: str) -> None:
 
     scans = run.scans
     log.info(
-        "nio_pydra %s: %d scans (found: %d %s masks, %d lesion masks, %d label images) to %s by %s, "
-        "%s at a time with %s threads",
-        version(), len(scans), sum(scan.mask is not None for scan in scans), profile_name,
-        sum(scan.lesion is not None for scan in scans), sum(scan.labels is not None for scan in scans),
+        "nio_pydra %s: %s (found: %s, %s, %s) to %s by %s, %s at a time with %s threads",
+        version(), counted(len(scans), "scan"),
+        counted(sum(scan.mask is not None for scan in scans), f"{profile_name} mask"),
+        counted(sum(scan.lesion is not None for scan in scans), "lesion mask"),
+        counted(sum(scan.labels is not None for scan in scans), "label image"),
         " and ".join(atlas.label for atlas in run.atlases), method,
         "all" if run.worker == "slurm" and run.n_scans == 1 else run.n_scans, run.threads or "their jobs'",
     )  # fmt: skip
@@ -412,8 +417,8 @@ def log_outcomes(outcomes: Sequence[Outcome], out_dir: Path, seconds: float) -> 
     """Log what became of the scans; return the exit status."""
     failed = [outcome for outcome in outcomes if outcome.reason]
     several = len({outcome.atlas.label for outcome in outcomes}) > 1
-    what = "registrations" if several else "scans"
-    log.info("%d of %d %s done in %.0f s: %s", len(outcomes) - len(failed), len(outcomes), what, seconds, out_dir)
+    every = counted(len(outcomes), "registration" if several else "scan")
+    log.info("%d of %s done in %.0f s: %s", len(outcomes) - len(failed), every, seconds, out_dir)
     if failed:
         log.error("%d failed:", sum(outcome.started for outcome in failed))
         for outcome in failed:

@@ -1,7 +1,6 @@
 """Run fMRIPrep, with the registration to templates by nio_pydra in the place of ANTs.
 
-The arguments of fMRIPrep come after two dashes: nio fmriprep --preset fast -- DATA OUT participant. Without --preset,
-nio_m takes precise, and draft where fMRIPrep gets --sloppy.
+The arguments of fMRIPrep come after two dashes: nio fmriprep --preset fast -- DATA OUT participant.
 """
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ ORIGINAL = "build_workflow_without_nio"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `nio fmriprep`."""
-    add_engine_options(parser)
+    add_engine_options(
+        parser, "precise, or draft or fast with --sloppy of fMRIPrep; the first of an engine without them"
+    )
     parser.add_argument("arguments", nargs="+", metavar="-- ARGUMENT", help="arguments of fMRIPrep, after two dashes")
 
 

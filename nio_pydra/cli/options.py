@@ -83,11 +83,11 @@ def named_datasets(given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
     return found
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
+def add_engine_options(parser: argparse.ArgumentParser, usual_preset: str = "the first") -> None:
     """Add --engine, --preset, --settings and --weights, and what `add_runtime_options` adds."""
     group = parser.add_argument_group("registration")
     group.add_argument("--engine", choices=ENGINES, default=DEFAULT_ENGINE, help="(default: %(default)s)")
-    group.add_argument("--preset", help="preset of the engine, as `nio engines` lists them (default: the first)")
+    group.add_argument("--preset", help=f"preset of the engine, as `nio engines` lists them (default: {usual_preset})")
     group.add_argument("--settings", type=Path, metavar="FILE", help="TOML or JSON: a preset, and settings that differ")
     group.add_argument("--weights", type=Path, help="network weights (default: those of the package)")
     add_runtime_options(parser)

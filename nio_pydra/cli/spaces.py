@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 from pathlib import Path
@@ -50,12 +51,17 @@ def add_space_options(parser: argparse.ArgumentParser) -> None:
 def check_space_options(options: argparse.Namespace) -> None:
     """Raise `InputError` if the options do not name atlases, or it is not clear which file belongs to which."""
     images, names, spaces = options.atlas, options.atlas_name, options.output_spaces
-    if not (images or spaces) or (images and not names):
+    if names and not images:
+        raise InputError(
+            f"--atlas-name {names[0]} names no image: give it with --atlas IMAGE. A template (--output-spaces) has its "
+            "own name."
+        )
+    if images and not names:
+        raise InputError(f"--atlas {images[0]} has no name for BIDS file names: give --atlas-name NAME as well.")
+    if not (images or spaces):
         raise InputError("No atlas was chosen: give --output-spaces NAME, or --atlas IMAGE with --atlas-name NAME.")
     if not (images or _templates(spaces)):
         raise InputError(f"--output-spaces {' '.join(spaces)} names no atlas: add a template, as MNI152NLin2009cAsym.")
-    if names and not images:
-        raise InputError("--atlas-name belongs to --atlas IMAGE: a template has its own name.")
     if len(names) != len(images):
         raise InputError(
             f"--atlas is given {len(images)} times and --atlas-name {len(names)} times: give each image its name, in "
@@ -84,6 +90,12 @@ def atlases_of(options: argparse.Namespace, profile: Profile) -> list[Atlas]:
     from nio_pydra.bids.atlas import atlas_from_files
     from nio_pydra.bids.templates import atlas_from_template
 
+    for name in options.atlas_name:
+        if _is_other_space(re.split("[+:]", name)[0], profile):
+            raise InputError(
+                f"--atlas-name {name} cannot be told from the scan or another space of it in names of transforms: "
+                "choose another name."
+            )
     specs = _templates(options.output_spaces)
     if others := [space for space in options.output_spaces if space not in specs]:
         log.warning("%s: no atlas to align scans to, left out of --output-spaces", ", ".join(others))
@@ -115,6 +127,12 @@ def _templates(spaces: Sequence[str]) -> list[str]:
         for space in dict.fromkeys(spaces)
         if (name := space.split(":")[0]) not in NOT_ATLASES and not name.startswith("fsaverage")
     ]
+
+
+def _is_other_space(name: str, profile: Profile) -> bool:
+    """Return whether a name, in small or capital letters, is that of the scan or of a space that is no atlas."""
+    others = {other.lower() for other in (*NOT_ATLASES, "scanner", profile.suffix)}
+    return name.lower() in others or name.lower().startswith("fsaverage")
 
 
 def _each(files: Sequence[Path]) -> Iterator[Path | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -31,6 +32,8 @@ COLOURS = (
 REFERENCE_COLOUR = "#222222"
 MARKERS = "osD^v"
 """The next one is taken when all colours are."""
+SMALLEST_SPAN = 6.0
+"""Longest by shortest time of an axis. At least two of 1, 2, 5, 10, ... lie between them."""
 LABEL_SIZE = 8.5
 """Of names beside points, in points of print."""
 
@@ -187,6 +190,12 @@ def _scatter(results: Results, measure: str, heading: str, *, bars: bool) -> Fig
         axis.xaxis.set_minor_formatter(NullFormatter())
     styles = _styles(results)
     points = {name: point for name in results.methods if (point := _point(results, name, measure)) is not None}
+    if measure == "seconds" and points:
+        low = min(point.x - point.x_sd for point in points.values())
+        high = max(point.x + point.x_sd for point in points.values())
+        if high < SMALLEST_SPAN / 2 * low:
+            middle, half = math.sqrt(low * high), math.sqrt(SMALLEST_SPAN)
+            axis.set_xlim(middle / half, middle * half)
     families = _families(results, points)
     obstacles = [np.empty((0, 2))]
     for family in families:

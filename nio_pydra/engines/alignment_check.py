@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,12 @@ def check_alignment(
     overlap, match = match_of(fixed, moving, affine, lesion)
     if overlap < profile.smallest_overlap:
         found = (
-            f"it covers {100 * overlap:.0f} % of that {profile.name}, expected at least "
+            f"it covers {math.floor(100 * overlap)} % of that {profile.name}, expected at least "
             f"{100 * profile.smallest_overlap:.0f} %"
         )
     elif match < profile.smallest_match:
-        found = f"their similarity at {COARSE_MM:g} mm is {match:.2f}, expected at least {profile.smallest_match}"
+        shown = math.floor(1000 * match) / 1000  # rounded, it could be the limit itself
+        found = f"their similarity at {COARSE_MM:g} mm is {shown:.3f}, expected at least {profile.smallest_match}"
     else:
         return
     raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from nio_pydra.engines.references import (
 )
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import atomic_path
+from nio_pydra.system.wording import counted
 
 __all__ = ["Boilerplate", "write_boilerplate"]
 
@@ -39,7 +40,7 @@ class Boilerplate:
     Attributes
     ----------
     scans : sequence of Scan
-        Scans that are registered.
+        Scans that are registered, or were to be.
     atlases : sequence of Atlas
         Atlases that they are aligned to.
     method : Method
@@ -48,6 +49,8 @@ class Boilerplate:
         Precision and seed.
     profile : Profile
         What is registered.
+    failed : collection of str
+        Names of scans that could not be registered to every atlas, beside those with a problem.
     """
 
     scans: Sequence[Scan]
@@ -55,18 +58,20 @@ class Boilerplate:
     method: Method
     runtime: Runtime = field(default_factory=Runtime)
     profile: Profile = BRAIN
+    failed: Collection[str] = ()
 
     def paragraphs(self) -> list[tuple[str, tuple[Reference, ...]]]:
         """Return sentences in order, each with the publications that it cites."""
-        own = [scan for scan in self.scans if not scan.problem]
+        own = [scan for scan in self.scans if not (scan.problem or scan.name in self.failed)]
         return [
             (
-                f"{_count(len(own), 'scan')} ({self.profile.suffix}) of "
-                f"{_count(len({scan.entities['subject'] for scan in own}), 'participant')}, organised as a BIDS "
+                f"{counted(len(own), 'scan')} ({self.profile.suffix}) of "
+                f"{counted(len({scan.entities['subject'] for scan in own}), 'participant')}, organised as a BIDS "
                 f"dataset{{}}, {'was' if len(own) == 1 else 'were'} aligned with "
                 f"nio_pydra {__version__}, which runs its steps as Pydra tasks{{}}.",
                 (GORGOLEWSKI_2016, JARECKA_2020),
             ),
+            *self._failures(len(self.scans) - len(own)),
             *(self._atlas(atlas) for atlas in self.atlases),
             *self._masks(own),
             (
@@ -76,12 +81,20 @@ class Boilerplate:
             ),
             self._registration(),
             *self._lesions(own),
-            (
-                "Images were resampled once, with linear interpolation, through affine and deformation together; label "
-                "images with the nearest neighbour.",
-                (),
-            ),
+            self._resampling(own),
         ]
+
+    def _failures(self, count: int) -> Iterator[tuple[str, tuple[Reference, ...]]]:
+        if count:
+            atlas = "the atlas" if len(self.atlases) == 1 else "every atlas"
+            yield f"{counted(count, 'further scan')} could not be aligned to {atlas}.", ()
+
+    def _resampling(self, scans: Sequence[Scan]) -> tuple[str, tuple[Reference, ...]]:
+        through = "the affine" if self.method.name == "affine" else "affine and deformation together"
+        text = f"Images were resampled once, with linear interpolation, through {through}"
+        if any(atlas.labels for atlas in self.atlases) or any(scan.labels for scan in scans):
+            text += "; label images with the nearest neighbour"
+        return f"{text}.", ()
 
     def _atlas(self, atlas: Atlas) -> tuple[str, tuple[Reference, ...]]:
         modifiers = [
@@ -104,13 +117,13 @@ class Boilerplate:
         found = len(scans) - given - stripped
         mask = f"{self.profile.name} mask"
         if given:
-            yield f"The {mask}s of {_count(given, 'scan')} came from derivatives.", ()
+            yield f"The {mask}s of {counted(given, 'scan')} came from derivatives.", ()
         if stripped:
-            yield f"{_count(stripped, 'scan')} showed the {self.profile.name} alone: voxels that are not zero.", ()
+            yield f"{counted(stripped, 'scan')} showed the {self.profile.name} alone: voxels that are not zero.", ()
         if found:
             maker = self.profile.mask_maker
             yield (
-                f"The {mask}s of {_count(found, 'scan')} were computed by {maker}{{}} ({version(maker)}).",
+                f"The {mask}s of {counted(found, 'scan')} were computed by {maker}{{}} ({version(maker)}).",
                 (MASK_REFERENCES[maker],),
             )
 
@@ -131,7 +144,7 @@ class Boilerplate:
 
     def _lesions(self, scans: Sequence[Scan]) -> Iterator[tuple[str, tuple[Reference, ...]]]:
         if lesions := sum(scan.lesion is not None for scan in scans):
-            yield f"In {_count(lesions, 'scan')} the similarity measure ignored a lesion, by its mask.", ()
+            yield f"In {counted(lesions, 'scan')} the similarity measure ignored a lesion, by its mask.", ()
 
     @property
     def references(self) -> list[Reference]:
@@ -168,10 +181,6 @@ def _filled(sentence: str, references: Sequence[Reference]) -> str:
     for text in ["; ".join(cited)] if sentence.count("{}") == 1 else cited:
         sentence = sentence.replace("{}", f" ({text})", 1)
     return sentence
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from nio_pydra.profiles import BRAIN, Limits, Profile
 from nio_pydra.report.pages import render
 from nio_pydra.report.participant import CHECK, figure_paths
 from nio_pydra.system.files import write_changed
+from nio_pydra.system.wording import counted
 
 __all__ = ["write_group_pages"]
 
@@ -58,7 +59,7 @@ PLOTS = (
     Plotted(
         "Folds, % of voxels (before their removal, where they are removed)",
         lambda record: record.get("before_unfolding", record)["fold_percent"],
-        "folds, %",
+        "folds before removal, %",
     ),
     Plotted("Standard deviation of the Jacobian determinant", lambda record: record["std_jacobian"], "std|J|"),
     Plotted(
@@ -129,7 +130,8 @@ def _atlas(
     counts = Counter(verdicts[result.name].status for result in results)
     return {
         "name": atlas,
-        "participants": len({result.participant for result in results}),
+        "scans": counted(len(results), "scan"),
+        "participants": counted(len({result.participant for result in results}), "participant"),
         "counts": {status: counts[status] for status in ("pass", "look", "fail") if counts[status]},
         "plots": [plot for each in PLOTS if (plot := _plot(each, results, verdicts, profile))],
         "flagged": [

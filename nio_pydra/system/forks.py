@@ -63,7 +63,7 @@ def in_own_process(function: Callable[Arguments, Result], *args: Arguments.args,
     ProgramError
         If the process is killed.
     """
-    from nio_pydra.errors import ProgramError
+    from nio_pydra.errors import ComputationError, InputError, ProgramError
     from nio_pydra.system.processes import run_program
     from nio_pydra.system.scratch import scratch_folder
 
@@ -80,6 +80,8 @@ def in_own_process(function: Callable[Arguments, Result], *args: Arguments.args,
         finally:
             sys.stderr.write(log.read_text(errors="replace") if log.exists() else "")
         result, error, details = pickle.loads(answer.read_bytes())
+    if isinstance(error, (ComputationError, InputError, ProgramError)):
+        raise error from None  # it says what is wrong: a traceback would hide that
     if error is not None:
         raise error from ProgramError(f"{name} failed:\n{details}")
     return result

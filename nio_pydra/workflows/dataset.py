@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import nibabel as nib
 from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.bids.atlas import Atlas
-from nio_pydra.bids.inputs import Scan
+from nio_pydra.bids.inputs import Scan, scan_name
 from nio_pydra.bids.outputs import discard_leftovers, engine_desc, sink
 from nio_pydra.bids.products import PRODUCTS, Destination
 from nio_pydra.bids.records import Failure
@@ -27,6 +28,7 @@ from nio_pydra.report.participant import write_participant_pages
 from nio_pydra.spatial.images import UNREADABLE, load_image, load_mask
 from nio_pydra.system.settings import plain
 from nio_pydra.system.slurm import require_usable
+from nio_pydra.system.wording import counted
 from nio_pydra.tasks import Prepare
 from nio_pydra.tasks.inputs import code_version
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use, own_folder
@@ -70,7 +72,7 @@ class DatasetSettings:
     conformed_mask : bool
         Whether to write the mask of a scan also as fMRIPrep takes it, where fMRIPrep would conform that scan alone.
     figures : bool
-        Whether figures of every registration are drawn, and pages of participants are written.
+        Whether figures of every registration are drawn, and the page of its participant is written.
     profile : Profile
         What is registered.
     """
@@ -149,33 +151,76 @@ def register_dataset(
     jobs_live = live_jobs(work_dir)  # of a run that was killed, or beside this one
     with in_use(work_dir, discard_locks=not jobs_live) as alone:
         discard_unfinished(cache, alone=alone and not jobs_live)
-        outcomes = _register_all(scans, atlases, settings, out_dir, cache)
-    _store_failures(outcomes, settings, out_dir)
-    if settings.figures:
-        # Once more, with failures and beside the other scans of this run. Reading all records would cost every job of
-        # an array as much as the whole dataset.
-        ran = {f"sub-{scan.entities['subject']}" for scan in scans}
-        write_participant_pages(out_dir, settings.profile, sorted(ran), alone=True)
+        failures = _Failures(scans, atlases, settings, out_dir, cache)
+        outcomes = _register_all(scans, atlases, settings, failures, cache)
+    for outcome in outcomes:
+        failures.note(outcome)
     return outcomes
 
 
-def _store_failures(outcomes: Sequence[Outcome], settings: DatasetSettings, out_dir: Path) -> None:
-    """Store why scans failed, for the group level, and delete what earlier runs stored of scans that are done."""
-    method, desc = settings.method, engine_desc(settings.method.name)
-    for outcome in outcomes:
-        scan, atlas = outcome.scan, outcome.atlas
+class _Failures:
+    """Reasons why scans failed, stored in the output folder when it happens, for the group level and for pages.
+
+    Called with a `Subject` task that has failed, it stores and returns the reason.
+
+    Parameters
+    ----------
+    scans, atlases : sequence of Scan, sequence of Atlas
+    settings : DatasetSettings
+    out_dir : Path
+        Folder for the derivatives.
+    cache : Path
+        pydra's cache folder.
+    """
+
+    def __init__(
+        self, scans: Sequence[Scan], atlases: Sequence[Atlas], settings: DatasetSettings, out_dir: Path, cache: Path
+    ) -> None:
+        self.settings, self.out_dir, self.cache = settings, out_dir, cache
+        self._pairs = {(scan_name(scan.entities), atlas.label): (scan, atlas) for scan in scans for atlas in atlases}
+        self._stored: dict[tuple[str, str], str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out everything: pydra pickles this with each job, and no other process calls it."""
+        return {}
+
+    def __call__(self, task: Any) -> str:
+        return self.store(task.destination, *failure_reason(self.cache, task))
+
+    def store(self, to: dict[str, Any], reason: str, details: str) -> str:
+        """Store why a scan failed, by the fields of its `Destination`, and write its page; return the reason."""
+        # An error here would hide that of the scan; what could not be written is written at the end of the run.
+        with suppress(InputError, OSError):
+            self.note(Outcome(*self._pairs[scan_name(to["entities"]), to["atlas"]], reason, details))
+            if self.settings.figures:
+                whom = f"sub-{to['entities']['subject']}"
+                write_participant_pages(self.out_dir, self.settings.profile, [whom], alone=True)
+        return reason
+
+    def note(self, outcome: Outcome) -> None:
+        """Store why a scan failed, unless that is stored, or delete what an earlier run stored of one that is done."""
+        scan, atlas, method = outcome.scan, outcome.atlas, self.settings.method
+        pair = scan.name, atlas.label
+        if not outcome.started or (outcome.reason and self._stored.get(pair) == outcome.reason):
+            return
+        desc = engine_desc(method.name)
         failure = Failure(scan.name, atlas.space, desc, method.name, method.preset, outcome.reason)
-        if outcome.reason and outcome.started:
+        if outcome.reason:
             why = outcome.reason, outcome.details
-            failure.write(out_dir, crash_report(scan, atlas, method, settings.runtime, why))
-        elif outcome.started:
-            failure.forget(out_dir)
+            failure.write(self.out_dir, crash_report(scan, atlas, method, self.settings.runtime, why))
+            self._stored[pair] = outcome.reason
+        else:
+            failure.forget(self.out_dir)
 
 
 def _register_all(
-    scans: Sequence[Scan], atlases: Sequence[Atlas], settings: DatasetSettings, out_dir: Path, cache: Path
+    scans: Sequence[Scan], atlases: Sequence[Atlas], settings: DatasetSettings, failures: _Failures, cache: Path
 ) -> list[Outcome]:
+    out_dir = failures.out_dir
     problems = {scan.name: problem for scan in scans if (problem := scan.problem or _unreadable(scan))}
+    for scan in scans:
+        for atlas in atlases if scan.name in problems else ():
+            failures.note(Outcome(scan, atlas, problems[scan.name]))
     good = [scan for scan in scans if scan.name not in problems]
     for scan in good:
         discard_leftovers(_destination(scan, atlases[0], settings, out_dir))
@@ -192,12 +237,12 @@ def _register_all(
     left = waiting if settings.stop_on_first_crash and problems else {}
     lost: dict[str, Lost] = {}
     if waiting and not left and settings.worker == "slurm":
-        lost = _run_jobs([_atlas_object(atlas, masks[atlas.label], settings) for atlas in atlases], settings, common,
+        lost = _run_jobs([_atlas_object(atlas, masks[atlas.label], settings) for atlas in atlases], failures, common,
                          waiting, cache)  # fmt: skip
     elif waiting and not left:
         at_a_time = _scans_at_a_time(atlases, masks, settings, len(waiting))
         with Submitter(worker=worker, cache_root=cache, n_procs=at_a_time) as submit:
-            left = _run_subjects(submit, common, waiting, at_a_time, settings)
+            left = _run_subjects(submit, common, waiting, at_a_time, failures)
 
     def outcome(scan: Scan, atlas: Atlas) -> Outcome:
         if scan.name in problems:
@@ -233,38 +278,39 @@ def _run_subjects(
     common: dict[str, Any],
     waiting: dict[str, dict[str, Any]],
     at_a_time: int,
-    settings: DatasetSettings,
+    failures: _Failures,
 ) -> dict[str, dict[str, Any]]:
     """Run the `Subject` workflow for each scan and atlas, as a split of one workflow. Return those not started."""
     several_atlases = len({own["destination"]["atlas"] for own in waiting.values()}) > 1
-    size = at_a_time if settings.stop_on_first_crash else len(waiting)
+    stop_on_first_crash = failures.settings.stop_on_first_crash
+    size = at_a_time if stop_on_first_crash else len(waiting)
     left = dict(waiting)
     while left:
         batch = [left.pop(name) for name in list(left)[:size]]
         keys = tuple(batch[0])
         split = Subject(**common).split(keys, **{key: [own[key] for own in batch] for key in keys})
-        submit(split, hooks=subject_hooks(several_atlases), raise_errors=False)
-        if settings.stop_on_first_crash and any(
-            _stored_products(common, own, submit.cache_root) is None for own in batch
-        ):
+        submit(split, hooks=subject_hooks(several_atlases, failures), raise_errors=False)
+        if stop_on_first_crash and any(_stored_products(common, own, submit.cache_root) is None for own in batch):
             break
     return left
 
 
 def _run_jobs(
     atlases: Sequence[Nifti1Image],
-    settings: DatasetSettings,
+    failures: _Failures,
     common: dict[str, Any],
     inputs: dict[str, dict[str, Any]],
     cache: Path,
 ) -> dict[str, Lost]:
     """Run the `Subject` workflow for each scan and atlas as a SLURM job."""
+    settings = failures.settings
     largest = max(_voxel_count(own["scan"]) for own in inputs.values())
     fixed = max(atlases, key=lambda image: math.prod(image.shape))
     resources = resources_of(settings.method, settings.runtime, fixed, largest, settings.threads)
     scans = Scans(
         {name: {**common, **own} for name, own in inputs.items()},
         lambda every: stored_outputs(Subject(**every), cache) is not None,
+        lambda every, lost: failures.store(every["destination"], *_failure({}, every, cache, lost)),
     )
     at_a_time = settings.n_procs if settings.n_procs > 1 else None
     return run_scans(scans, cache.parent, resources, options=settings.slurm_args, at_a_time=at_a_time)
@@ -341,7 +387,8 @@ def _scans_at_a_time(atlases: Sequence[Atlas], masks: dict[str, Path], settings:
         if settings.memory_mb is not None:
             fit = scans_that_fit(predicted.process, min(waiting, scans), settings.memory_mb)
             if fit < min(waiting, scans):
-                log.info("%d scans at a time, because each needs about %.1f GiB", fit, predicted.process / 2**10)
+                need = predicted.process / 2**10
+                log.info("%s at a time, because each needs about %.1f GiB", counted(fit, "scan"), need)
                 scans = fit
         require_memory(predicted.process, min(waiting, scans))
         if predicted.device:

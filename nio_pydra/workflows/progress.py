@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from nio_pydra.bids.inputs import scan_name
@@ -13,13 +14,15 @@ __all__ = ["subject_hooks"]
 log = logging.getLogger("nio_pydra")
 
 
-def subject_hooks(several_atlases: bool = False) -> TaskHooks:
+def subject_hooks(several_atlases: bool, store_failure: Callable[[Any], str]) -> TaskHooks:
     """Return hooks for the `Subject` workflow. pydra runs them in the process that submitted it.
 
     Parameters
     ----------
     several_atlases : bool
         Whether lines name the atlas as well.
+    store_failure : callable
+        Stores that a `Subject` task has failed, and returns the reason. pydra pickles it with every job.
     """
 
     def name(job: Job[Any]) -> str | None:
@@ -36,7 +39,7 @@ def subject_hooks(several_atlases: bool = False) -> TaskHooks:
 
     def say_failed(job: Job[Any], result: Any) -> None:
         if result.errored and (found := name(job)):
-            log.info("%s: failed", found)
+            log.info("%s: failed: %s", found, store_failure(job.task))
 
     def say_done(job: Job[Any], result: Any) -> None:
         """Log that a scan is done: its result is stored, so that a run that continues this one does not repeat it."""

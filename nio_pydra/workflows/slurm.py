@@ -32,6 +32,7 @@ from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.system import slurm
 from nio_pydra.system.files import HOST, atomic_path
 from nio_pydra.system.slurm import JobState
+from nio_pydra.system.wording import counted
 from nio_pydra.tasks.inputs import code_version
 from nio_pydra.workflows.cache import discard_locks_of, failure_reason, in_use
 from nio_pydra.workflows.pydra_private import Submitter, own_holder, use_work_folder
@@ -122,10 +123,13 @@ class Scans:
         Inputs of the `Subject` workflow by name of the scan.
     finished : callable
         Function that tells from the inputs whether results are stored.
+    store_failure : callable or None
+        Function that stores why a scan failed, from its inputs and what became of its job, and returns the reason.
     """
 
     inputs: Mapping[str, dict[str, Any]]
     finished: Callable[[dict[str, Any]], bool]
+    store_failure: Callable[[dict[str, Any], Lost], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -356,8 +360,8 @@ def _submit(
     with atomic_path(folder / f"array_{number}.json") as temporary:
         temporary.write_text(json.dumps({"part": part.name, "scans": list(names)}))
     log.info(
-        "SLURM job %s: %d scan(s), %s for each%s; logs in %s",
-        number, len(names), resources, f", unless changed by {options}" if options else "", part,
+        "SLURM job %s: %s, %s for each%s; logs in %s",
+        number, counted(len(names), "scan"), resources, f", unless changed by {options}" if options else "", part,
     )  # fmt: skip
     return number
 
@@ -417,7 +421,7 @@ def _adopt(scans: Scans, work_dir: Path) -> dict[str, _Watched]:
                 if state is not None and not state.ended and same:
                     found[f"{number}_{index}"] = _Watched(name, inputs, part / f"{number}_{index}.log")
     if found:
-        log.info("%d scan(s) have jobs of an earlier run already", len(found))
+        log.info("Jobs of an earlier run exist for %s", counted(len(found), "scan"))
     return found
 
 
@@ -464,9 +468,12 @@ def _collect(watched: dict[str, _Watched], scans: Scans, work_dir: Path) -> dict
         while not done and task.state.name == "COMPLETED" and time.monotonic() < late:
             time.sleep(1)
             done = scans.finished(task.inputs)
-        log.info("%s: %s", task.name, "done" if done else "failed")
-        if not done:
-            lost[task.name] = _lost(key, task)
+        if done:
+            log.info("%s: done", task.name)
+        else:
+            lost[task.name] = found = _lost(key, task)
+            reason = scans.store_failure(task.inputs, found) if scans.store_failure else found.reason
+            log.info("%s: failed: %s", task.name, reason)
             _unlock(work_dir, task.log.with_suffix(".holder"))
     return lost
 

@@ -75,7 +75,7 @@ def test_the_options_of_a_run_are_written_and_can_be_read_again(two_atlases, tmp
     # The command line goes first.
     more = ["--atlas", str(dataset.atlas), "--atlas-name", "Tiny", "--atlas-labels", str(dataset.atlas_labels)]
     assert bids_app.main([*again, *more, "--participant_label", "02"]) == 0  # Other is left out
-    assert "1 of 1 scans done" in capsys.readouterr().out
+    assert "1 of 1 scan done" in capsys.readouterr().out
 
     config = tmp_path / "config.toml"
     config.write_text("templat = 'x'\n")
@@ -271,6 +271,16 @@ def test_cores_are_shared_among_scans(monkeypatch, given, environment, expected)
         assert os.environ["OMP_NUM_THREADS"].split(",")[0] == str(expected[1])
 
 
+def test_fewer_scans_at_a_time_than_asked_for_are_announced(dataset, capsys, monkeypatch):
+    monkeypatch.setattr("nio_pydra.system.cores.core_count", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for number, words in (("50", 1), ("2", 0)):
+        assert (
+            bids_app.main(dataset.command(dataset.root.parent / "out", "--nprocs", number, "--boilerplate-only")) == 0
+        )
+        assert capsys.readouterr().out.count("2 at a time, not the 50 of --nprocs, because of threads") == words
+
+
 def test_fewer_scans_are_registered_at_a_time_where_memory_is_limited(dataset, capsys, monkeypatch):
     monkeypatch.setattr("nio_pydra.workflows.dataset._run_subjects", lambda *rest: pytest.fail(f"{rest[3]} at a time"))
     arguments = dataset.command(
@@ -280,7 +290,7 @@ def test_fewer_scans_are_registered_at_a_time_where_memory_is_limited(dataset, c
         bids_app.main(arguments)
     with pytest.raises(pytest.fail.Exception, match="1 at a time"):
         bids_app.main([*arguments, "--mem", "1000"])
-    assert "1 scans at a time, because each needs about" in capsys.readouterr().out
+    assert "1 scan at a time, because each needs about" in capsys.readouterr().out
 
 
 def test_no_scan_is_started_after_one_has_failed(dataset, write_image, capsys):

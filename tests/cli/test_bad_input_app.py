@@ -190,7 +190,12 @@ def refused(capsys, dataset, arguments, pattern, *, begun=False):
         (["--atlas", "absent.nii.gz"], r"absent.nii.gz \(atlas\): no such file"),
         (["--atlas-name", "my_atlas"], r"'my_atlas' cannot be part of a BIDS file name"),
         (["-d", "other=/nonexistent"], r"/nonexistent is not a folder"),
-        (["--bids-filter-file", "absent.json"], r"absent.json cannot be read \(No such file or directory\)"),
+        (["--bids-filter-file", "absent.json"], r"absent.json: no such file\.$"),
+        (["--participant-label", "02", "--session-label", "x"], r"no session x of participant 02: found none"),
+        *(
+            (["--atlas-name", name], rf"--atlas-name {re.escape(name)} cannot be told from the scan")
+            for name in ("T1w", "t2w", "scanner", "T1w+1", "fsaverage6")
+        ),
     ],
 )
 def test_an_option_that_cannot_be_met_is_refused_before_any_work(dataset, capsys, more, pattern):
@@ -229,6 +234,19 @@ def test_no_atlas_at_all_is_refused(dataset, capsys, tmp_path):
         [str(dataset.root), str(tmp_path / "out"), "participant"],
         r"No atlas was chosen: give --output-spaces NAME",
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "pattern"),
+    [
+        (["--atlas", "a.nii.gz"], r"--atlas a\.nii\.gz has no name for BIDS file names: give --atlas-name"),
+        (["--atlas-name", "A"], r"--atlas-name A names no image: give it with --atlas IMAGE"),
+    ],
+)
+def test_an_atlas_that_lacks_its_image_or_its_name_is_refused_with_what_is_missing(
+    dataset, capsys, tmp_path, more, pattern
+):
+    refused(capsys, dataset, [str(dataset.root), str(tmp_path / "out"), "participant", *more], pattern)
 
 
 def test_a_dataset_without_t1w_is_refused(dataset, capsys):

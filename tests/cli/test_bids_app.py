@@ -154,6 +154,24 @@ def group_rows(dataset, out):
         return {row["participant_id"]: row for row in csv.DictReader(stream, delimiter="\t")}
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_run_that_is_interrupted_after_a_scan_has_failed_keeps_the_reason(dataset, monkeypatch, capsys, processes):
+    def interrupt(*rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nio_pydra.workflows.dataset._failure", interrupt)  # where the reasons are gathered at the end
+    out = dataset.root.parent / "out"
+    (dataset.root / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
+    assert bids_app.main(dataset.command(out, "--nprocs", processes)) == 130
+    reason = r"sub-01_T1w.nii.gz .*empty \(0 bytes\)"
+    assert re.search(rf"sub-01: failed: .*{reason}", capsys.readouterr().out)
+    stored = out / "logs/sub-01_space-Tiny_desc-affine_error.json"
+    assert re.search(reason, json.loads(stored.read_text())["reason"])
+    assert "Traceback" in stored.with_suffix(".txt").read_text()
+    assert re.search(reason, (out / "sub-01.html").read_text())
+    assert not list(out.glob("logs/sub-02*"))
+
+
 def test_a_scan_that_failed_is_in_the_group_table_until_it_is_done(dataset):
     out = dataset.root.parent / "out"
     scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"

@@ -66,6 +66,9 @@ def test_scan_that_failed_has_a_page_with_its_error(finished):
     assert ">fail<" in text and ">pass<" not in text
     assert "sub-03_T1w.nii.gz" in text and "This scan failed" in text
     assert "Traceback" in text and "versions:" in text, "the whole report is shown"
+    for methods in (text, (finished[1] / "logs/CITATION.md").read_text()):
+        assert "2 scans (T1w) of 2 participants" in methods
+        assert "1 further scan could not be aligned to the atlas." in methods
 
 
 def test_group_page_names_and_links_the_scan_that_failed_and_plots_the_others(finished):
@@ -108,8 +111,8 @@ def test_reports_only_writes_pages_again_and_computes_nothing(finished, tmp_path
     before = {path: path.read_bytes() for path in pages(out)}
     (out / "sub-01.html").unlink()
     (out / "sub-02.html").write_text("old")
-    # Of any engine: the default one is not that of the results.
-    command = dataset.command(out, "-w", str(tmp_path / "empty"), "--reports-only", "--engine", "nio_m")
+    # Without an atlas, and of any engine: the default one is not that of the results.
+    command = [str(dataset.root), str(out), "participant", "-w", str(tmp_path / "empty"), "--reports-only"]
     assert bids_app.main(command) == 0
     assert capsys.readouterr().out.count(".html") == 3
     assert {path: path.read_bytes() for path in pages(out)} == before

@@ -67,6 +67,23 @@ def test_a_method_without_cases_keeps_its_place_and_says_why(make_results):
     assert places == {"failed": 0, "not done": 2}
 
 
+@pytest.mark.parametrize("times", [(12,), (9, 10, 11), (90, 230), (2, 300)])
+@pytest.mark.filterwarnings("error")
+def test_times_have_ticks_and_lie_inside_the_frame_however_few_they_are(make_results, times):
+    results = make_results(["sub-01"])
+    cases = results.cases.assign(seconds=[float(times[row % len(times)]) for row in range(len(results.cases))])
+    figure = draw_times(replace(results, cases=cases))
+    _drawn(figure)
+    axis = figure.axes[0]
+    low, high = axis.get_xlim()
+    assert low < min(times) <= max(times) < high
+    assert sum(low <= tick <= high for tick in axis.get_xticks()) >= 2
+    frame, picture = axis.get_window_extent().extents, figure.bbox.extents
+    assert (frame[:2] > picture[:2]).all() and (frame[2:] < picture[2:]).all()
+    names = _names(figure)
+    assert names and all((box[:2] >= frame[:2]).all() and (box[2:] <= frame[2:]).all() for box in names.values())
+
+
 def test_names_beside_points_cover_neither_each_other_nor_a_point(make_results):
     results = make_results()
     crowd = [f"method{number}" for number in range(9)]

@@ -57,7 +57,7 @@ def test_a_brain_that_is_turned_by_any_angle_is_aligned(brains, axes, degrees):
 @pytest.mark.parametrize(("axis", "degrees"), [("x", 60), ("x", 90), ("y", 180), ("z", 90), ("z", 180)])
 def test_a_brain_that_is_aligned_the_wrong_way_round_is_refused_with_both_names(brains, monkeypatch, axis, degrees):
     monkeypatch.setattr(affine, "SEARCHES", ())
-    reason = r"sub-7_T1w\.nii\.gz could not be aligned to atlas\.nii\.gz: their similarity at 4 mm is 0\.\d\d"
+    reason = r"sub-7_T1w\.nii\.gz could not be aligned to atlas\.nii\.gz: their similarity at 4 mm is 0\.[012]\d\d,"
     with pytest.raises(InputError, match=reason):
         align_images(brains[0], turned(brains[1], axis, degrees), RUNTIME, names=NAMES)
 

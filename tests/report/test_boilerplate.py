@@ -63,6 +63,25 @@ def test_masks_and_lesions_are_counted_by_where_they_come_from():
     assert "deepbet" not in stripped.markdown() and "fisch2024" not in stripped.bibtex()
 
 
+def test_scans_that_failed_are_counted_apart():
+    scans = [scan(1), scan(2), scan(3), scan(4, problem="broken")]
+    text = text_of(scans=scans, failed={"sub-03"}).markdown()
+    assert "2 scans (T1w) of 2 participants" in text and "masks of 2 scans were computed by deepbet" in text
+    assert "2 further scans could not be aligned to the atlas." in text
+    nothing = text_of(scans=scans[:1], failed={"sub-01"}).markdown()
+    assert "0 scans (T1w) of 0 participants" in nothing and "deepbet" not in nothing
+    assert "1 further scan could not" in nothing and "further" not in text_of(scans=scans[:1]).markdown()
+
+
+def test_resampling_is_told_as_it_was_done():
+    affine, deformed = text_of("affine").markdown(), text_of("nio_m").markdown()
+    assert "interpolation, through the affine." in affine and "deformation together" not in affine
+    assert "through affine and deformation together." in deformed
+    labelled = [Atlas("A", Path("/a"), None, Path("/l"), False, "file:///a"), atlas()]
+    for with_labels in (text_of(atlases=labelled), text_of(scans=[scan(1), scan(2, labels=Path("/l"))])):
+        assert "together; label images with the nearest neighbour." in with_labels.markdown()
+
+
 def test_every_atlas_is_named_with_cohort_and_resolution_and_own_images_cite_no_template():
     text = text_of(atlases=[atlas("MNIInfant", cohort="1", resolution="2"), atlas("Mine", "file:///a.nii.gz")])
     assert "template MNIInfant, cohort 1, resolution 2 from TemplateFlow (Ciric et al. 2022)" in text.markdown()

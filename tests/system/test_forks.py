@@ -3,6 +3,7 @@
 import multiprocessing as mp
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,10 @@ def test_a_process_that_was_not_forked_computes_itself():
 
 
 def test_an_own_process_returns_the_error_that_was_raised_there(tmp_path):
-    with pytest.raises(InputError, match=r"a\.nii \(labels\): no such file"):
+    with pytest.raises(InputError, match=r"a\.nii \(labels\): no such file") as raised:
         in_own_process(propagate_labels, *(tmp_path / name for name in ("a.nii", "b.nii", "c.h5", "d.nii")))
+
+    assert "Traceback" not in "".join(traceback.format_exception(raised.value)[1:])
 
 
 def test_an_own_process_that_is_killed_is_reported_with_its_last_words(capfd):

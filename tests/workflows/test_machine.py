@@ -120,7 +120,7 @@ def test_runs_started_at_the_same_time_with_one_output_and_work_folder_all_succe
     runs = [start(APP, dataset.command(out, "--participant-label", label, "--omp-nthreads", "1")) for label in labels]
     ends = [process.communicate(timeout=200) for process in runs]
     assert [process.returncode for process in runs] == [0] * len(runs), ends
-    assert all("1 of 1 scans done" in printed for printed, _ in ends)
+    assert all("1 of 1 scan done" in printed for printed, _ in ends)
     assert len(list((out / "logs").glob("*.log"))) == len(runs)
     for label in ("01", "02"):
         files = list((out / f"sub-{label}/anat").iterdir())

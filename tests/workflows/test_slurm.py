@@ -394,6 +394,7 @@ def test_jobs_do_what_processes_do_and_say_why_one_failed(fake, dataset, tmp_pat
     assert bids_app.main(command) == 1
     said = capsys.readouterr().out
     assert re.search(r"  sub-02: .*sub-02_T1w.nii.gz .*empty \(0 bytes\)", said), said
+    assert re.search(r"sub-02: failed: .*sub-02_T1w.nii.gz .*empty \(0 bytes\)", said), "said when it failed"
     assert len(list((out / "sub-01/anat").iterdir())) == 13
     record = next((out / "sub-01/anat").glob("*_record.json"))
     assert json.loads(record.read_text())["threads"] == 1
