@@ -84,20 +84,21 @@ def sink(files: Mapping[str, Path | None], destination: Destination) -> list[Pat
     """
     if absent := [product.name for product in PRODUCTS if not product.optional and files[product.name] is None]:
         raise ValueError(f"{', '.join(absent)}: expected a file, as every scan has one")
-    written, new_transform = [], False
+    written, replaced = [], set()
     for product in PRODUCTS:
         target = output_path(destination, product)
         if (path := files[product.name]) is None:
-            if new_transform and product.name != "conformed_mask":
+            if "forward_xfm" in replaced and product.name != "conformed_mask":
                 target.unlink(missing_ok=True)
                 output_path(destination, product, ".json").unlink(missing_ok=True)
             continue
-        new_transform |= _copy(path, target) and product.name == "forward_xfm"
+        if _copy(path, target):
+            replaced.add(product.name)
         written.append(target)
         if product.sidecar is not None:
             sidecar = output_path(destination, product, ".json")
             written.append(write_changed(json.dumps(product.sidecar(destination), indent=2) + "\n", sidecar))
-    _discard_former_mask(destination)
+    _discard_old_masks(destination, conformed="mask" in replaced and files["conformed_mask"] is None)
     return written
 
 
@@ -106,14 +107,18 @@ def discard_leftovers(destination: Destination) -> None:
     discard_dead_files(output_path(destination, PRODUCTS[0]).parent)
 
 
-def _discard_former_mask(destination: Destination) -> None:
-    """Delete the mask under its former name, ``desc-brain_mask``, which fMRIPrep would take in place of its own."""
-    own, conformed = (next(p for p in PRODUCTS if p.name == name) for name in ("mask", "conformed_mask"))
-    assert own.sidecar is not None
+def _discard_old_masks(destination: Destination, *, conformed: bool) -> None:
+    """Delete masks of ours that fMRIPrep would take in place of its own. Masks of other programs stay.
+
+    These are the mask under its former name, ``desc-brain_mask``, and, if `conformed`, that of an earlier mask.
+    """
+    rows = {product.name: product for product in PRODUCTS if product.name in ("mask", "conformed_mask")}
+    old = [rows["mask"], rows["conformed_mask"]] if conformed else [rows["mask"]]
     with suppress(InputError):  # there is none
-        sidecar = output_path(destination, conformed, ".json")
-        if read_json(sidecar).get("Description") == own.sidecar(destination)["Description"]:
-            output_path(destination, conformed).unlink(missing_ok=True)
+        sidecar = output_path(destination, rows["conformed_mask"], ".json")
+        found = read_json(sidecar).get("Description")
+        if found in [row.sidecar(destination)["Description"] for row in old if row.sidecar is not None]:
+            output_path(destination, rows["conformed_mask"]).unlink(missing_ok=True)
             sidecar.unlink(missing_ok=True)
 
 

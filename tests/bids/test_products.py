@@ -59,6 +59,23 @@ def test_results_of_an_earlier_transform_are_deleted_where_there_are_no_new_ones
     assert output_path(to, next(product for product in PRODUCTS if product.name == "warped")).exists()
 
 
+def test_a_conformed_mask_goes_with_its_mask_but_that_of_another_program_stays(files, tmp_path):
+    to = destination(tmp_path / "out")
+    conformed = next(product for product in PRODUCTS if product.name == "conformed_mask")
+    path, sidecar = output_path(to, conformed), output_path(to, conformed, ".json")
+    sink(files, to)
+    without = files | {"conformed_mask": None}
+    sink(without, to)
+    assert path.exists() and sidecar.exists(), "the mask is the same"
+    files["mask"].write_text("another mask")
+    sink(without, to)
+    assert not path.exists() and not sidecar.exists()
+    path.write_text("a mask of another program")
+    files["mask"].write_text("a third mask")
+    sink(without, to)
+    assert path.exists()
+
+
 def test_every_file_of_a_scan_is_in_the_readme_once_and_no_other_is(files, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
