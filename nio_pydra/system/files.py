@@ -171,6 +171,8 @@ def read_json(path: Path, advice: str = "repair it") -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin with a byte order mark
     except FileNotFoundError:
+        if path.is_symlink():
+            raise InputError(f"{path} is a link to a file that is absent: {advice}.") from None
         raise InputError(f"{path}: no such file.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): {advice}.") from None
