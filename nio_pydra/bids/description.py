@@ -16,7 +16,7 @@ from nio_pydra.bids.outputs import output_path
 from nio_pydra.bids.products import PRODUCTS, Destination, Product
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
-from nio_pydra.system.files import atomic_path, read_json, temporary_file
+from nio_pydra.system.files import read_json, temporary_file, write_text
 
 __all__ = ["require_writable", "write_description"]
 
@@ -63,8 +63,7 @@ def write_description(out_dir: Path, command: str, sources: Mapping[str, Path], 
             "README": _readme(profile),
         }
         for name, text in texts.items():
-            with atomic_path(out_dir / name) as temporary:
-                temporary.write_text(text)
+            write_text(text, out_dir / name)
 
 
 def _description(folder: Path) -> dict[str, Any]:

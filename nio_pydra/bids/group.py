@@ -11,7 +11,7 @@ from nio_pydra.bids.qc import Verdict, judge
 from nio_pydra.bids.records import Place, Result, latest_results, value_at
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import atomic_path, write_text
 
 __all__ = ["COLUMNS", "write_group_tables"]
 
@@ -119,8 +119,7 @@ def write_group_tables(out_dir: Path, profile: Profile = BRAIN) -> list[Path]:
             column: {"Description": text.format(object=profile.name)} | ({"Units": unit} if unit else {})
             for column, (_, text, unit) in COLUMNS.items()
         }
-        with atomic_path(target.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(columns, indent=2) + "\n")
+        write_text(json.dumps(columns, indent=2) + "\n", target.with_suffix(".json"))
         written += [target, target.with_suffix(".json")]
     return written
 

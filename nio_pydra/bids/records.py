@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nio_pydra.errors import InputError
-from nio_pydra.system.files import atomic_path, contents_digest, read_json
+from nio_pydra.system.files import contents_digest, read_json, write_text
 
 __all__ = [
     "Failure", "Place", "Result", "done_records", "failures", "latest_results", "name_entities", "read_record",
@@ -50,10 +50,8 @@ class Failure:
 
     def write(self, out_dir: Path, report: str) -> None:
         """Write the record, and beside it a text file with what a bug report needs."""
-        with atomic_path(self._path(out_dir)) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        with atomic_path(self._path(out_dir).with_suffix(".txt")) as temporary:
-            temporary.write_text(report, encoding="utf-8")
+        write_text(json.dumps(asdict(self), indent=2) + "\n", self._path(out_dir))
+        write_text(report, self._path(out_dir).with_suffix(".txt"))
 
     def forget(self, out_dir: Path) -> None:
         """Delete the files of an earlier run, because the scan is done."""

@@ -28,7 +28,7 @@ from nio_pydra.cli.dataset import (
 from nio_pydra.cli.options import add_runtime_options
 from nio_pydra.errors import InputError
 from nio_pydra.system.cores import core_count, processor_name
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     from nio_pydra.comparison.results import MethodDescription, Results
@@ -233,8 +233,7 @@ def _write(results: Results, out_dir: Path) -> None:
     for name, table in tables.items():
         with atomic_path(out_dir / name) as temporary:
             table.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
-    with atomic_path(out_dir / "summary.md") as temporary:
-        temporary.write_text(markdown(results), encoding="utf-8")
+    write_text(markdown(results), out_dir / "summary.md")
     write_page(results, write_figures(results, out_dir / "figures"), out_dir / PAGE)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nio_pydra.errors import InputError
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import write_text
 from nio_pydra.system.settings import read_table
 
 __all__ = ["with_config_file", "write_config_file"]
@@ -90,8 +90,7 @@ def write_config_file(options: argparse.Namespace, path: Path, command: str) -> 
         if name not in NOT_IN_FILE and value not in (None, False, 0, "", []):
             # Strings, numbers and lists look alike in JSON and TOML.
             lines.append(f"{name.replace('_', '-')} = {json.dumps(_plain(value), ensure_ascii=False)}")
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text("\n".join(lines) + "\n", path)
 
 
 def _words(option: str, value: Any) -> list[str]:

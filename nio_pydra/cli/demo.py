@@ -89,7 +89,7 @@ def _report(dataset: SimulatedDataset, derivatives: Path, out: Path, engine: str
     """Compare with the truth, draw the picture and print the table; return 0."""
     from nio_pydra.report import draw_comparisons
     from nio_pydra.spatial.images import load_labels
-    from nio_pydra.system.files import atomic_path
+    from nio_pydra.system.files import write_text
 
     evaluated = [_evaluate(dataset, derivatives, subject, truth, engine) for subject, truth in dataset.truth.items()]
     results = [result for result, _ in evaluated]
@@ -102,8 +102,7 @@ def _report(dataset: SimulatedDataset, derivatives: Path, out: Path, engine: str
     )
     text = table(results, engine)
     table_path = out / f"demo_{engine}.txt"
-    with atomic_path(table_path) as temporary:
-        temporary.write_text(text + "\n")
+    write_text(text + "\n", table_path)
     print(f"\n{text}\n\npicture      {picture}\ntable        {table_path}\nderivatives  {derivatives}")
     return 0
 

@@ -20,7 +20,7 @@ from nio_pydra.comparison.tables import (
     scores_table,
     statistics_table,
 )
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import write_text
 
 __all__ = ["write_page"]
 
@@ -60,8 +60,7 @@ def write_page(results: Results, pictures: Sequence[Picture], path: Path) -> Pat
         citation=paper.CITATION,
         pictures=[(picture, _data_uri(picture.path)) for picture in pictures],
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(text, path)
     return path
 
 

@@ -32,7 +32,7 @@ from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_im
 from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
 from nio_pydra.spatial.transforms import Transform, resample
-from nio_pydra.system.files import atomic_path, contents_digest
+from nio_pydra.system.files import contents_digest, write_text
 from nio_pydra.system.forks import fork_safe
 
 __all__ = ["Registration", "propagate_labels", "register", "score", "warp"]
@@ -293,5 +293,4 @@ def _transforms(pair: Pair, found: Deformation) -> tuple[Transform, Transform]:
 
 
 def _write_json(record: dict[str, Any], path: Path) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", path)

@@ -24,7 +24,7 @@ from nio_pydra.engines.references import (
     Reference,
 )
 from nio_pydra.profiles import BRAIN, Profile
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import write_text
 from nio_pydra.system.wording import counted
 
 __all__ = ["Boilerplate", "write_boilerplate"]
@@ -169,8 +169,7 @@ def write_boilerplate(boilerplate: Boilerplate, out_dir: Path) -> list[Path]:
     """Write ``logs/CITATION.md`` and ``logs/CITATION.bib`` of a derivative dataset; return their paths."""
     written = []
     for name, text in (("CITATION.md", boilerplate.markdown()), ("CITATION.bib", boilerplate.bibtex())):
-        with atomic_path(out_dir / "logs" / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(text, out_dir / "logs" / name)
         written.append(out_dir / "logs" / name)
     return written
 

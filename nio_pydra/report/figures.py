@@ -20,7 +20,7 @@ from nio_pydra.report.pages import render
 from nio_pydra.spatial.images import load_image, load_labels, load_mask
 from nio_pydra.spatial.itk import read_h5
 from nio_pydra.spatial.transforms import DisplacementField, Transform
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import write_text
 from nio_pydra.system.forks import fork_safe
 
 __all__ = ["FIGURES", "Drawn", "draw_figures"]
@@ -215,8 +215,7 @@ def _write(
         overlay=_data_uri(_draw_overlay(outlined, height, width), "png") if outlined else None,
     )
     path = folder / f"{kind}.svg"
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(text, path)
     return path
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from nio_pydra import __version__
 from nio_pydra.simulation.subject import TISSUES, Appearance, TrueMap, mni152, random_map, scan
 from nio_pydra.spatial.images import save_image
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import write_text
 
 __all__ = ["SimulatedDataset", "make_dataset"]
 
@@ -119,5 +119,4 @@ def _save_json(content: dict[str, object], path: Path) -> None:
 
 
 def _save_text(text: str, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
+    write_text(text, path)

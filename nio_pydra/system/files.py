@@ -28,6 +28,7 @@ __all__ = [
     "read_json",
     "temporary_file",
     "write_changed",
+    "write_text",
 ]
 
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
@@ -95,12 +96,17 @@ def temporary_file(folder: Path, suffix: str = "") -> Iterator[Path]:
             os.close(lock)
 
 
+def write_text(text: str, path: Path) -> Path:
+    """Write a text file whole or not at all, in UTF-8; return its path."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(text.encode())
+    return path
+
+
 def write_changed(text: str, path: Path) -> Path:
-    """Write a text file whole or not at all, in UTF-8, unless it has this content already; return its path."""
-    content = text.encode()
-    if not path.exists() or path.read_bytes() != content:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
+    """Write a text file as :func:`write_text` does, unless it has this content already; return its path."""
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_text(text, path)
     return path
 
 

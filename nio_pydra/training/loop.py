@@ -27,7 +27,7 @@ from nio_pydra.networks.interface import architecture_class
 from nio_pydra.networks.lapirn import LEVELS
 from nio_pydra.optimize.resources import autocast
 from nio_pydra.system.cores import core_count
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import atomic_path, write_text
 from nio_pydra.training.objective import objective
 from nio_pydra.training.pairs import ImageSource, pair_stream
 from nio_pydra.training.recipes import RECIPES
@@ -135,8 +135,7 @@ def _claim(out: Path, settings: TrainingSettings, source: ImageSource, initial: 
     origin = out / "origin.json"
     if origin.is_file() and json.loads(origin.read_text()) != started_from:
         raise InputError(f"{out} holds a run with other data or initial weights: give another --out.")
-    with atomic_path(origin) as temporary:
-        temporary.write_text(json.dumps(started_from, indent=1) + "\n")
+    write_text(json.dumps(started_from, indent=1) + "\n", origin)
 
 
 @dataclass

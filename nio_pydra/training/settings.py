@@ -13,7 +13,7 @@ from nio_pydra.errors import InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig
 from nio_pydra.networks.interface import NetworkConfig, architecture_class
 from nio_pydra.networks.lapirn import LEVELS
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import write_text
 from nio_pydra.training.maps import ORIENTATION
 from nio_pydra.training.recipes import RECIPES
 from nio_pydra.training.synthesis import SynthesisSettings
@@ -153,8 +153,7 @@ class TrainingSettings:
 
     def write(self, path: Path) -> None:
         """Write all of it as JSON, for :func:`read_settings`."""
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(json.dumps(asdict(self), indent=1) + "\n", path)
 
 
 def default_settings(architecture: str = LapIRN.architecture, **changes: Any) -> TrainingSettings:

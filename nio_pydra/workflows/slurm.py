@@ -30,7 +30,7 @@ from nio_pydra.engines.contract import Runtime
 from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.system import slurm
-from nio_pydra.system.files import HOST, atomic_path
+from nio_pydra.system.files import HOST, write_text
 from nio_pydra.system.slurm import JobState
 from nio_pydra.system.wording import counted
 from nio_pydra.tasks.inputs import code_version
@@ -357,8 +357,7 @@ def _submit(
     except ProgramError:
         shutil.rmtree(part)
         raise
-    with atomic_path(folder / f"array_{number}.json") as temporary:
-        temporary.write_text(json.dumps({"part": part.name, "scans": list(names)}))
+    write_text(json.dumps({"part": part.name, "scans": list(names)}), folder / f"array_{number}.json")
     log.info(
         "SLURM job %s: %s, %s for each%s; logs in %s",
         number, counted(len(names), "scan"), resources, f", unless changed by {options}" if options else "", part,
