@@ -29,6 +29,37 @@ __all__ = [
 ]
 
 
+@numba.njit(inline="always")
+def _corner(position, size):
+    """Return the lower neighbour of a position, its distance, and 1 inside and 0 beyond the border, all clamped."""
+    free = np.float32(1) if 0 < position < size - 1 else np.float32(0)
+    clamped = min(max(position, np.float32(0)), np.float32(size - 1))
+    lower = min(int(clamped), size - 2)
+    return lower, np.float32(clamped - lower), free
+
+
+@numba.njit(inline="always")
+def _linear(volume, z, y, x, fz, fy, fx):
+    """Return the trilinear value between the corner ``z, y, x`` and the next ones, and its slopes along the axes."""
+    a = volume[z, y, x]
+    b = volume[z, y + 1, x]
+    c = volume[z + 1, y, x]
+    e = volume[z + 1, y + 1, x]
+    dx00 = volume[z, y, x + 1] - a
+    dx01 = volume[z, y + 1, x + 1] - b
+    dx10 = volume[z + 1, y, x + 1] - c
+    dx11 = volume[z + 1, y + 1, x + 1] - e
+    low = a + fx * dx00
+    low_step = b + fx * dx01 - low
+    high = c + fx * dx10
+    high_step = e + fx * dx11 - high
+    bottom = low + fy * low_step
+    by_z = high + fy * high_step - bottom
+    dx_low = dx00 + fy * (dx01 - dx00)
+    dx_high = dx10 + fy * (dx11 - dx10)
+    return bottom + fz * by_z, by_z, low_step + fz * (high_step - low_step), dx_low + fz * (dx_high - dx_low)
+
+
 @compiled(parallel=True, fastmath={"contract", "nsz", "arcp"})
 def warp_with_slope(image, field, warped, slope):
     """Warp one volume trilinearly by a unit field, and compute the derivative with respect to that field.
@@ -49,47 +80,17 @@ def warp_with_slope(image, field, warped, slope):
     per_z = np.float32((depth - 1) / 2)
     per_y = np.float32((height - 1) / 2)
     per_x = np.float32((width - 1) / 2)
-    one = np.float32(1)
-    zero = np.float32(0)
     for d in numba.prange(depth):
         for h in range(height):
             for w in range(width):
-                z = d + field[2, d, h, w] * per_z
-                y = h + field[1, d, h, w] * per_y
-                x = w + field[0, d, h, w] * per_x
-                free_z = one if (z > 0 and z < depth - 1) else zero
-                free_y = one if (y > 0 and y < height - 1) else zero
-                free_x = one if (x > 0 and x < width - 1) else zero
-                z = min(max(z, zero), np.float32(depth - 1))
-                y = min(max(y, zero), np.float32(height - 1))
-                x = min(max(x, zero), np.float32(width - 1))
-                z0 = min(int(z), depth - 2)
-                y0 = min(int(y), height - 2)
-                x0 = min(int(x), width - 2)
-                fz = np.float32(z - z0)
-                fy = np.float32(y - y0)
-                fx = np.float32(x - x0)
-                a = image[z0, y0, x0]
-                b = image[z0, y0 + 1, x0]
-                c = image[z0 + 1, y0, x0]
-                e = image[z0 + 1, y0 + 1, x0]
-                dx00 = image[z0, y0, x0 + 1] - a
-                dx01 = image[z0, y0 + 1, x0 + 1] - b
-                dx10 = image[z0 + 1, y0, x0 + 1] - c
-                dx11 = image[z0 + 1, y0 + 1, x0 + 1] - e
-                low = a + fx * dx00
-                low_step = b + fx * dx01 - low
-                high = c + fx * dx10
-                high_step = e + fx * dx11 - high
-                bottom = low + fy * low_step
-                rise = high + fy * high_step - bottom
-                warped[d, h, w] = bottom + fz * rise
+                z, fz, free_z = _corner(d + field[2, d, h, w] * per_z, depth)
+                y, fy, free_y = _corner(h + field[1, d, h, w] * per_y, height)
+                x, fx, free_x = _corner(w + field[0, d, h, w] * per_x, width)
+                warped[d, h, w], by_z, by_y, by_x = _linear(image, z, y, x, fz, fy, fx)
                 if wants_slope:
-                    dx_low = dx00 + fy * (dx01 - dx00)
-                    dx_high = dx10 + fy * (dx11 - dx10)
-                    slope[0, d, h, w] = free_x * per_x * (dx_low + fz * (dx_high - dx_low))
-                    slope[1, d, h, w] = free_y * per_y * (low_step + fz * (high_step - low_step))
-                    slope[2, d, h, w] = free_z * per_z * rise
+                    slope[0, d, h, w] = free_x * per_x * by_x
+                    slope[1, d, h, w] = free_y * per_y * by_y
+                    slope[2, d, h, w] = free_z * per_z * by_z
 
 
 @compiled(parallel=True)
@@ -489,15 +490,6 @@ def upsample_adjoint(fine, factor, coarse):
                 coarse[c, d, h, second] += distance * row[x]
 
 
-@numba.njit(inline="always")
-def _corner(position, size):
-    """Return the lower neighbour of a position, its distance, and 1 inside and 0 beyond the border, all clamped."""
-    free = np.float32(1) if 0 < position < size - 1 else np.float32(0)
-    clamped = min(max(position, np.float32(0)), np.float32(size - 1))
-    lower = min(int(clamped), size - 2)
-    return lower, np.float32(clamped - lower), free
-
-
 @compiled(parallel=True, fastmath={"contract", "nsz"})
 def square_field(field, out):
     """Apply a displacement twice: ``u(x) + u(x + u(x))``.
@@ -518,14 +510,7 @@ def square_field(field, out):
                 y, fy, _ = _corner(h + field[1, d, h, w] * per_y, height)
                 x, fx, _ = _corner(w + field[0, d, h, w] * per_x, width)
                 for c in range(3):
-                    u = field[c]
-                    low = u[z, y, x] + fx * (u[z, y, x + 1] - u[z, y, x])
-                    low_next = u[z, y + 1, x] + fx * (u[z, y + 1, x + 1] - u[z, y + 1, x])
-                    high = u[z + 1, y, x] + fx * (u[z + 1, y, x + 1] - u[z + 1, y, x])
-                    high_next = u[z + 1, y + 1, x] + fx * (u[z + 1, y + 1, x + 1] - u[z + 1, y + 1, x])
-                    low += fy * (low_next - low)
-                    high += fy * (high_next - high)
-                    out[c, d, h, w] = u[d, h, w] + low + fz * (high - low)
+                    out[c, d, h, w] = field[c, d, h, w] + _linear(field[c], z, y, x, fz, fy, fx)[0]
 
 
 @compiled(parallel=True, fastmath={"contract", "nsz"})
@@ -568,19 +553,10 @@ def square_adjoint(field, upstream, slabs, reach, gradient):
                     for c in range(3):
                         g = upstream[c, d, h, w]
                         if own:
-                            u = field[c]
-                            dx00 = u[z, y, x + 1] - u[z, y, x]
-                            dx01 = u[z, y + 1, x + 1] - u[z, y + 1, x]
-                            dx10 = u[z + 1, y, x + 1] - u[z + 1, y, x]
-                            dx11 = u[z + 1, y + 1, x + 1] - u[z + 1, y + 1, x]
-                            low = u[z, y, x] + fx * dx00
-                            low_step = u[z, y + 1, x] + fx * dx01 - low
-                            high = u[z + 1, y, x] + fx * dx10
-                            high_step = u[z + 1, y + 1, x] + fx * dx11 - high
-                            dx_low = dx00 + fy * (dx01 - dx00)
-                            by_x += g * (dx_low + fz * (dx10 + fy * (dx11 - dx10) - dx_low))
-                            by_y += g * (low_step + fz * (high_step - low_step))
-                            by_z += g * (high + fy * high_step - low - fy * low_step)
+                            _, to_z, to_y, to_x = _linear(field[c], z, y, x, fz, fy, fx)
+                            by_x += g * to_x
+                            by_y += g * to_y
+                            by_z += g * to_z
                         if writes_low:
                             share = g * (one - fz)
                             gradient[c, z, y, x] += share * (one - fy) * (one - fx)
