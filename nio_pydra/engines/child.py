@@ -9,7 +9,6 @@ which of a header's two affines counts.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -21,9 +20,8 @@ from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines.memory import peak_memory_mb
 from nio_pydra.engines.stopwatch import Spent
-from nio_pydra.errors import ProgramError
 from nio_pydra.spatial.lps import itk_geometry
-from nio_pydra.system.processes import last_lines, run_program
+from nio_pydra.system.processes import run_python
 
 if TYPE_CHECKING:
     from nio_pydra.engines.contract import Runtime
@@ -58,18 +56,16 @@ def run_child(module: str, request: dict[str, Any], folder: Path, runtime: Runti
         If the child fails or is killed.
     """
     (folder / "request.json").write_text(json.dumps(request))
-    environment = os.environ | {
+    environment = {
         # For ANTs, seed 0 means the time of day.
         "ANTS_RANDOM_SEED": str(runtime.seed + 1),
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(runtime.thread_count),
         "TMPDIR": str(folder),
-        # The child finds this package where the parent did, installed or not.
-        "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path),
     }
-    log, result = folder / "log.txt", folder / "result.json"
-    run_program([sys.executable, "-m", module, folder], name=name, folder=folder, log=log, environment=environment)
-    if not result.exists():
-        raise ProgramError(f"{name} left no result. The end of its output:\n{last_lines(log)}")
+    result = folder / "result.json"
+    run_python(
+        ["-m", module, folder], result, name=name, folder=folder, log=folder / "log.txt", environment=environment
+    )
     found: dict[str, Any] = json.loads(result.read_text())
     return found | {"spent": Spent(**found["spent"])}
 

@@ -61,22 +61,20 @@ def in_own_process(function: Callable[Arguments, Result], *args: Arguments.args,
     Raises
     ------
     ProgramError
-        If the process is killed.
+        If the process is killed, or ends without an answer.
     """
     from nio_pydra.errors import ComputationError, InputError, ProgramError
-    from nio_pydra.system.processes import run_program
+    from nio_pydra.system.processes import run_python
     from nio_pydra.system.scratch import scratch_folder
 
     name = f"The process of {function.__name__}"
-    # The new process finds this package where this one did, installed or not.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)}
     with scratch_folder() as folder:
         request, answer, log = (folder / part for part in ("request", "answer", "log.txt"))
         request.write_bytes(pickle.dumps((Path.cwd(), logging.getLogger("nio_pydra").getEffectiveLevel())))
         (folder / "call").write_bytes(pickle.dumps((function, args, kwargs)))
-        command = [sys.executable, "-c", f"from {__name__} import _answer; _answer()", str(folder)]
+        arguments = ["-c", f"from {__name__} import _answer; _answer()", str(folder)]
         try:
-            run_program(command, name=name, folder=folder, log=log, environment=environment)
+            run_python(arguments, answer, name=name, folder=folder, log=log)
         finally:
             sys.stderr.write(log.read_text(errors="replace") if log.exists() else "")
         result, error, details = pickle.loads(answer.read_bytes())

@@ -19,7 +19,7 @@ from pathlib import Path
 from nio_pydra.errors import ProgramError
 from nio_pydra.system.scratch import scratch_folder
 
-__all__ = ["end_programs", "forkserver", "last_lines", "run_program"]
+__all__ = ["end_programs", "forkserver", "last_lines", "run_program", "run_python"]
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 LOG_LINES = 15
@@ -112,6 +112,40 @@ def forkserver() -> ForkServerContext:
     util.Finalize(None, stack.close, exitpriority=-200)
     mp_process.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
     return mp.get_context("forkserver")
+
+
+def run_python(
+    arguments: Sequence[str | os.PathLike[str]],
+    answer: Path,
+    *,
+    name: str,
+    folder: Path,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run Python by :func:`run_program`, so that it finds this package where this process did, installed or not.
+
+    Parameters
+    ----------
+    arguments : sequence of str or path
+        Arguments of Python.
+    answer : Path
+        File that the program must write.
+    name, folder, log
+        As of :func:`run_program`.
+    environment : mapping of str to str, optional
+        Variables that differ from those of this process.
+
+    Raises
+    ------
+    ProgramError
+        If the program fails, is killed, or leaves no answer.
+    """
+    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+    variables = os.environ | {"PYTHONPATH": path} | dict(environment or {})
+    run_program([sys.executable, *arguments], name=name, folder=folder, log=log, environment=variables)
+    if not answer.exists():
+        raise ProgramError(f"{name} left no result. The end of its output:\n{last_lines(log)}")
 
 
 def last_lines(log: Path) -> str:

@@ -59,3 +59,8 @@ def test_an_own_process_that_is_killed_is_reported_with_its_last_words(capfd):
     with pytest.raises(ProgramError, match=r"(?s)The process of system was killed by signal 9.*last words"):
         in_own_process(os.system, "echo last words; kill -9 $PPID")
     assert "last words" in capfd.readouterr().err
+
+
+def test_an_own_process_that_ends_itself_is_reported():
+    with pytest.raises(ProgramError, match="The process of exit left no result"):
+        in_own_process(sys.exit, 0)
