@@ -46,7 +46,8 @@ once they were run.
 
 In subcortical structures `nio_m:fast` is behind `io`, `nio_m` and `lapirn`: its refinement of the field, which makes it
 smooth, compares windows of 11 voxels, and is better for the cortex than for small deep structures. (The same preset
-without the penalty and with windows of 7 reached 0.713 there, with 2.6 % of folds and a std|J| of 0.692.)"""
+without the penalty and with windows of 7 reached 0.713 there, with 2.6 % of folds and a std|J| of 0.692: this page at
+commit 8cbe175.)"""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
