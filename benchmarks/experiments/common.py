@@ -210,8 +210,9 @@ def _register(options: argparse.Namespace, comparison: Comparison) -> None:
             continue
         try:
             method = parse_method(name)
+            settings = replace(settings_of(args, dataset, method), figures=False)
             outcomes = register_dataset(
-                dataset.scans, dataset.atlas, settings_of(args, dataset, method), out_dir=folder, work_dir=args.work_dir
+                dataset.scans, dataset.atlases, settings, out_dir=folder, work_dir=args.work_dir
             )
         except InputError as error:  # the other methods go on
             print(f"{comparison.name} {name}: {error}", flush=True)
