@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from nio_pydra.cli.options import add_engine_options, method_of
@@ -37,6 +38,13 @@ def main(args: argparse.Namespace) -> int:
         from nio_pydra.workflows import smriprep  # noqa: F401
     except ImportError as error:
         raise InputError(f"fMRIPrep 25.1 or newer is needed ({error}): install it beside nio_pydra.") from None
+    code = run.main.__code__
+    if "build_workflow" not in {*code.co_varnames, *code.co_cellvars}:
+        # It does not import the function when it runs, so the replacement below would go unnoticed.
+        raise InputError(
+            f"fMRIPrep {version('fmriprep')} builds its workflow in another way than 25.1 and 25.2, so the "
+            "registration cannot be replaced: install one of these, or a newer nio_pydra."
+        )
     method_of(args)  # refuses what cannot be used, before the work
     preset, settings = args.preset, None
     if args.settings is not None:

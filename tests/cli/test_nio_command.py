@@ -248,8 +248,17 @@ def test_the_demo_does_not_write_into_a_dataset_that_is_not_its_own(dataset, cap
     assert {path: path.stat().st_mtime_ns for path in dataset.root.with_name("bids").rglob("*")} == before
 
 
+def test_an_fmriprep_that_builds_its_workflow_in_another_way_is_refused(capsys, monkeypatch):
+    run = pytest.importorskip("fmriprep.cli.run", reason="fMRIPrep is not installed")
+    monkeypatch.setattr(run, "main", lambda: pytest.fail("fMRIPrep ran with its own registration"))
+    assert nio.main(["fmriprep", "--engine", "affine", "--", "data", "out", "participant"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"nio fmriprep: error: fMRIPrep [\d.]+ builds its workflow in another way .*\n", said)
+
+
 def test_where_fmriprep_is_absent_a_sentence_says_so(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fmriprep", None)
+    for name in ("fmriprep", "fmriprep.cli"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert nio.main(["fmriprep", "--", "data", "out", "participant"]) == 1
     said = capsys.readouterr().err
     assert re.fullmatch(r"nio fmriprep: error: fMRIPrep 25\.1 or newer is needed .*\n", said)
