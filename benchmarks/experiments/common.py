@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Comparison:
     atlas_name : str
     participants : tuple of str
     methods : tuple of str
-    filters : dict
+    filters : mapping
         Entities that the scans must have.
     reference : str
     """
@@ -79,7 +79,7 @@ class Comparison:
     atlas_name: str
     participants: tuple[str, ...]
     methods: tuple[str, ...]
-    filters: dict[str, object]
+    filters: Mapping[str, object]
     reference: str = "nio_m:fast"
 
     def options(self, run: argparse.Namespace) -> list[str]:
@@ -269,7 +269,7 @@ def _slim(folder: Path, work: Path, atlas_labels: nib.Nifti1Image) -> None:
         if "_space-T1w_" in path.name or path.suffix == ".h5":
             path.unlink()
         elif path.name.endswith(".nii.gz") and "_space-" in path.name:
-            image = nib.load(path)
+            image = nib.Nifti1Image.from_filename(path)
             voxels = np.moveaxis(np.asanyarray(image.dataobj), axis, 0)
             kept = np.zeros_like(voxels)
             kept[place] = voxels[place]

@@ -24,6 +24,7 @@ from common import (
     table,
 )  # fmt: skip
 
+from nio_pydra.spatial.images import load_image, load_labels
 from nio_pydra.system.files import atomic_path
 
 NETWORKS = (
@@ -92,7 +93,7 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
 def _write_dataset(data: Path, dataset: Path, labels: Path) -> None:
     for root in (dataset, labels):
         root.mkdir(parents=True, exist_ok=True)
-        kind = {"DatasetType": "raw"}
+        kind: dict[str, object] = {"DatasetType": "raw"}
         if root == labels:
             kind = {"DatasetType": "derivative", "GeneratedBy": [{"Name": Path(__file__).name}]}
         description = {
@@ -104,13 +105,13 @@ def _write_dataset(data: Path, dataset: Path, labels: Path) -> None:
     rows = ["index\tname\tgroup"]
     rows += [f"{aseg}\t{name}\t{'cortical' if aseg in CORTEX else 'subcortical'}" for name, (aseg, _) in SHARED.items()]
     (labels / "desc-shared_dseg.tsv").write_text("\n".join(rows) + "\n")
-    known = {aseg: (aseg,) for aseg, _ in SHARED.values()}
+    known: dict[int, tuple[int, ...]] = {aseg: (aseg,) for aseg, _ in SHARED.values()}
     for name, arrays in SCANS.items():
         image, drawn = (np.load(data / "freesurfer_pairs" / f"{file}.npz")[key] for file, key in arrays)
         _write(dataset, labels, name, nib.Nifti1Image(image.astype(np.float32), CONFORMED), drawn.astype(int), known)
     malf = oasis(data, "", "", ())
-    drawn = np.asarray(nib.load(malf.atlas_labels).dataobj).astype(int)
-    _write(dataset, labels, "oasis1000", nib.load(malf.atlas), drawn, dict(SHARED.values()))
+    drawn = np.asarray(load_labels(malf.atlas_labels).dataobj).astype(int)
+    _write(dataset, labels, "oasis1000", load_image(malf.atlas), drawn, dict(SHARED.values()))
 
 
 def _write(
@@ -119,7 +120,7 @@ def _write(
     shared = np.zeros(drawn.shape, np.int16)
     for aseg, own in known.items():
         shared[np.isin(drawn, own)] = aseg
-    for root, end, own in (
+    for root, end, written in (
         (dataset, "T1w", image),
         (labels, "desc-shared_dseg", nib.Nifti1Image(shared, image.affine)),
     ):
@@ -127,7 +128,7 @@ def _write(
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
-                own.to_filename(temporary)
+                written.to_filename(temporary)
 
 
 def _pairs(options: argparse.Namespace, chosen: list[Comparison]) -> str:

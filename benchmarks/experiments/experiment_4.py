@@ -29,6 +29,7 @@ from scipy.ndimage import binary_fill_holes, gaussian_filter
 
 from nio_pydra.comparison.statistics import compare_with
 from nio_pydra.report.canvas import new_figure
+from nio_pydra.spatial.images import load_image, load_labels
 from nio_pydra.system.files import atomic_path
 
 NETWORKS = ("lapirn", "ulae", "mpr", "io", "nio_m", "nio_m:fast")
@@ -114,7 +115,8 @@ def _write_dataset(plain: Comparison, dataset: Path, labels: Path) -> None:
             targets = dataset / relative / f"{stem}_T1w.nii.gz", labels / relative / f"{stem}_desc-malf_dseg.nii.gz"
             if all(path.is_file() for path in targets):
                 continue
-            for path, image in zip(targets, _changed(nib.load(found), nib.load(drawn), change, stem), strict=True):
+            changed = _changed(load_image(found), load_labels(drawn), change, stem)
+            for path, image in zip(targets, changed, strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_path(path) as temporary:
                     image.to_filename(temporary)

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -142,7 +143,7 @@ class _Space:
             raise InputError(
                 f"{scan.image}: after the affine alignment no part of its brain lies on {self.first.image}."
             )
-        arrays = {"image": scale_intensities(volume, "percentile")[0, 0].numpy().astype(np.float16)}
+        arrays: dict[str, Any] = {"image": scale_intensities(volume, "percentile")[0, 0].numpy().astype(np.float16)}
         if scan.labels is not None:
             labels = load_labels(scan.labels, like=brain)
             reference = Nifti1Image(np.broadcast_to(np.uint8(0), GRID), self.grid.affine)
