@@ -162,6 +162,21 @@ PRODUCTS = (
         },
     ),
     Product(
+        name="jacobian",
+        text="on request: volume in the participant per volume in the atlas, affine included; modulates tissue maps",
+        entities=lambda to: {**to.space, "desc": "jacobian", "suffix": "map"},
+        sidecar=lambda to: {
+            "Description": f"Jacobian determinant of the transform from points of {to.atlas} to points of the "
+            f"{to.kind.suffix} image, affine included: volume in that image per volume in {to.atlas}. A tissue map in "
+            "this space, multiplied by it, keeps the participant's amount of tissue.",
+            "Sources": [to.source, to.atlas_reference],
+            "SpatialReference": to.atlas_reference,
+            **to.resolution,
+        },
+        optional=True,
+        in_bids=False,
+    ),
+    Product(
         name="labels",
         text="the participant's labels in the atlas's space",
         entities=lambda to: {**to.space, "desc": to.labels_desc or "", "suffix": "dseg"},

@@ -25,7 +25,7 @@ from nio_pydra.cli.dataset import (
     settings_of,
 )
 from nio_pydra.cli.errors import exit_status
-from nio_pydra.cli.options import add_engine_options, method_of
+from nio_pydra.cli.options import add_engine_options, add_jacobian_option, method_of
 from nio_pydra.cli.version import ShowVersion
 from nio_pydra.errors import InputError
 from nio_pydra.system.wording import counted
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "fMRIPrep with -d, it replaces the mask that fMRIPrep would make and refine",
     )  # fmt: skip
     add_engine_options(parser)
+    add_jacobian_option(parser)
     parser.add_argument(
         "--sloppy", action="store_true", help="quick results of low quality, for tests: preset draft, or else fast"
     )
@@ -103,7 +104,9 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     for atlas in run.atlases:
         refuse_mixture(options.out_dir, atlas.space, options.engine, atlas.image)
     method = method_of(options)
-    settings = replace(settings_of(options, run, method), conformed_mask=options.fmriprep_mask)
+    settings = replace(
+        settings_of(options, run, method), conformed_mask=options.fmriprep_mask, jacobian=options.output_jacobian
+    )
     if not options.boilerplate_only:
         clean_if_asked(options)
     write_description(options.out_dir, command, run.sources, options.profile)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from nio_pydra.engines.methods import Method
 
 __all__ = [
-    "add_engine_options", "add_runtime_options", "memory", "method_of", "named_datasets", "named_path", "positive",
-    "seed",
+    "add_engine_options", "add_jacobian_option", "add_runtime_options", "memory", "method_of", "named_datasets",
+    "named_path", "positive", "seed",
 ]  # fmt: skip
 
 
@@ -103,6 +103,15 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
         help="auto: the network computes in bfloat16 where that is faster (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--random-seed", type=seed, default=0, metavar="N", help="(default: %(default)s)")
+
+
+def add_jacobian_option(parser: argparse.ArgumentParser) -> None:
+    """Add --output-jacobian."""
+    parser.add_argument(
+        "--output-jacobian", action="store_true",
+        help="write the volume change from the fixed image to the moving one, affine included: multiplied by it, a "
+        "warped tissue map keeps the amount of tissue",
+    )  # fmt: skip
 
 
 def method_of(args: argparse.Namespace) -> Method:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nio_pydra.cli.options import add_engine_options, method_of, positive
+from nio_pydra.cli.options import add_engine_options, add_jacobian_option, method_of, positive
 
 __all__ = ["add_arguments", "main"]
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--lesion-mask", type=Path, metavar="MASK", help="region of the moving image to leave out")
     images.add_argument("--skull-stripped", action="store_true", help="both images are zero outside the brain")
     add_engine_options(parser)
+    add_jacobian_option(parser)
     parser.add_argument(
         "--threads", type=positive, default=0, metavar="N", help="(default: OMP_NUM_THREADS, else all cores)"
     )
@@ -42,6 +43,7 @@ def main(args: argparse.Namespace) -> int:
         ScanFiles(args.moving, args.moving_mask, args.moving_labels, args.lesion_mask, args.skull_stripped),
         args.out,
         method,
+        jacobian=args.output_jacobian,
         profile=args.profile,
         runtime=Runtime(device=args.device, threads=args.threads, seed=args.random_seed, precision=args.precision),
     )

@@ -81,7 +81,8 @@ def align(
     Returns
     -------
     dict
-        ``seconds`` and ``processor_seconds`` (of the registration alone) and ``peak_memory_mb``.
+        ``seconds`` and ``processor_seconds`` (of the registration alone), ``peak_memory_mb`` and ``starts``: 1 if the
+        alignment from the centres of mass was right, more if others had to be searched.
 
     Raises
     ------
@@ -101,6 +102,7 @@ def align(
         "seconds": result.spent.wall,
         "processor_seconds": result.spent.processor,
         "peak_memory_mb": result.peak_memory_mb,
+        "starts": result.starts,
     }
 
 
@@ -165,7 +167,7 @@ def align_images(
         failure = error
     log.info("%s: not aligned from its centre of mass, other starts are tried", names[1])
     small, spent = (coarse(fixed), coarse(moving)), result.spent
-    for search in SEARCHES:
+    for starts, search in enumerate(SEARCHES, start=2):
         start = ants(small, replace(PLAIN, search=search))
         spent += start.spent
         try:
@@ -175,7 +177,7 @@ def align_images(
             check(result.affine)
         except InputError:
             continue
-        return replace(result, spent=spent)
+        return replace(result, spent=spent, starts=starts)
     raise InputError(f"{failure} Turns in all directions were tried.")
 
 

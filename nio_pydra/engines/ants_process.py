@@ -67,6 +67,8 @@ class AntsResult:
         it contains a few seconds of compression.
     peak_memory_mb : float
         Peak memory of the process, MiB.
+    starts : int
+        Number of starts that an affine was searched from until it aligned the objects.
     """
 
     affine: NDArray[np.float64]
@@ -74,6 +76,7 @@ class AntsResult:
     inverse_warp: Path | None
     spent: Spent
     peak_memory_mb: float
+    starts: int = 1
 
 
 def run_ants(

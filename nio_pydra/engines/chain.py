@@ -11,7 +11,7 @@ from nio_pydra.engines.affine import align
 from nio_pydra.engines.contract import Memory, Runtime, ScanFiles, foreground_only
 from nio_pydra.engines.masks import prepare
 from nio_pydra.engines.methods import Method, choose_method
-from nio_pydra.engines.registration import propagate_labels, register, score
+from nio_pydra.engines.registration import map_volume_change, propagate_labels, register, score
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_mask, same_grid
@@ -21,7 +21,10 @@ from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["predicted_memory", "register_pair"]
 
-RESULTS = ("record.json", "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "labels.nii.gz", "fixed_labels.nii.gz")
+RESULTS = (
+    "record.json", "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "jacobian.nii.gz", "labels.nii.gz",
+    "fixed_labels.nii.gz",
+)  # fmt: skip
 """In order of creation. The record comes first and shows that the others belong to a registration."""
 
 
@@ -32,6 +35,7 @@ def register_pair(
     out_dir: Path,
     method: Method | None = None,
     *,
+    jacobian: bool = False,
     profile: Profile = BRAIN,
     runtime: Runtime | None = None,
 ) -> dict[str, Any]:
@@ -47,6 +51,9 @@ def register_pair(
         ones on the moving grid).
     method : Method, optional
         Engine and settings. Default: that of :func:`nio_pydra.engines.methods.choose_method`.
+    jacobian : bool
+        Whether ``jacobian.nii.gz``, the volume change on the fixed grid, is written
+        (:func:`nio_pydra.engines.registration.map_volume_change`).
     profile : Profile
         Profile of the scans.
     runtime : Runtime, optional
@@ -79,6 +86,8 @@ def register_pair(
             fixed, moving, affine, results, method, affine_record=aligned, profile=profile, runtime=runtime
         )
         record = dict(json.loads(files.record.read_text()))
+        if jacobian:
+            map_volume_change(files.forward_xfm, fixed.image, results / "jacobian.nii.gz")
         if moving.labels is not None:
             propagated = propagate_labels(moving.labels, fixed.image, files.forward_xfm, results / "labels.nii.gz")
             if fixed.labels is not None:

@@ -25,7 +25,7 @@ from nio_pydra.engines.methods import Method, choose_method
 from nio_pydra.engines.quality import quality
 from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.errors import ComputationError
-from nio_pydra.metrics import dice, hausdorff_95
+from nio_pydra.metrics import dice, hausdorff_95, volume_factor
 from nio_pydra.optimize.resources import limit_threads
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
@@ -35,7 +35,7 @@ from nio_pydra.spatial.transforms import Transform, resample
 from nio_pydra.system.files import contents_digest, write_text
 from nio_pydra.system.forks import fork_safe
 
-__all__ = ["Registration", "propagate_labels", "register", "score", "warp"]
+__all__ = ["Registration", "map_volume_change", "propagate_labels", "register", "score", "warp"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -91,7 +91,7 @@ def register(
     method : Method, optional
         Engine and settings. Default: that of :func:`nio_pydra.engines.methods.choose_method`.
     affine_record : mapping, optional
-        Times of the affine from :func:`nio_pydra.engines.affine.align`, for the record.
+        What :func:`nio_pydra.engines.affine.align` returned, for the record: times, and the number of starts.
     profile : Profile
         Profile of the images.
     runtime : Runtime, optional
@@ -141,12 +141,13 @@ def register(
     write_h5(transforms[1], files.inverse_xfm)
     save_image(warped.dataobj, pair.fixed.affine, files.warped)
     reading_and_writing = reading + writing.read().wall
-    affine_times = affine_record or {}
+    aligned = affine_record or {}
     record = {
         **method.record(),
         "inputs": {"fixed": contents_digest(fixed.image), "moving": contents_digest(moving.image)},
         "lesion_mask": moving.lesion_mask is not None,
         **measures,
+        "affine": {**measures["affine"], "starts": aligned.get("starts")},
         "peak_memory_mb": max(found.details.pop("peak_memory_mb", 0.0), peak_memory_mb()),
         "device": "cpu",
         "threads": runtime.thread_count,
@@ -155,8 +156,8 @@ def register(
         "versions": {"nio_pydra": __version__, "python": platform.python_version()}
         | {name: version(name) for name in RECORDED},
         "seconds": {
-            "affine": affine_times.get("seconds"),
-            "affine_processor": affine_times.get("processor_seconds"),
+            "affine": aligned.get("seconds"),
+            "affine_processor": aligned.get("processor_seconds"),
             "registration": spent.wall,
             "registration_processor": spent.processor,
             "files": reading_and_writing,
@@ -218,6 +219,32 @@ def warp(image: Path, reference: Path, transform: Path, out: Path) -> Path:
     target = load_image(Path(reference), "reference")
     moved = resample(load_image(Path(image)), target, read_h5(Path(transform)))
     return save_image(moved.dataobj, target.affine, out)
+
+
+@fork_safe
+def map_volume_change(transform: Path, reference: Path, out: Path) -> Path:
+    """Write the Jacobian determinant of a transform, affine included.
+
+    The image that a forward transform resamples onto the fixed grid, times this map, keeps the amount of tissue of the
+    moving image: this is the modulation of voxel-based morphometry.
+
+    Parameters
+    ----------
+    transform : Path
+        ITK composite that maps points of the reference. Its fields lie on the reference's grid.
+    reference : Path
+        Image that gives the grid.
+    out : Path
+        File to write, float32: volume in the space that the transform leads to, per volume in the reference.
+
+    Raises
+    ------
+    InputError
+        If one of the files cannot be used.
+    """
+    target = load_image(Path(reference), "reference")
+    factor = volume_factor(read_h5(Path(transform)), target.shape[:3])
+    return save_image(factor, target.affine, out)
 
 
 @fork_safe

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nio_pydra.spatial.transforms import DisplacementField, Transform
 
-__all__ = ["Regularity", "jacobian_determinant", "regularity", "round_trip_error"]
+__all__ = ["Regularity", "jacobian_determinant", "regularity", "round_trip_error", "volume_factor"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,32 @@ def jacobian_determinant(field: DisplacementField) -> NDArray[np.float32]:
         - j[0][1] * (j[1][0] * j[2][2] - j[1][2] * j[2][0])
         + j[0][2] * (j[1][0] * j[2][1] - j[1][1] * j[2][0])
     )
+
+
+def volume_factor(transform: Transform, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return by which factor a transform changes the volume around every voxel of a grid: its Jacobian determinant.
+
+    Parameters
+    ----------
+    transform : Transform
+        Affines, and at most one displacement field. The field comes first and lies on the grid.
+    shape : tuple of int
+        ``(X, Y, Z)``.
+
+    Returns
+    -------
+    ndarray
+        ``(X, Y, Z)`` float32: that of :func:`jacobian_determinant`, times the determinants of the affines.
+    """
+    factor = np.ones(shape, np.float32)
+    for place, step in enumerate(transform.steps):
+        if not isinstance(step, DisplacementField):
+            factor *= np.float32(np.linalg.det(np.asarray(step, float)[:3, :3]))
+        elif place == 0 and step.vectors.shape[1:] == tuple(shape):
+            factor *= jacobian_determinant(step)
+        else:
+            raise ValueError("a field must be the first step, on the grid on which the determinants are wanted")
+    return factor
 
 
 def regularity(field: DisplacementField, region: NDArray[np.bool_]) -> Regularity:

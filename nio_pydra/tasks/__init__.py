@@ -15,6 +15,7 @@ Two rules hold for all of them.
 from nio_pydra.tasks.affine_align import AffineAlign
 from nio_pydra.tasks.conform_mask import ConformMask
 from nio_pydra.tasks.draw_figures import DrawFigures
+from nio_pydra.tasks.map_volume_change import MapVolumeChange
 from nio_pydra.tasks.prepare import Prepare
 from nio_pydra.tasks.propagate_labels import PropagateLabels
 from nio_pydra.tasks.register import Register
@@ -22,5 +23,6 @@ from nio_pydra.tasks.score_labels import ScoreLabels
 from nio_pydra.tasks.sink import Sink
 
 __all__ = [
-    "AffineAlign", "ConformMask", "DrawFigures", "Prepare", "PropagateLabels", "Register", "ScoreLabels", "Sink",
+    "AffineAlign", "ConformMask", "DrawFigures", "MapVolumeChange", "Prepare", "PropagateLabels", "Register",
+    "ScoreLabels", "Sink",
 ]  # fmt: skip

@@ -47,7 +47,7 @@ def AffineAlign(
     affine : File
         ITK composite .h5, fixed to moving points.
     record : Json
-        Time that the alignment took.
+        Time that the alignment took, and its number of starts.
     """
     from nio_pydra.engines.affine import align
     from nio_pydra.profiles import PROFILES

@@ -42,7 +42,7 @@ def Register(
     affine : File
         ITK composite .h5 with one affine, or .mat as ANTs writes it, fixed to moving points.
     affine_record : File | None
-        JSON of the affine alignment. Its time goes into the record.
+        JSON of the affine alignment. Its time and number of starts go into the record.
     engine : str
         Name of the engine, as `nio engines` lists it.
     preset : str | None

@@ -71,6 +71,8 @@ class DatasetSettings:
         ``desc`` of the label images of the scans.
     conformed_mask : bool
         Whether to write the mask of a scan also as fMRIPrep takes it, where fMRIPrep would conform that scan alone.
+    jacobian : bool
+        Whether the map of the volume change of every registration is written.
     figures : bool
         Whether figures of every registration are drawn, and the page of its participant is written.
     profile : Profile
@@ -87,6 +89,7 @@ class DatasetSettings:
     slurm_args: str = ""
     labels_desc: str | None = None
     conformed_mask: bool = False
+    jacobian: bool = False
     figures: bool = True
     profile: Profile = BRAIN
 
@@ -412,6 +415,7 @@ def _common_inputs(settings: DatasetSettings) -> dict[str, Any]:
         "device": settings.runtime.device,
         "precision": settings.runtime.precision,
         "seed": settings.runtime.seed,
+        "jacobian": settings.jacobian,
         "figures": settings.figures,
         "method_version": f"{code_version()}+{method.fingerprint()}",
     }

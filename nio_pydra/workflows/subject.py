@@ -9,6 +9,7 @@ from nio_pydra.tasks import (
     AffineAlign,
     ConformMask,
     DrawFigures,
+    MapVolumeChange,
     Prepare,
     PropagateLabels,
     Register,
@@ -34,6 +35,7 @@ def Subject(
     own_labels: File | None = None,
     labels_of_atlas: File | None = None,
     conformed_mask: bool = False,
+    jacobian: bool = False,
     figures: bool = True,
     settings: dict | None = None,
     profile: str = "brain",
@@ -71,6 +73,8 @@ def Subject(
         Label image of the atlas.
     conformed_mask : bool
         Whether the mask is also written with its axes in the order RAS.
+    jacobian : bool
+        Whether the map of the volume change is written.
     figures : bool
         Whether figures are drawn, and the page of the participant is written.
     settings : dict | None
@@ -137,6 +141,9 @@ def Subject(
     if labels_of_atlas is not None:
         to_subject = PropagateLabels(labels=labels_of_atlas, reference=scan, transform=registered.inverse_xfm)
         atlas_labels = workflow.add(to_subject, name="LabelsToSubject").propagated
+    volume_change = None
+    if jacobian:
+        volume_change = workflow.add(MapVolumeChange(transform=registered.forward_xfm, reference=atlas)).jacobian
     drawn = None
     if figures:
         drawn = workflow.add(
@@ -155,6 +162,7 @@ def Subject(
         "forward_xfm": registered.forward_xfm,
         "inverse_xfm": registered.inverse_xfm,
         "warped": registered.warped,
+        "jacobian": volume_change,
         "labels": labels,
         "atlas_labels": atlas_labels,
         "mask": masked.mask,

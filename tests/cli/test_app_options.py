@@ -372,6 +372,22 @@ def test_verbose_names_the_files_of_each_scan(two_atlases, capsys):
     assert re.search(line, capsys.readouterr().out)
 
 
+def test_the_volume_change_is_written_on_request(dataset, bids_errors):
+    out = dataset.root.parent / "out"
+    arguments = dataset.command(out, "--participant-label", "01")
+    path = out / "sub-01/anat/sub-01_space-Tiny_desc-jacobian_map.nii.gz"
+    assert bids_app.main(arguments) == 0
+    assert not path.exists()
+    assert bids_app.main([*arguments, "--output-jacobian"]) == 0
+    record = json.loads((out / "sub-01/anat/sub-01_space-Tiny_desc-affine_record.json").read_text())
+    assert np.allclose(nib.load(path).get_fdata(), np.prod(record["affine"]["scales"]), rtol=1e-5)
+    assert (
+        "affine included"
+        in json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())["Description"]
+    )
+    assert bids_errors(out) == []
+
+
 def test_the_former_name_of_the_mask_is_deleted_and_masks_of_others_are_kept(dataset):
     out = dataset.root.parent / "out"
     former = out / "sub-01/anat/sub-01_desc-brain_mask.nii.gz"

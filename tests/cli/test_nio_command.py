@@ -52,6 +52,14 @@ def registered(dataset, out, *more):
     return json.loads((out / "record.json").read_text()), nib.load(out / "warped.nii.gz").get_fdata()
 
 
+def test_register_writes_the_volume_change_on_request(dataset, tmp_path):
+    record, warped = registered(dataset, tmp_path / "pair", "--engine", "affine", "--output-jacobian")
+    factor = nib.load(tmp_path / "pair/jacobian.nii.gz").get_fdata()
+    assert factor.shape == warped.shape and np.allclose(factor, np.prod(record["affine"]["scales"]), rtol=1e-5)
+    registered(dataset, tmp_path / "pair", "--engine", "affine")
+    assert not (tmp_path / "pair/jacobian.nii.gz").exists(), "it is of the earlier registration"
+
+
 def test_register_uses_the_settings_of_a_file_and_records_them_in_full(dataset, tmp_path):
     (tmp_path / "settings.toml").write_text('preset = "fast"\niterations = [2, 0, 0]\n')
     preset = get_engine("syn").presets["fast"]

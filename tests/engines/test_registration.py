@@ -14,12 +14,12 @@ from nio_pydra.engines.chain import RESULTS, register_pair
 from nio_pydra.engines.contract import Runtime, ScanFiles
 from nio_pydra.engines.methods import choose_method
 from nio_pydra.engines.names import ENGINES, get_engine
-from nio_pydra.engines.registration import register
+from nio_pydra.engines.registration import map_volume_change, register, warp
 from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig, load_network, save_network
 from nio_pydra.networks.ulae import ULAE, ULAEConfig
 from nio_pydra.spatial.itk import read_h5, write_h5
-from nio_pydra.spatial.transforms import Transform
+from nio_pydra.spatial.transforms import DisplacementField, Transform
 
 RUNTIME = Runtime(device="cpu", threads=2, progress=False)
 SHAPE = (56, 60, 52)
@@ -75,12 +75,13 @@ def test_every_engine_gives_transforms_that_undo_each_other_and_a_full_record(sc
     network = {"weights": scans / weights} if weights else {}
     files = register(
         *scan_files(scans), scans / "affine.h5", tmp_path, choose_method(engine, preset, **network),
-        affine_record={"seconds": 1.5, "processor_seconds": 1.4}, runtime=RUNTIME,
+        affine_record={"seconds": 1.5, "processor_seconds": 1.4, "starts": 3}, runtime=RUNTIME,
     )  # fmt: skip
     record = json.loads(files.record.read_text())
     assert record["engine"] == engine and record["preset"] == (preset or next(iter(get_engine(engine).presets)))
     assert record["settings"] == choose_method(engine, preset, **network).record()["settings"]
     assert record["seconds"]["affine"] == 1.5 and record["seconds"]["affine_processor"] == 1.4
+    assert record["affine"]["starts"] == 3
     assert min(record["seconds"].values()) >= 0 and record["seconds"]["files"] > 0
     assert record["peak_memory_mb"] > 100 and record["threads"] == 2 and record["device"] == "cpu"
     assert {"nio_pydra", "torch", "antspyx"} <= record["versions"].keys()
@@ -155,13 +156,39 @@ def test_a_pair_is_masked_aligned_registered_and_scored(scans, tmp_path):
         tmp_path / "out", choose_method("io", "draft", weights=scans / "tiny.safetensors"), runtime=RUNTIME,
     )  # fmt: skip
     assert set(record["dice"]["labels"]) == {"1", "2", "3"} and record["dice"]["mean"] > 0.75
-    assert record["seconds"]["affine"] > 0
+    assert record["seconds"]["affine"] > 0 and record["affine"]["starts"] == 1
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == set(RESULTS)
+    assert names == set(RESULTS) - {"jacobian.nii.gz"}
     back, own = nib.load(tmp_path / "out" / "fixed_labels.nii.gz"), nib.load(scans / "moving_labels.nii.gz")
     assert back.shape == own.shape and np.mean(np.asarray(back.dataobj) == np.asarray(own.dataobj)) > 0.9
     labels = nib.load(tmp_path / "out" / "labels.nii.gz")
     assert labels.get_data_dtype() == np.uint8 and set(np.unique(labels.dataobj)) == {0, 1, 2, 3}
+
+
+def test_the_map_of_volume_change_is_the_known_one_and_keeps_the_amount_of_tissue(tmp_path):
+    spacing = np.array([1, 2, 1.5])
+    shape, grid = (64, 40, 48), np.diag([*spacing, 1])
+    x = np.broadcast_to(np.arange(64).reshape(-1, 1, 1) * spacing[0], shape)
+    shift = np.zeros((3, *shape), np.float32)
+    shift[0] = 4 * np.sin(2 * np.pi * x / 64)
+    affine = np.diag([1.2, 0.9, 1.1, 1])
+    affine[:3, :3] = nib.eulerangles.euler2mat(0.1, -0.2, 0.1) @ affine[:3, :3]
+    affine[:3, 3] = (3, -5, 4)
+    transform = write_h5(Transform((DisplacementField(shift, grid), affine)), tmp_path / "xfm.h5")
+    tissue = np.zeros((50, 50, 50), np.float32)
+    centre = np.round(affine[:3, :3] @ [20, 40, 36] + affine[:3, 3]).astype(int) // 2
+    tissue[tuple(centre)] = 1
+    tissue = gaussian_filter(tissue, 3)
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32) + x.astype(np.float32), grid), tmp_path / "fixed.nii.gz")
+    nib.save(nib.Nifti1Image(tissue, np.diag([2.0, 2, 2, 1])), tmp_path / "tissue.nii.gz")
+    found = map_volume_change(transform, tmp_path / "fixed.nii.gz", tmp_path / "jacobian.nii.gz")
+    factor = nib.load(found).get_fdata()
+    known = (1 + 4 * 2 * np.pi / 64 * np.cos(2 * np.pi * x / 64)) * 1.2 * 0.9 * 1.1
+    assert np.allclose(factor[1:-1], known[1:-1], atol=0.005) and np.ptp(factor) > 0.5
+    warped = nib.load(warp(tmp_path / "tissue.nii.gz", tmp_path / "fixed.nii.gz", transform, tmp_path / "w.nii.gz"))
+    amount, unmodulated = tissue.sum() * 8, warped.get_fdata().sum() * spacing.prod()
+    assert (warped.get_fdata() * factor).sum() * spacing.prod() == pytest.approx(amount, rel=0.005)
+    assert abs(unmodulated / amount - 1) > 0.1
 
 
 def test_labels_on_another_grid_stop_the_pair_before_any_work(scans, tmp_path):
