@@ -1,7 +1,8 @@
 """Instance optimisation of the displacement field itself: the baseline that NIO improves on.
 
 Adam optimises a control field of half the resolution, which is smoothed by repeated average pooling and added to the
-network's prediction. Source: Siebert et al., "Fast 3D registration with accurate optimisation and little learning for
+network's prediction. A few steps on coarser images can come first, which cost a fraction of those at full resolution.
+Source: Siebert et al., "Fast 3D registration with accurate optimisation and little learning for
 Learn2Reg 2021", as described in the NIO paper (Section 3, baselines).
 """
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nio_pydra.optimize.estimate import Estimate
-from nio_pydra.optimize.problem import Objective, Problem
+from nio_pydra.optimize.problem import Objective, Problem, block_means
 from nio_pydra.optimize.progress import Progress, finite_field
 from nio_pydra.spatial.unit_grid import integrate, upsample, voxel_scale
 from nio_pydra.spatial.windows import window_means
@@ -32,7 +33,10 @@ class IOSettings:
     Attributes
     ----------
     iterations : int
-        Number of steps of Adam.
+        Number of steps of Adam at full resolution.
+    coarse_iterations : tuple of int
+        Numbers of steps before these, on images of a quarter and of half the resolution, with smaller windows
+        (:meth:`Objective.coarser`). Control points are at least one voxel of these images apart.
     learning_rate : float
         Learning rate of Adam, in voxels of the full grid. Siebert et al. use 1 and start from zero. A network's
         prediction is closer, so the steps here are smaller.
@@ -48,6 +52,7 @@ class IOSettings:
     """
 
     iterations: int = 200
+    coarse_iterations: tuple[int, int] = (0, 0)
     learning_rate: float = 0.1
     spacing: int = 2
     smoothings: int = 2
@@ -60,6 +65,8 @@ class IOSettings:
         for name, least in (("iterations", 0), ("spacing", 1), ("smoothings", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected {least} or more")
+        if len(self.coarse_iterations) != 2 or min(self.coarse_iterations) < 0:
+            raise ValueError(f"coarse_iterations is {self.coarse_iterations}: expected 2 numbers, none negative")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
 
@@ -76,23 +83,48 @@ def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, prog
     ComputationError
         If the optimisation diverges.
     """
-    scale = voxel_scale(initial.shape[2:], device=initial.device)
-    size = [-(-n // settings.spacing) for n in initial.shape[2:]]
-    control = torch.zeros(1, 3, *size, device=initial.device, requires_grad=True)
-
-    def refined(squarings: int) -> Tensor:
-        smooth = control
-        for _ in range(settings.smoothings):
-            smooth = window_means(smooth, 3)
-        depth, height, width = initial.shape[2:]
-        changed = upsample(smooth / scale, settings.spacing)[:, :, :depth, :height, :width] + initial
-        return integrate(changed, squarings) if settings.form == "velocity" else changed
-
-    def loss() -> Tensor:
-        return pair.loss(refined(SQUARINGS), settings.objective)
-
-    with Progress(settings.iterations, progress) as report:
-        optimizer = torch.optim.Adam([control], lr=settings.learning_rate)
-        report.minimise(loss, optimizer, settings.iterations, level=3)
+    field = initial
+    steps = (*settings.coarse_iterations, settings.iterations)
+    with Progress(sum(steps), progress) as report:
+        for level, (factor, count) in enumerate(zip((4, 2, 1), steps, strict=True), start=1):
+            if count:
+                stage = _Stage(field, pair, settings, factor)
+                optimizer = torch.optim.Adam([stage.control], lr=settings.learning_rate)
+                report.minimise(stage.loss, optimizer, count, level=level)
+                field = stage.result()
     with torch.no_grad():
-        return finite_field(refined(FINAL_SQUARINGS).contiguous())
+        return finite_field(_displacement(field, settings, FINAL_SQUARINGS).contiguous())
+
+
+class _Stage:
+    """Steps at 1 / `factor` of the resolution that improve a displacement or velocity of the full one."""
+
+    def __init__(self, field: Tensor, pair: Problem, settings: IOSettings, factor: int) -> None:
+        self.field, self.settings, self.factor = field, settings, factor
+        self.pair, self.objective = pair.coarser(factor), settings.objective.coarser(factor)
+        # Voxels of the full grid that a unit of each grid stands for.
+        self.unit = voxel_scale(field.shape[2:], device=field.device)
+        self.coarse_unit = factor * voxel_scale(self.pair.fixed.shape[2:], device=field.device)
+        self.coarse_field = block_means(field * self.unit, factor) / self.coarse_unit
+        self.spacing = -(-settings.spacing // factor)  # in voxels of the coarse grid
+        size = [-(-n // self.spacing) for n in self.coarse_field.shape[2:]]
+        self.control = torch.zeros(1, 3, *size, device=field.device, requires_grad=True)
+
+    def loss(self) -> Tensor:
+        changed = self.coarse_field + self._change(self.coarse_unit, self.spacing, self.coarse_field.shape)
+        return self.pair.loss(_displacement(changed, self.settings, SQUARINGS), self.objective)
+
+    def result(self) -> Tensor:
+        with torch.no_grad():
+            return self.field + self._change(self.unit, self.spacing * self.factor, self.field.shape)
+
+    def _change(self, unit: Tensor, spacing: int, shape: torch.Size) -> Tensor:
+        smooth: Tensor = self.control
+        for _ in range(self.settings.smoothings):
+            smooth = window_means(smooth, 3)
+        depth, height, width = shape[2:]
+        return upsample(smooth / unit, spacing)[:, :, :depth, :height, :width]
+
+
+def _displacement(field: Tensor, settings: IOSettings, squarings: int) -> Tensor:
+    return integrate(field, squarings) if settings.form == "velocity" else field

@@ -2,8 +2,9 @@
 
 The network's structure and training keep the field plausible, so optimising its weights achieves more than optimising
 the field itself. NIO_m goes from coarse to fine: first it optimises level 1 of the network, then levels 1 and 2, then
-all three. The field is upsampled, so that the loss always compares the images at full resolution. Plain NIO is the same
-loop with iterations at the last level only, and LapIRN the same without iterations.
+all three. In the paper the field is upsampled, so that the loss always compares the images at full resolution. At the
+level's own resolution it costs less. Plain NIO is the same loop with iterations at the last level only, and LapIRN the
+same without iterations.
 
 Source: Mok et al., "Deformable Medical Image Registration Under Distribution Shifts with Neural Instance
 Optimization" (MLMI 2023), Section 2.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,15 +43,21 @@ class NIOSettings:
         Levels without steps predict with their trained weights.
     learning_rate : float
         Learning rate of Adam.
+    compared : {"full", "level"}
+        Resolution at which the loss compares the images: the full one, as in the paper, or that of the level, with
+        smaller windows (:meth:`Objective.coarser`).
     objective : Objective
         Similarity window and regularisation weight.
     """
 
     iterations: tuple[int, int, int] = (100, 60, 30)
     learning_rate: float = 1e-4
+    compared: Literal["full", "level"] = "full"
     objective: Objective = field(default_factory=Objective)
 
     def __post_init__(self) -> None:
+        if self.compared not in ("full", "level"):
+            raise ValueError(f"compared is {self.compared!r}: expected 'full' or 'level'")
         if len(self.iterations) != LEVELS or min(self.iterations) < 0:
             raise ValueError(f"iterations is {self.iterations}: expected {LEVELS} numbers, none negative")
         if not self.learning_rate > 0:
@@ -119,17 +127,19 @@ def optimize_network(
     if condition is None:
         condition = settings.objective.weight
 
-    def loss(levels: int) -> Tensor:
-        return pair.loss(predict(levels), settings.objective)
+    def loss(levels: int, compared: Problem, objective: Objective) -> Tensor:
+        field = predict(levels)
+        return compared.loss(upsample(field, compared.fixed.shape[2] // field.shape[2]), objective)
 
     def predict(levels: int) -> Tensor:
         with autocast(device, precision):
-            outputs = network.on_pyramid(moving, fixed, levels=levels, condition=condition)
-        return upsample(outputs[-1].field, 2 ** (LEVELS - levels))
+            return network.on_pyramid(moving, fixed, levels=levels, condition=condition)[-1].field
 
     with Progress(sum(settings.iterations), progress) as report:
         for level, steps in enumerate(settings.iterations, start=1):
+            factor = 2 ** (LEVELS - level) if settings.compared == "level" else 1
             optimizer = torch.optim.Adam(network.levels[:level].parameters(), lr=settings.learning_rate)
-            report.minimise(partial(loss, level), optimizer, steps, level=level)
+            step = partial(loss, level, pair.coarser(factor), settings.objective.coarser(factor))
+            report.minimise(step, optimizer, steps, level=level)
     with torch.no_grad():
         return finite_field(predict(LEVELS).contiguous())

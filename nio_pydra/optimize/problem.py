@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nio_pydra.losses import FixedStatistics, diffusion, lncc, volume_change
 from nio_pydra.spatial.unit_grid import warp
 
-__all__ = ["Objective", "Problem"]
+__all__ = ["Objective", "Problem", "block_means"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class Objective:
         if not self.volume_weight >= 0:
             raise ValueError(f"volume_weight is {self.volume_weight}: expected 0 or more")
 
+    def coarser(self, factor: int) -> Objective:
+        """Return the objective for images of 1 / `factor` of the resolution.
+
+        Windows cover about the same part of the object, but at least 5 voxels along each axis where they did before.
+        """
+        return replace(self, window=max(min(5, self.window), 2 * (self.window // (2 * factor)) + 1))
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -66,8 +74,22 @@ class Problem:
     def _statistics(self) -> dict[int, FixedStatistics]:
         return {}
 
+    def coarser(self, factor: int) -> Problem:
+        """Return the pair at 1 / `factor` of the resolution.
+
+        A voxel is the mean of a block of voxels (:func:`block_means`), and has the smallest of their weights.
+        """
+        if factor == 1:
+            return self
+
+        def smallest(weights: Tensor | None) -> Tensor | None:
+            return None if weights is None else -functional.max_pool3d(-weights, factor, ceil_mode=True)
+
+        weights = smallest(self.fixed_weights), smallest(self.moving_weights)
+        return Problem(block_means(self.fixed, factor), block_means(self.moving, factor), *weights)
+
     def loss(self, field: Tensor, objective: Objective) -> Tensor:
-        """Return the objective of a unit field ``(1, 3, D, H, W)`` at full resolution."""
+        """Return the objective of a unit field ``(1, 3, D, H, W)`` at the resolution of the pair."""
         similarity = self.similarity(field, objective.window)
         loss = (1 - objective.weight) * similarity + objective.weight * diffusion(field)
         if objective.volume_weight > 0:
@@ -86,3 +108,18 @@ class Problem:
         if window not in self._statistics:
             self._statistics[window] = FixedStatistics.of(self.fixed, window, self.fixed_weights)
         return lncc(self._statistics[window], warped)
+
+
+def block_means(volumes: Tensor, factor: int) -> Tensor:
+    """Return the means of blocks of ``factor**3`` voxels; at the end of an axis there can be fewer.
+
+    Parameters
+    ----------
+    volumes : Tensor
+        ``(N, C, D, H, W)``.
+    factor : int
+        Edge of the blocks in voxels.
+    """
+    if factor == 1:
+        return volumes
+    return functional.avg_pool3d(volumes, factor, ceil_mode=True, count_include_pad=False)

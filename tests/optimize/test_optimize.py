@@ -16,7 +16,7 @@ from nio_pydra.optimize.io import IOSettings, optimize_field
 from nio_pydra.optimize.nio import NIOSettings, optimize_network
 from nio_pydra.optimize.problem import Objective, Problem
 from nio_pydra.spatial.transforms import DisplacementField
-from nio_pydra.spatial.unit_grid import unit_to_voxel, upsample, warp
+from nio_pydra.spatial.unit_grid import unit_to_voxel, upsample, voxel_to_unit, warp
 
 SHAPE = (32, 40, 32)
 ZERO = torch.zeros(1, 3, *SHAPE)
@@ -112,6 +112,62 @@ def test_io_refines_a_field(pair, spacing):
     assert pair.similarity(refined) < pair.similarity(ZERO) - 0.02
 
 
+@pytest.mark.parametrize("coarse", [(60, 0), (0, 60)])
+@pytest.mark.parametrize("spacing", [1, 3])
+def test_steps_on_coarse_images_find_a_known_shift_at_full_resolution(coarse, spacing):
+    size, shift = (34, 41, 38), (2.0, -1.5, 1.0)  # not multiples of 4
+    generator = torch.Generator().manual_seed(3)
+    fixed = upsample(torch.rand(1, 1, 6, 7, 7, generator=generator), 6)[..., :34, :41, :38].contiguous()
+    truth = voxel_to_unit(torch.tensor(shift).view(1, 3, 1, 1, 1).expand(1, 3, *size))
+    pair = Problem(fixed, warp(fixed, -truth))
+    settings = IOSettings(
+        iterations=0, coarse_iterations=coarse, learning_rate=0.2, spacing=spacing, objective=Objective(weight=0.02)
+    )
+    found = unit_to_voxel(optimize_field(torch.zeros(1, 3, *size), pair, settings))[0]
+    assert found.shape == (3, *size)
+    assert found[:, 8:-8, 8:-8, 8:-8].median(dim=1)[0].flatten(1).median(dim=1)[0].tolist() == pytest.approx(
+        shift, abs=0.25
+    )
+
+
+def test_coarse_steps_before_fine_ones_improve_on_the_same_fine_ones(pair):
+    fine = IOSettings(iterations=3, learning_rate=0.3)
+    values = [
+        pair.similarity(optimize_field(ZERO, pair, replace(fine, coarse_iterations=n, form=form))).item()
+        for form in ("displacement", "velocity") for n in ((0, 0), (20, 20))
+    ]  # fmt: skip
+    assert values[1] < values[0] - 0.005 and values[3] < values[2] - 0.005
+
+
+def test_a_coarser_pair_holds_means_and_leaves_out_every_block_with_a_lesion(pair):
+    weights = torch.ones_like(pair.moving)
+    weights[..., 9, 13, 21] = 0
+    coarse = Problem(pair.fixed, pair.moving, moving_weights=weights).coarser(4)
+    assert coarse.moving.shape[2:] == (8, 10, 8) and coarse.fixed_weights is None
+    assert coarse.moving[0, 0, 2, 3, 5] == pytest.approx(pair.moving[0, 0, 8:12, 12:16, 20:24].mean().item(), rel=1e-5)
+    assert torch.argwhere(coarse.moving_weights[0, 0] == 0).tolist() == [[2, 3, 5]]
+
+
+def test_windows_of_coarser_images_are_smaller_but_no_less_than_five_voxels():
+    assert [Objective(window=w).coarser(f).window for w, f in ((11, 1), (11, 2), (11, 4), (7, 2), (3, 2), (21, 2))] == [
+        11, 5, 5, 5, 3, 11,
+    ]  # fmt: skip
+
+
+def test_a_loss_at_the_resolution_of_the_level_teaches_the_network_as_well(pair, network):
+    at_level = replace(FAST, iterations=(10, 8, 0), compared="level")
+    predicted = optimize_network(network, pair, NIOSettings(iterations=(0, 0, 0)))
+    values = [
+        pair.similarity(optimize_network(network, pair, settings)).item()
+        for settings in (at_level, replace(at_level, compared="full"))
+    ]
+    assert max(values) < pair.similarity(predicted).item() - 0.02 and values[0] != values[1]
+    last = replace(FAST, iterations=(0, 0, 3))
+    assert torch.equal(
+        *(optimize_network(network, pair, replace(last, compared=kind)) for kind in ("full", "level"))
+    ), "the last level has the full resolution"
+
+
 def test_a_velocity_and_a_penalty_of_volume_change_prevent_folds(pair):
     rough = IOSettings(iterations=40, learning_rate=0.6, smoothings=0, objective=Objective(weight=0))
     penalised = replace(rough, objective=Objective(weight=0, volume_weight=0.05))
@@ -153,6 +209,10 @@ def test_a_lesion_does_not_pull(pair):
         (NIOSettings, "iterations", (1, -2, 3)),
         (NIOSettings, "learning_rate", 0.0),
         (IOSettings, "iterations", -1),
+        (IOSettings, "coarse_iterations", (5,)),
+        (IOSettings, "coarse_iterations", (5, -1)),
+        (IOSettings, "form", "speed"),
+        (NIOSettings, "compared", "half"),
         (IOSettings, "spacing", 0),
         (IOSettings, "smoothings", -1),
         (IOSettings, "learning_rate", float("nan")),
@@ -160,7 +220,7 @@ def test_a_lesion_does_not_pull(pair):
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(kind, name, value):
-    with pytest.raises(ValueError, match=rf"^{name} is {re.escape(str(value))}: expected"):
+    with pytest.raises(ValueError, match=rf"^{name} is {re.escape(repr(value))}: expected"):
         kind(**{name: value})
 
 
