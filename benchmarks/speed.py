@@ -1,4 +1,4 @@
-"""Time NIO_m against SyN and greedy on the same real pairs, and write `docs/results/speed.md`.
+"""Time preset `paper` against SyN and greedy on the same real pairs, and write `docs/results/speed.md`.
 
     python benchmarks/speed.py DATASET --labels DATASET/derivatives/manual --out RUNS
 
@@ -7,6 +7,7 @@ Brain masks and one affine are made once per pair and shared by all methods. Eve
 is done again when its request differs (names of files, threads) or its folder was deleted, not when code or contents
 change: the table names the commits; what could not be run
 (a peer that is not installed, a preset that does not exist) is tried again each time and named in the table.
+Preset `fast` is timed by `whole_way.py`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ from speed_table import write_table
 #: Method to its request. A pair's files, threads and weights are added to it.
 METHODS: dict[str, dict[str, Any]] = {
     "nio_m paper": {"task": "engine", "engine": "nio_m", "preset": "paper"},
-    "nio_m fast": {"task": "engine", "engine": "nio_m", "preset": "fast"},
     "greedy": {"task": "engine", "engine": "greedy", "preset": "default"},
-    "syn fast": {"task": "engine", "engine": "syn", "preset": "fast"},
     "nio_m paper float32": {"task": "engine", "engine": "nio_m", "preset": "paper", "precision": "float32"},
     "syn precise": {"task": "engine", "engine": "syn", "preset": "precise"},
 }
@@ -107,12 +106,13 @@ def _pair(options: argparse.Namespace, case: str) -> dict[str, str]:
     made = _folder(options, "pairs", case)
     files = {"fixed_mask": made / "fixed_mask.nii.gz", "moving_mask": made / "moving_mask.nii.gz"}
     for role, participant in (("fixed", options.atlas), ("moving", case)):
-        files[role] = _first(options.dataset / f"sub-{participant}", "*_T1w.nii.gz")
-        files[f"{role}_labels"] = _first(options.labels / f"sub-{participant}", "*_desc-malf_dseg.nii.gz")
+        files[role] = first_file(options.dataset / f"sub-{participant}", "*_T1w.nii.gz")
+        files[f"{role}_labels"] = first_file(options.labels / f"sub-{participant}", "*_desc-malf_dseg.nii.gz")
     return {key: str(path.resolve()) for key, path in {**files, "affine": made / "affine.h5"}.items()}
 
 
-def _first(folder: Path, pattern: str) -> Path:
+def first_file(folder: Path, pattern: str) -> Path:
+    """Return the first file of a name in a folder, or end."""
     found = sorted(folder.rglob(pattern))
     if not found:
         raise SystemExit(f"{folder}: found no {pattern}")
@@ -131,7 +131,7 @@ def _run(options: argparse.Namespace, method: str, case: str, request: dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "request.json").write_text(json.dumps(request, indent=1) + "\n")
     print(f"== {method}, {case}", flush=True)
-    result = {"request": request, "load_before": os.getloadavg()[0], "commit": _commit(), "machine": _machine()}
+    result = {"request": request, "load_before": os.getloadavg()[0], "commit": commit(), "machine": _machine()}
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__).with_name("speed_run.py")), str(folder / "request.json"), str(answer)]
@@ -199,7 +199,8 @@ def cpu_model() -> str:
     return f"{entries.get('model name', platform.machine())} ({numbers})"
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """Return the commit of this code, with -dirty where it was changed since."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

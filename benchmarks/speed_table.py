@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 __all__ = ["Figure", "figures", "write_table"]
@@ -24,7 +24,7 @@ TIMES = ("seconds", "processor_seconds")
 PAIRS_NEEDED = 3
 BYTES_PER_MB = 2**20  # the records' MB
 BYTES_PER_GB = 1e9  # the targets' GB, taken strictly
-PAPER, FAST, PLAIN = "nio_m paper", "nio_m fast", "nio_m paper float32"
+PAPER, PLAIN = "nio_m paper", "nio_m paper float32"
 NOTES = """
 Written by `benchmarks/speed.py`. One brain mask per image and one affine per pair serve all methods; each run is a
 process of its own with {threads} threads. Seconds are of the registration alone, without affine, reading and
@@ -82,11 +82,7 @@ def figures(runs: dict[str, dict[str, dict[str, Any]]]) -> list[Figure]:
     found = [
         _ratio(runs, PAPER, "syn precise", 1 / 6),
         _ratio(runs, PAPER, "greedy", 2),
-        _ratio(runs, FAST, "greedy", 0.4),
     ]
-    dice = _pairwise(runs, FAST, PAPER, "dice")
-    gain = mean(a - b for a, b in dice) if dice else None
-    found.append(Figure("mean Dice of fast less that of paper", "", -0.003, True, gain, pairs=len(dice)))
     for case, run in runs["memory"].items():
         limit = 12 if case == "256x256x256" else 4.5
         peak = run["peak_memory_mb"] * BYTES_PER_MB / BYTES_PER_GB if _done(run) else None
