@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -65,6 +65,12 @@ class Problem:
     @cached_property
     def _statistics(self) -> dict[int, FixedStatistics]:
         return {}
+
+    def with_moving(self, moving: Tensor, moving_weights: Tensor | None = None) -> Problem:
+        """Return the pair of the same fixed image and another moving one; what is known of the fixed one is shared."""
+        other = replace(self, moving=moving, moving_weights=moving_weights)
+        other.__dict__["_statistics"] = self._statistics
+        return other
 
     def loss(self, field: Tensor, objective: Objective) -> Tensor:
         """Return the objective of a unit field ``(1, 3, D, H, W)`` at full resolution."""
