@@ -142,14 +142,15 @@ def _participant(options: argparse.Namespace, command: str) -> int:
 
 def _method(options: argparse.Namespace) -> Method:
     """Return the method that the options name; with --adapt FILE, by these weights."""
+    chosen = argparse.Namespace(**vars(options))  # the file of options repeats what the user gave
     if options.adapt is not None:
         if isinstance(options.adapt, Path) and options.weights is not None:
             raise InputError("--adapt FILE and --weights name weights both: leave out one.")
         if isinstance(options.adapt, Path):
-            options.weights = options.adapt
+            chosen.weights = options.adapt
         if options.engine == DEFAULT_ENGINE and not (options.preset or options.settings or options.sloppy):
-            options.preset = "adapted"
-    return method_of(options)
+            chosen.preset = "adapted"
+    return method_of(chosen)
 
 
 def _adapted(options: argparse.Namespace, run: DatasetRun, settings: DatasetSettings) -> Method:

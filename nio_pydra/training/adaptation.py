@@ -7,6 +7,7 @@ each step on another scan. Scans that are held out tell when it no longer helps.
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import json
 import time
@@ -31,7 +32,7 @@ from nio_pydra.networks import load_network, save_network
 from nio_pydra.networks.checkpoints import condition_for, default_weights, read_metadata, weights_digest
 from nio_pydra.networks.lapirn import LEVELS, LapIRN, image_pyramid
 from nio_pydra.optimize.problem import Objective, Problem
-from nio_pydra.optimize.resources import autocast, keep_freed_memory, limit_threads, place
+from nio_pydra.optimize.resources import autocast, keep_freed_memory, limit_threads, place, return_freed_memory
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.unit_grid import upsample
 from nio_pydra.system.files import contents_digest
@@ -177,8 +178,10 @@ def adapt(
         device = choose_device(runtime)
         network = place(network, device)
         problems = _problems(atlas, scans, network, metadata, profile, device)
-        run = _Adaptation(network, problems, out, settings, metadata, origin, runtime, log)
-        run.run(device)
+        _Adaptation(network, problems, out, settings, metadata, origin, runtime, log).run(device)
+        del problems
+        gc.collect()
+        return_freed_memory()  # registrations in other processes need it
     return out / "weights.safetensors"
 
 

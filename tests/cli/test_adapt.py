@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 
 import pytest
@@ -103,6 +104,9 @@ def test_a_file_of_adapted_weights_is_used_and_another_atlas_is_said(finished, t
     assert not (tmp_path / "out/weights").exists()
     record = record_of(tmp_path / "out", "sub-02", "Other")
     assert record["preset"] == "adapted" and record["weights"]["sha256"] == weights_digest(out / WEIGHTS)
+    (written,) = (tmp_path / "out/logs").glob("*.toml")  # with which the run can be repeated
+    assert not re.search("^(weights|preset) =", written.read_text(), re.MULTILINE)
+    assert re.search("^adapt = ", written.read_text(), re.MULTILINE)
 
 
 def test_weights_that_do_not_fit_a_run_are_said(finished, weights, caplog, monkeypatch):
