@@ -132,8 +132,7 @@ class Boilerplate:
 
     def _adaptation(self) -> Iterator[tuple[str, tuple[Reference, ...]]]:
         weights = getattr(self.method.settings, "weights", None)
-        adapted = None if weights is None else adaptation_of(weights)
-        if adapted is None:
+        if weights is None or (adapted := adaptation_of(weights)) is None:
             return
         learned = adapted["scans"] - adapted["held_out"]
         text = (

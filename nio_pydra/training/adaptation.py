@@ -294,7 +294,7 @@ class _Adaptation(Loop):
                 unit = self._field(problem, LEVELS) if registered else torch.zeros(1, 3, *size, device=self.device)
                 unit = unit.float().contiguous()
                 similarities.append(-float(problem.similarity(unit, self.objective.window)))
-                folds.append(folded(unit.cpu(), problem.fixed.cpu()))
+                folds.append(folded(unit, problem.fixed))
         if not similarities:
             return None
         value, share = float(np.mean(similarities) - np.mean(folds)), float(np.mean(folds))
