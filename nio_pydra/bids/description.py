@@ -111,7 +111,7 @@ def _ignored(profile: Profile) -> str:
     }
     own = [f"*_{name}" for name in names.values()]
     own += [f"*_{name.partition('.')[0]}.json" for product, name in names.items() if product.sidecar]
-    others = ("*_cohort-*", "group_*", "logs/", "sub-*/figures", "*.html")
+    others = ("*_cohort-*", "group_*", "logs/", "/weights", "sub-*/figures", "*.html")
     return "".join(f"{pattern}\n" for pattern in dict.fromkeys([*own, *others]))
 
 

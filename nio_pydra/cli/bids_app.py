@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nio_pydra.cli.adapt import DEFAULT_SCANS, adapted_in_output, scans_or_weights, warn_if_adapted_to_another
 from nio_pydra.cli.config_file import with_config_file, write_config_file
 from nio_pydra.cli.dataset import (
+    DatasetRun,
     add_dataset_options,
     clean_if_asked,
     ended_by_signals,
@@ -27,12 +29,14 @@ from nio_pydra.cli.dataset import (
 from nio_pydra.cli.errors import exit_status
 from nio_pydra.cli.options import add_engine_options, add_jacobian_option, method_of
 from nio_pydra.cli.version import ShowVersion
+from nio_pydra.engines.names import DEFAULT_ENGINE
 from nio_pydra.errors import InputError
 from nio_pydra.system.wording import counted
 
 if TYPE_CHECKING:
+    from nio_pydra.engines.methods import Method
     from nio_pydra.report.boilerplate import Boilerplate
-    from nio_pydra.workflows.dataset import Outcome
+    from nio_pydra.workflows.dataset import DatasetSettings, Outcome
 
 __all__ = ["main"]
 
@@ -86,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     add_engine_options(parser)
     add_jacobian_option(parser)
     parser.add_argument(
+        "--adapt", nargs="?", type=scans_or_weights, const=DEFAULT_SCANS, metavar="N|FILE",
+        help="adapt the network once to N scans of this run (default: %(const)s) and the atlas, keep its weights in "
+        "OUT_DIR/weights, and register each scan by the preset adapted; or use the weights FILE of `nio adapt`",
+    )  # fmt: skip
+    parser.add_argument(
         "--sloppy", action="store_true", help="quick results of low quality, for tests: preset draft, or else fast"
     )
     return parser
@@ -103,13 +112,17 @@ def _participant(options: argparse.Namespace, command: str) -> int:
 
     for atlas in run.atlases:
         refuse_mixture(options.out_dir, atlas.space, options.engine, atlas.image)
-    method = method_of(options)
+    method = _method(options)
     settings = replace(
         settings_of(options, run, method), conformed_mask=options.fmriprep_mask, jacobian=options.output_jacobian
     )
     if not options.boilerplate_only:
         clean_if_asked(options)
-    write_description(options.out_dir, command, run.sources, options.profile)
+    if isinstance(options.adapt, int):
+        method = _adapted(options, run, settings)
+        settings = replace(settings, method=method)
+    warn_if_adapted_to_another(method, run.atlases)
+    write_description(options.out_dir, _with_weights(command, method), run.sources, options.profile)
     write_config_file(options, run.log_file.with_suffix(".toml"), command)
     boilerplate = Boilerplate(run.scans, run.atlases, method, settings.runtime, options.profile)
     texts = write_boilerplate(boilerplate, options.out_dir)
@@ -128,6 +141,42 @@ def _participant(options: argparse.Namespace, command: str) -> int:
         )
     _report(boilerplate, outcomes, options.out_dir)
     return log_outcomes(outcomes, options.out_dir, time.perf_counter() - start)
+
+
+def _method(options: argparse.Namespace) -> Method:
+    """Return the method that the options name; with --adapt FILE, by these weights."""
+    chosen = argparse.Namespace(**vars(options))  # the file of options repeats what the user gave
+    if options.adapt is not None:
+        if isinstance(options.adapt, Path) and options.weights is not None:
+            raise InputError("--adapt FILE and --weights name weights both: leave out one.")
+        if isinstance(options.adapt, Path):
+            chosen.weights = options.adapt
+        if options.engine == DEFAULT_ENGINE and not (options.preset or options.settings or options.sloppy):
+            chosen.preset = "adapted"
+    return method_of(chosen)
+
+
+def _adapted(options: argparse.Namespace, run: DatasetRun, settings: DatasetSettings) -> Method:
+    """Return the method of a run with weights that are adapted to its scans, now or by an earlier run."""
+    if options.boilerplate_only:
+        raise InputError("--boilerplate-only computes nothing: give the adapted weights with --adapt FILE.")
+    with ended_by_signals("nio-pydra"):
+        weights = adapted_in_output(run, settings, options.adapt, options.out_dir, options.work_dir)
+    method = settings.method
+    return replace(method, settings=replace(method.settings, weights=weights.absolute()))
+
+
+def _with_weights(command: str, method: Method) -> str:
+    """Return a command line for the description of the dataset, with what its weights were adapted to."""
+    from nio_pydra.networks.checkpoints import adaptation_of, weights_digest
+
+    weights = getattr(method.settings, "weights", None)
+    if weights is None or (adapted := adaptation_of(weights)) is None:
+        return command
+    return (
+        f"{command} (network weights {weights.name}, SHA-256 {weights_digest(weights)}, adapted to "
+        f"{counted(adapted['scans'], 'scan')} and {adapted['atlas']['name']})"
+    )
 
 
 def _report(boilerplate: Boilerplate, outcomes: Sequence[Outcome], out_dir: Path) -> None:

@@ -84,10 +84,11 @@ class DatasetRun:
         return atlas
 
 
-def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    """Add the dataset, the output folder, and the options for scans, atlases and work."""
+def add_dataset_options(parser: argparse.ArgumentParser, *, derivatives: bool = True) -> None:
+    """Add the dataset, the output folder where `derivatives` are written, and options for scans, atlases and work."""
     parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="root of the BIDS dataset")
-    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder for the derivatives")
+    if derivatives:
+        parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder for the derivatives")
     scans = parser.add_argument_group("scans")
     scans.add_argument(
         "--participant-label", "--participant_label", nargs="+", action="extend", default=[], metavar="LABEL",

@@ -21,6 +21,7 @@ COMMANDS = {
     "weights": "convert or show network weights",
     "demo": "simulate subjects, register them and compare with the truth",
     "train": "train network weights",
+    "adapt": "adapt network weights to an atlas and a dataset",
 }
 """Help by command. Each command is a module of this package with `add_arguments(parser)` and `main(args)`."""
 

@@ -202,6 +202,10 @@ class Engine(ABC):
         """The references in a line."""
         return "; ".join(map(str, self.references))
 
+    def described(self, settings: Any) -> str:
+        """Return what the engine does with these settings, in one line."""
+        return self.what
+
     @abstractmethod
     def run(self, pair: Pair, settings: Any, runtime: Runtime) -> Deformation:
         """Find the deformation that remains after the pair's affine.

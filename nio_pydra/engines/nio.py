@@ -108,8 +108,8 @@ class NetworkEngine(Engine):
         Returns
         -------
         Deformation
-            Forward field on the fixed grid without folds, and no inverse. The details hold ``weights`` and
-            ``before_unfolding``, the regularity of the field before folds were removed.
+            Forward field on the fixed grid without folds, and no inverse. The details hold ``weights``, with what
+            they were adapted to, and ``before_unfolding``, the regularity of the field before folds were removed.
 
         Raises
         ------
@@ -147,7 +147,8 @@ class NetworkEngine(Engine):
         }
         if network is not None:
             path = settings.weights or self._weights()
-            details["weights"] = {"name": path.name, "sha256": weights_digest(path)}
+            adapted = conventions.get("adapted")
+            details["weights"] = {"name": path.name, "sha256": weights_digest(path), "adapted": adapted}
         if condition is not None:
             details["condition"] = condition
         if device.type == "cuda":
@@ -166,6 +167,13 @@ class NetworkEngine(Engine):
         if network is None:
             return None
         return (settings.weights or self._weights()).name, str(conventions.get("training_data", "unknown"))
+
+    def described(self, settings: NetworkSettings) -> str:
+        """Return what is done. Without steps of the network it is no Neural Instance Optimization."""
+        optimises = any(preset.network for preset in self.presets.values())
+        if not optimises or settings.network is not None or settings.start == "zero":
+            return self.what
+        return f"LapIRN{', with instance optimisation of the displacement field' if settings.field else ''}"
 
     def memory_mb(self, fixed_object: Nifti1Image, settings: NetworkSettings, runtime: Runtime) -> Memory:
         """Predict the peak memory of LapIRN; other networks take less."""
@@ -215,8 +223,8 @@ change takes the place of a part of the diffusion: at the same overlap the Jacob
 field hardly folds (docs/results/experiment_1.md)."""
 
 #: "paper" is the schedule of Mok et al. "precise" adds the refinement of the field, and "fast" puts it in the place of
-#: most steps. "diffeomorphic" is "fast" with the velocity refined. "draft" is "fast" with
-#: a quarter of its costly steps.
+#: most steps. "diffeomorphic" is "fast" with the velocity refined. "adapted" is for weights of `nio adapt`: the network
+#: takes no steps, and the field fewer. "draft" is "fast" with a quarter of its costly steps.
 NIO_M = NetworkEngine(
     "Neural Instance Optimization, coarse to fine: LapIRN's weights are optimised on the pair, level by level",
     (MOK_2023, MOK_2020),
@@ -225,6 +233,7 @@ NIO_M = NetworkEngine(
         "precise": NetworkSettings(network=NIOSettings(), field=REFINEMENT),
         "fast": NetworkSettings(network=FEW_STEPS, field=REFINEMENT),
         "diffeomorphic": NetworkSettings(network=FEW_STEPS, field=replace(REFINEMENT, form="velocity")),
+        "adapted": NetworkSettings(field=replace(REFINEMENT, coarse_iterations=(0, 0))),
         "draft": NetworkSettings(
             network=replace(FEW_STEPS, iterations=(5, 0, 0)), field=replace(REFINEMENT, iterations=3)
         ),

@@ -35,7 +35,7 @@ from nio_pydra.spatial.transforms import Transform, resample
 from nio_pydra.system.files import contents_digest, write_text
 from nio_pydra.system.forks import fork_safe
 
-__all__ = ["Registration", "map_volume_change", "propagate_labels", "register", "score", "warp"]
+__all__ = ["Registration", "map_volume_change", "propagate_labels", "read_pair", "register", "score", "warp"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -117,7 +117,7 @@ def register(
     forget_peak_memory()
     limit_threads(runtime.thread_count)
     whole = Stopwatch()
-    pair = _read_pair(fixed, moving, Path(affine), profile)
+    pair = read_pair(fixed, moving, Path(affine), profile)
     reading = whole.read().wall
     found = method.engine.run(pair, method.settings, runtime)
     inversion = Stopwatch()
@@ -294,7 +294,14 @@ def score(
     return completed
 
 
-def _read_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path, profile: Profile) -> Pair:
+def read_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path, profile: Profile) -> Pair:
+    """Read two images, their masks and their affine.
+
+    Raises
+    ------
+    InputError
+        If one of the files cannot be used.
+    """
     images = load_image(fixed.image, "fixed image"), load_image(moving.image, "moving image")
 
     def mask(path: Path | None, like: Nifti1Image, role: str) -> Nifti1Image | None:

@@ -18,6 +18,7 @@ from nio_pydra.networks.published import SUFFIXES, read_published
 from nio_pydra.system.files import atomic_path
 
 __all__ = [
+    "adaptation_of",
     "condition_for",
     "convert",
     "default_weights",
@@ -113,6 +114,17 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"{path} holds no nio_pydra metadata ({', '.join(missing)} missing): was it made elsewhere?")
     return metadata
+
+
+def adaptation_of(path: Path) -> dict[str, Any] | None:
+    """Return what weights were adapted to (:mod:`nio_pydra.training.adaptation`). None: to nothing.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_metadata`.
+    """
+    return None if path.suffix in SUFFIXES else read_metadata(path).get("adapted")
 
 
 def load_network(path: Path | None = None) -> tuple[Network, dict[str, Any]]:

@@ -88,6 +88,12 @@ class Problem:
         weights = smallest(self.fixed_weights), smallest(self.moving_weights)
         return Problem(block_means(self.fixed, factor), block_means(self.moving, factor), *weights)
 
+    def with_moving(self, moving: Tensor, moving_weights: Tensor | None = None) -> Problem:
+        """Return the pair of the same fixed image and another moving one; what is known of the fixed one is shared."""
+        other = replace(self, moving=moving, moving_weights=moving_weights)
+        other.__dict__["_statistics"] = self._statistics
+        return other
+
     def loss(self, field: Tensor, objective: Objective) -> Tensor:
         """Return the objective of a unit field ``(1, 3, D, H, W)`` at the resolution of the pair."""
         similarity = self.similarity(field, objective.window)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-__all__ = ["autocast", "keep_freed_memory", "limit_threads", "place"]
+__all__ = ["autocast", "keep_freed_memory", "limit_threads", "place", "return_freed_memory"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -40,6 +40,14 @@ def keep_freed_memory(voxels: int = 0) -> None:
     if voxels > KEPT_VOXELS or not mallopt(M_MMAP_THRESHOLD, NEVER):  # older versions refuse more than LARGE_BLOCK
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
     mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what :func:`keep_freed_memory` kept; with another C library this does nothing."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
 def limit_threads(threads: int) -> None:

@@ -21,8 +21,10 @@ from nio_pydra.engines.references import (
     FISCH_2024,
     GORGOLEWSKI_2016,
     JARECKA_2020,
+    MOK_2023,
     Reference,
 )
+from nio_pydra.networks.checkpoints import adaptation_of
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import write_text
 from nio_pydra.system.wording import counted
@@ -79,6 +81,7 @@ class Boilerplate:
                 f"{{}} (antspyx {version('antspyx')}), and refused where it did not align the {self.profile.name}s.",
                 (AVANTS_2011,),
             ),
+            *self._adaptation(),
             self._registration(),
             *self._lesions(own),
             self._resampling(own),
@@ -127,12 +130,28 @@ class Boilerplate:
                 (MASK_REFERENCES[maker],),
             )
 
+    def _adaptation(self) -> Iterator[tuple[str, tuple[Reference, ...]]]:
+        weights = getattr(self.method.settings, "weights", None)
+        if weights is None or (adapted := adaptation_of(weights)) is None:
+            return
+        learned = adapted["scans"] - adapted["held_out"]
+        text = (
+            f"The weights of the network ({weights.name}) had been adapted to {counted(learned, 'scan')} and "
+            f"the image {adapted['atlas']['name']} by {' + '.join(map(str, adapted['steps']))} steps of the loss of "
+            "Neural Instance Optimization at its levels 1 to 3{}"
+        )
+        if adapted["held_out"]:
+            text += f", of which those were kept that aligned {counted(adapted['held_out'], 'further scan')} best"
+        yield f"{text}.", (MOK_2023,)
+
     def _registration(self) -> tuple[str, tuple[Reference, ...]]:
         engine = get_engine(self.method.name)
         if self.method.name == "affine":
             return "No deformation was added to the affine.", ()
         settings = self.method.record()["settings"]
-        text = f"The deformation was computed by {engine.what}{{}} (engine {self.method.name}"
+        text = (
+            f"The deformation was computed by {engine.described(self.method.settings)}{{}} (engine {self.method.name}"
+        )
         text += f", preset {self.method.preset}" if self.method.preset else ""
         if engine.package:
             text += f", {engine.package} {version(engine.package)}"

@@ -39,7 +39,7 @@ from nio_pydra.workflows.slurm import Lost, Scans, live_jobs, resources_of, run_
 from nio_pydra.workflows.subject import Subject
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
 
-__all__ = ["DatasetSettings", "Outcome", "register_dataset"]
+__all__ = ["DatasetSettings", "Outcome", "atlas_mask", "register_dataset", "unreadable", "worker_of"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -220,16 +220,16 @@ def _register_all(
     scans: Sequence[Scan], atlases: Sequence[Atlas], settings: DatasetSettings, failures: _Failures, cache: Path
 ) -> list[Outcome]:
     out_dir = failures.out_dir
-    problems = {scan.name: problem for scan in scans if (problem := scan.problem or _unreadable(scan))}
+    problems = {scan.name: problem for scan in scans if (problem := scan.problem or unreadable(scan))}
     for scan in scans:
         for atlas in atlases if scan.name in problems else ():
             failures.note(Outcome(scan, atlas, problems[scan.name]))
     good = [scan for scan in scans if scan.name not in problems]
     for scan in good:
         discard_leftovers(_destination(scan, atlases[0], settings, out_dir))
-    worker = _worker(settings)
+    worker = worker_of(settings)
     with Submitter(worker=worker, cache_root=cache, n_procs=1) as submit:
-        masks = {atlas.label: _atlas_mask(atlas, settings, submit, cache) for atlas in atlases}
+        masks = {atlas.label: atlas_mask(atlas, settings, submit, cache) for atlas in atlases}
     common = _common_inputs(settings)
     inputs = {
         _name(scan, atlas, atlases): _inputs(scan, atlas, settings, out_dir, masks[atlas.label])
@@ -260,7 +260,7 @@ def _register_all(
     return [outcome(scan, atlas) for atlas in atlases for scan in scans]
 
 
-def _unreadable(scan: Scan) -> str:
+def unreadable(scan: Scan) -> str:
     """Return a sentence about a file of a scan that cannot be read. Empty where all can."""
     for path in (scan.image, scan.lesion, scan.mask, scan.labels):
         # Reading uses the rights of the effective user, which only some systems can check.
@@ -352,13 +352,14 @@ def _stored_products(common: dict[str, Any], inputs: dict[str, Any], cache: Path
     return {name: None if file is None else Path(file) for name, file in files.items()}
 
 
-def _worker(settings: DatasetSettings) -> Any:
+def worker_of(settings: DatasetSettings) -> Any:
+    """Return the pydra worker of a run."""
     if settings.worker == "slurm":
         require_usable(settings.slurm_args)
     return ForkserverWorker if settings.worker == "cf" else SerialWorker
 
 
-def _atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Path) -> Path:
+def atlas_mask(atlas: Atlas, settings: DatasetSettings, submit: Any, cache: Path) -> Path:
     """Return the mask of the object in the atlas, on its grid. It is made once, before the scans need it."""
     task = Prepare(
         image=atlas.image,

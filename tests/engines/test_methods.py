@@ -48,7 +48,11 @@ def test_settings_that_differ_are_set_in_nested_parts_and_the_rest_stays():
     ("arguments", "changes", "sentence"),
     [
         (("magic",), {}, "There is no engine magic: choose one of nio_m"),
-        (("nio_m", "magic"), {}, "has no preset magic: choose one of paper, precise, fast, diffeomorphic, draft"),
+        (
+            ("nio_m", "magic"),
+            {},
+            "has no preset magic: choose one of paper, precise, fast, diffeomorphic, adapted, draft",
+        ),
         (("nio_m",), {"netwrok": {}}, r"there is no setting netwrok: choose one of start, network"),
         (("nio_m",), {"network": {"iterations": "many"}}, "network.iterations is 'many': expected a list"),
         (("nio_m",), {"network": {"iterations": [1.5, 0, 0]}}, "network.iterations is 1.5: expected a whole number"),

@@ -295,7 +295,7 @@ def test_the_best_weights_are_kept_and_trained_on(maps, tmp_path, monkeypatch, v
 
     monkeypatch.setattr(loop, "Validation", Scripted)
     kept = []
-    monkeypatch.setattr(loop._Run, "_export", _noting(loop._Run._export, kept))
+    monkeypatch.setattr(loop._Training, "export", _noting(loop._Training.export, kept))
     network = run(small(stages=(Stage(1, 3),), validate_every=1, held_out=2), maps, tmp_path)
     assert len(kept) == exports
     last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["network"]

@@ -1,0 +1,326 @@
+"""Adaptation: what the test scans gain when LapIRN was adapted to training scans of their dataset, and what it costs.
+
+Weights are adapted by `nio adapt` to 1, 2, 5, 10 and 14 scans of the `train` split, which are kept in
+`OUT/adapt_weights`, and tried on the eight test scans, on another atlas, on scans of other origin and on changed
+scans. Methods that experiment 1 has in the same `OUT` are taken over from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from common import DOCS, Comparison, cases_of_tables, not_run, oasis, publish, read_options, run, table
+from experiment_3 import comparisons as of_other_origin
+from experiment_4 import CHANGES
+from experiment_4 import comparisons as with_changes
+
+from nio_pydra.comparison.scope import folder_of
+from nio_pydra.comparison.statistics import mean_of_lowest
+from nio_pydra.networks.checkpoints import adaptation_of
+from nio_pydra.report.canvas import new_figure
+from nio_pydra.system.cores import processor_name
+from nio_pydra.system.files import atomic_path, write_text
+
+ATLAS, OTHER_ATLAS = "1000", "1010"
+TRAIN = (
+    "1001", "1002", "1006", "1007", "1008", "1009", "1010", "1011", "1012", "1013", "1014", "1015", "1017", "1036",
+)  # fmt: skip
+"""The `train` split without the atlas."""
+USUAL = 5
+"""Number of scans of the weights that are tried elsewhere."""
+KNOWN = ("affine", "niftyreg", "greedy", "lapirn", "io", "nio_m", "nio_m:fast")
+MANY = 2000
+MARKS = ("<!-- costs -->", "<!-- end of costs -->")
+"""Around what this script writes into docs/adapt.md."""
+CHANGED = ("inverted", "bias", "noise")
+NOTES = f"""\
+`@adapted_N.safetensors` are the package's weights, adapted by `nio adapt` with its defaults to N scans of the `train`
+split and the atlas sub-{ATLAS}; a fifth of the N, at least one of two, is held out to stop on and not learned from. No
+label is used. `lapirn` is the network alone, `nio_m:adapted` adds the short refinement of the field that the preset
+`adapted` has; neither takes steps of the network. Default weights, schedule and number of steps were chosen on the
+`train` split: sub-1036 as a hidden scan, with five others to learn from.
+
+Methods without `@` come from [experiment 1](experiment_1.md), with the same affines (same seed); some of them ran on
+another machine with a GPU, so their processor seconds stand in the tables of `nio compare` only. Processor seconds are
+those of loaded machines."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Weights to adapt.
+
+    Attributes
+    ----------
+    scans : int
+        Number of scans drawn.
+    iterations : tuple of int or None
+        Steps at the levels. None: the defaults.
+    """
+
+    scans: int
+    iterations: tuple[int, int, int] | None = None
+
+    @property
+    def file(self) -> str:
+        """Name of the weights."""
+        steps = "" if self.iterations is None else "_" + "-".join(map(str, self.iterations))
+        return f"adapted_{self.scans}{steps}.safetensors"
+
+    @property
+    def methods(self) -> tuple[str, str]:
+        """What the weights are tried by."""
+        return f"lapirn@{self.file}", f"nio_m:adapted@{self.file}"
+
+
+POINTS = (Point(5), Point(2), Point(14), Point(1), Point(10), Point(5, (60, 0, 0)), Point(5, (60, 300, 0)))
+"""In the order in which they are worth running."""
+
+
+def comparisons(options: argparse.Namespace) -> list[Comparison]:
+    """Return the comparison on the test scans, and those elsewhere."""
+    tried = [method for point in POINTS for method in point.methods]
+    usual = next(point for point in POINTS if point.scans == USUAL).methods
+    home = oasis(
+        options.data, "adapt", f"Adaptation: eight test scans of OASIS to sub-{ATLAS}", (*KNOWN, *tried), atlas=ATLAS
+    )
+    elsewhere = ("affine", "lapirn", usual[0], "nio_m:fast", usual[1])
+    other = replace(
+        oasis(
+            options.data, "adapt_atlas", f"Adapted to sub-{ATLAS}, used with sub-{OTHER_ATLAS}", (), atlas=OTHER_ATLAS
+        ),
+        methods=elsewhere,
+    )
+    origin = replace(of_other_origin(options)[0], name="adapt_origin", methods=elsewhere)
+    changed = replace(with_changes(options)[1], name="adapt_changes", methods=elsewhere)
+    shifts = [replace(changed, name=f"adapt_{change}", filters={"acquisition": change}) for change in CHANGED]
+    return [home, other, origin, *shifts]
+
+
+def adapt(options: argparse.Namespace, home: Comparison, point: Point) -> None:
+    """Adapt weights that are absent, and note what that cost beside the affines, which all methods share."""
+    out = options.weights / point.file
+    if out.is_file():
+        return
+    words = [
+        *(str(home.dataset), "--atlas", str(home.atlas), "--atlas-name", home.atlas_name, "--skull-stripped"),
+        *("--bids-filter-file", str(options.out / "adapt_filter.json"), "--participant-label", *TRAIN),
+        *("--n-scans", str(point.scans), "--work-dir", str(options.work or options.out / "work")),
+        *("--device", options.device),
+    ]  # fmt: skip
+    aligned = options.weights / f"aligned_{point.scans}.safetensors"
+    if not aligned.is_file():
+        _nio("adapt", *words, str(aligned), "--iterations", "1", "0", "0", "--nprocs", "2", "--omp-nthreads", "1")
+    steps = [] if point.iterations is None else ["--iterations", *map(str, point.iterations)]
+    began, before = time.perf_counter(), _processor_seconds()
+    _nio("adapt", *words, str(out), *steps, "--nprocs", "1", "--omp-nthreads", str(options.threads))
+    spent = {
+        "seconds": time.perf_counter() - began,
+        "processor_seconds": _processor_seconds() - before,
+        "load": os.getloadavg()[1],
+        "processor": processor_name(),
+    }
+    write_text(json.dumps(spent, indent=1) + "\n", out.with_suffix(".json"))
+
+
+def _nio(*words: str) -> None:
+    command = [sys.executable, "-c", "import sys; from nio_pydra.cli.nio import main; sys.exit(main(sys.argv[1:]))"]
+    subprocess.run([*command, *words], check=True)
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _take_over(options: argparse.Namespace, home: Comparison) -> None:
+    """Copy the methods that experiment 1 has done."""
+    for method in KNOWN:
+        source = folder_of(options.out / "experiment_1", method)
+        target = folder_of(options.out / home.name, method)
+        if source.is_dir() and not target.exists():
+            shutil.copytree(source, target)
+
+
+def _rows(cases: pd.DataFrame) -> Iterator[tuple[str, list[float]]]:
+    for method, own in cases.groupby("method", sort=False):
+        overlap = own["dice_all"].dropna()
+        at_cpu = own[own["device"] == "cpu"]["processor_seconds"]
+        yield (
+            str(method),
+            [
+                float(len(overlap)), float(overlap.mean()), float(mean_of_lowest(overlap)),
+                *(float(own[name].mean()) for name in ("std_jacobian", "fold_percent_raw")),
+                float(at_cpu.median()) if "@" in str(method) or len(at_cpu) == len(own) else np.nan,
+            ],
+        )  # fmt: skip
+
+
+def _adaptations(options: argparse.Namespace) -> str:
+    """Return the table of what adaptations cost and what they said of themselves."""
+    lines = [
+        "## What the adaptations cost", "",
+        "The affines of the scans come before: they are used again by the registration. Similarity is that of the "
+        "held-out scans, less the share of folds.", "",
+        "| Weights | scans | held out | steps kept | similarity before | after | processor minutes | minutes | load |",
+        "| --- " * 9 + "|",
+    ]  # fmt: skip
+    for point in POINTS:
+        path = options.weights / point.file
+        if not path.is_file():
+            continue
+        adapted = adaptation_of(path) or {}
+        cost = path.with_suffix(".json")
+        spent = json.loads(cost.read_text()) if cost.is_file() else {}
+        cells = [
+            f"`{point.file}`", adapted["scans"], adapted["held_out"], " + ".join(map(str, adapted["steps"])),
+            *(f"{adapted[key]:.4f}" if key in adapted else "–" for key in ("score_before", "score")),
+            *(f"{spent[key] / 60:.1f}" if spent else "–" for key in ("processor_seconds", "seconds")),
+            f"{spent['load']:.1f}" if spent else "–",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _costs(options: argparse.Namespace, cases: pd.DataFrame) -> str:
+    """Return what many scans cost, for the page that users read."""
+    point = next(point for point in POINTS if point.scans == USUAL)
+    spent = (options.weights / point.file).with_suffix(".json")
+    numbers = dict(_rows(cases))
+    if point.methods[1] not in numbers or not spent.is_file():
+        return "Not measured yet."
+    once = json.loads(spent.read_text())["processor_seconds"]
+    lines = [
+        f"Processor time on an {processor_name()} beside other work ({USUAL} scans drawn), without the affine, which "
+        "all methods need; Dice is the mean of "
+        f"{numbers[point.methods[1]][0]:.0f} test scans. Written by `benchmarks/experiments/adapt.py`, "
+        f"{time.strftime('%Y-%m-%d')}.",
+        "",
+        f"| | once, minutes | a scan, seconds | {MANY} scans, hours | Dice |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    names = {
+        point.methods[1]: "adapted", point.methods[0]: "adapted, without the refinement", "nio_m:fast": "`fast`",
+        "greedy": "greedy",
+    }  # fmt: skip
+    for method, name in names.items():
+        _, dice, *_, each = numbers.get(method, [np.nan] * 6)
+        first = once if "@" in method else 0.0
+        hours = (first + MANY * each) / 3600
+        lines.append(f"| {name} | {first / 60:.1f} | {each:.0f} | {hours:.1f} | {dice:.3f} |")
+    saved = numbers["nio_m:fast"][5] - numbers[point.methods[1]][5]
+    if saved > 0:
+        lines += ["", f"The adaptation has paid for itself after {int(np.ceil(once / saved))} scans."]
+    return "\n".join(lines)
+
+
+def _write_costs(text: str) -> None:
+    page = DOCS / "adapt.md"
+    before, rest = page.read_text().split(MARKS[0])
+    write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", page)
+
+
+def _elsewhere(options: argparse.Namespace, others: list[Comparison]) -> str:
+    """Return the table of what weights adapted to another atlas or other images cost."""
+    columns, found = [], []
+    for own in others:
+        if (options.out / own.name / "cases.tsv").is_file():
+            cases = cases_of_tables(options, own)
+            columns.append(own.name.removeprefix("adapt_"))
+            found.append(cases.groupby("method", sort=False)["dice_all"].mean())
+    if not found:
+        return "## Elsewhere\n\nNot run yet."
+    means = pd.concat(found, axis=1)
+    rows = [(str(method), list(values)) for method, values in means.iterrows()]
+    about = (
+        f"`atlas`: the test scans to sub-{OTHER_ATLAS}, to which the weights were not adapted. `origin`: the scans of "
+        "[experiment 3](experiment_3.md). The others: test scans with the changes of [experiment 4](experiment_4.md), "
+        f"of which there are {', '.join(name for name in CHANGES if name in CHANGED)}."
+    )
+    return table("Elsewhere: Dice where the weights were adapted to something else", columns, rows) + f"\n\n{about}"
+
+
+def _draw(cases: pd.DataFrame, path: Path) -> None:
+    """Draw Dice over the number of scans, and over processor seconds."""
+    dice = cases.groupby("method", sort=False)["dice_all"].mean()
+    figure = new_figure(10, 4, "white", 130)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, (name, colour) in enumerate((("lapirn", "#1f77b4"), ("nio_m:adapted", "#222222"))):
+        points = sorted(
+            (point.scans, dice[point.methods[place]])
+            for point in POINTS
+            if point.iterations is None and point.methods[place] in dice
+        )
+        if points:
+            left.plot(*zip(*points, strict=True), "o-", color=colour, label=f"{name}, adapted")
+    for method, style in (("lapirn", ":"), ("greedy", "-."), ("nio_m", "-"), ("nio_m:fast", "--")):
+        if method in dice:
+            left.axhline(dice[method], linestyle=style, color="0.5", linewidth=1, label=method)
+    left.set(xlabel="scans adapted to", ylabel="Dice, mean of the test scans")
+    left.legend(fontsize=7)
+    for method, values in _rows(cases):
+        if np.isfinite(values[5]) and values[1] > 0.55:
+            right.plot(values[5], values[1], "o", color="#222222" if "@" in method else "#1f77b4")
+            right.annotate(method.replace(".safetensors", ""), (values[5], values[1]), fontsize=6)
+    right.set(xlabel="processor seconds a scan, after the affine", xscale="log")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def main() -> int:
+    """Adapt, register and write the page, or a part of it."""
+    options = read_options(__doc__)
+    options.changes = None  # all of experiment 4
+    options.weights = options.out / "adapt_weights"
+    options.weights.mkdir(parents=True, exist_ok=True)
+    os.chdir(options.weights)
+    planned = comparisons(options)
+    home = planned[0]
+    home.options(options)  # writes the filter of first visits
+    _take_over(options, home)
+    if not options.tables_only:
+        whole = argparse.Namespace(**{**vars(options), "register_only": True})
+        for point in POINTS:
+            chosen = replace(home, methods=point.methods)
+            if options.methods and not set(options.methods.split(",")) & set(point.methods):
+                continue
+            adapt(options, home, point)
+            run(whole, [chosen])
+            if point == POINTS[1]:  # the usual point and one more first
+                run(whole, planned[1:])
+        run(whole, planned[1:])
+    if options.register_only:
+        return 0
+    tables = argparse.Namespace(**{**vars(options), "tables_only": True})
+    done = [own for own in planned if len(not_run(options, own)) < len(own.methods)]
+    written = run(tables, done)
+    if options.publish:
+        cases = cases_of_tables(options, home)
+        _draw(cases, DOCS / "images" / "adapt_scans.png")
+        columns = ("scans", "Dice", "DSC30", "std(J)", "raw folds, %", "processor s")
+        own = "\n\n".join(
+            (
+                "![Dice over scans and over processor seconds](../images/adapt_scans.png)",
+                table("Test scans", columns, _rows(cases)),
+                _adaptations(options),
+                _elsewhere(options, written[1:]),
+            )
+        )
+        publish(options, "adapt", home, NOTES, before=own)
+        _write_costs(_costs(options, cases))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
