@@ -124,6 +124,9 @@ def method_of(args: argparse.Namespace) -> Method:
         preset = next((name for name in QUICK_PRESETS if name in get_engine(args.engine).presets), None)
     if args.settings is not None:
         preset, changes = read_settings_file(args.settings, preset)
+    usual = args.profile.preset
+    if preset is None and usual in get_engine(args.engine).presets:
+        preset = usual
     try:
         method = choose_method(args.engine, preset, weights=args.weights, changes=changes)
     except InputError as error:

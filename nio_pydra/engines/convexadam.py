@@ -15,7 +15,7 @@ import torch
 from nio_pydra.engines.child import answer, run_child
 from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
 from nio_pydra.engines.devices import choose_device
-from nio_pydra.engines.network_space import NetworkSpace, grid_around
+from nio_pydra.engines.network_space import NetworkSpace, grid_of
 from nio_pydra.engines.references import SIEBERT_2024
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.errors import InputError
@@ -110,7 +110,7 @@ class ConvexAdamEngine(Engine):
         watch = Stopwatch()
         fixed = pair.fixed_object
         conventions = {"orientation": "RAS", "voxel_size_mm": settings.voxel_size_mm}
-        grid = grid_around(fixed, conventions, math.lcm(settings.grid_spacing, settings.adam_spacing))
+        grid = grid_of(pair, fixed, conventions, math.lcm(settings.grid_spacing, settings.adam_spacing))
         space = NetworkSpace.of(pair, grid, fixed, "percentile", torch.device("cpu"))
         before = watch.read()
         with scratch_folder(runtime.scratch) as folder:

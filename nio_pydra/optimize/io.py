@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nio_pydra.optimize.augmentation import RandomAffines, loss_through
 from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.problem import Objective, Problem
 from nio_pydra.optimize.progress import Progress, finite_field
@@ -45,6 +46,9 @@ class IOSettings:
         displacement. The integral hardly folds. A current displacement is taken as the first velocity.
     objective : Objective
         Similarity window and regularisation weights.
+    augmentation : float
+        Strength of the affine augmentation (:class:`nio_pydra.optimize.augmentation.RandomAffines`): at every step the
+        images are compared where another random affine takes the grid. 0: always on the grid itself.
     """
 
     iterations: int = 200
@@ -53,6 +57,7 @@ class IOSettings:
     smoothings: int = 2
     form: Literal["displacement", "velocity"] = "displacement"
     objective: Objective = field(default_factory=Objective)
+    augmentation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.form not in ("displacement", "velocity"):
@@ -62,6 +67,8 @@ class IOSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected {least} or more")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
+        if not 0 <= self.augmentation < 0.5:
+            raise ValueError(f"augmentation is {self.augmentation}: expected 0 or more, below 0.5")
 
     def refine(self, estimate: Estimate) -> Estimate:
         """Optimise the current field."""
@@ -78,6 +85,7 @@ def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, prog
     """
     scale = voxel_scale(initial.shape[2:], device=initial.device)
     size = [-(-n // settings.spacing) for n in initial.shape[2:]]
+    affines = RandomAffines(settings.augmentation, initial.shape[2:], initial.device) if settings.augmentation else None
     control = torch.zeros(1, 3, *size, device=initial.device, requires_grad=True)
 
     def refined(squarings: int) -> Tensor:
@@ -89,7 +97,9 @@ def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, prog
         return integrate(changed, squarings) if settings.form == "velocity" else changed
 
     def loss() -> Tensor:
-        return pair.loss(refined(SQUARINGS), settings.objective)
+        if affines is None:
+            return pair.loss(refined(SQUARINGS), settings.objective)
+        return loss_through(affines.next(), pair, refined(SQUARINGS), settings.objective)
 
     with Progress(settings.iterations, progress) as report:
         optimizer = torch.optim.Adam([control], lr=settings.learning_rate)

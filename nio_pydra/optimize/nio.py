@@ -21,11 +21,12 @@ from torch import Tensor
 from nio_pydra.errors import InputError
 from nio_pydra.networks import Network
 from nio_pydra.networks.lapirn import LEVELS, LapIRN, image_pyramid
+from nio_pydra.optimize.augmentation import RandomAffines, moved_by
+from nio_pydra.optimize.bspline import bspline
 from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.problem import Objective, Problem
 from nio_pydra.optimize.progress import Progress, finite_field
 from nio_pydra.optimize.resources import autocast, place
-from nio_pydra.spatial.unit_grid import upsample
 
 __all__ = ["NIOSettings", "optimize_network"]
 
@@ -43,17 +44,24 @@ class NIOSettings:
         Learning rate of Adam.
     objective : Objective
         Similarity window and regularisation weight.
+    augmentation : float
+        Strength of the affine augmentation (:class:`nio_pydra.optimize.augmentation.RandomAffines`): at every step the
+        network registers the pair as another random affine shows it. 0: it always sees the pair as it is. The field
+        that is returned is that of the pair as it is.
     """
 
     iterations: tuple[int, int, int] = (100, 60, 30)
     learning_rate: float = 1e-4
     objective: Objective = field(default_factory=Objective)
+    augmentation: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.iterations) != LEVELS or min(self.iterations) < 0:
             raise ValueError(f"iterations is {self.iterations}: expected {LEVELS} numbers, none negative")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
+        if not 0 <= self.augmentation < 0.5:
+            raise ValueError(f"augmentation is {self.augmentation}: expected 0 or more, below 0.5")
 
     def require(self, network: Network | None) -> LapIRN:
         """Return the network, or raise `InputError` if it is not one that can be optimised."""
@@ -71,6 +79,7 @@ class NIOSettings:
             condition=estimate.condition,
             precision=estimate.precision,
             progress=estimate.progress,
+            smoothings=estimate.smoothings,
         )
         return estimate.with_field(field)
 
@@ -83,6 +92,7 @@ def optimize_network(
     condition: float | None = None,
     precision: torch.dtype = torch.float32,
     progress: bool | None = None,
+    smoothings: int = 0,
 ) -> Tensor:
     """Register a pair by optimising a copy of the network.
 
@@ -101,6 +111,9 @@ def optimize_network(
         Type of the convolutions. With ``torch.bfloat16`` they run under autocast; the rest stays float32.
     progress : bool or None
         See :class:`Progress`.
+    smoothings : int
+        Average poolings of the B-spline model (:func:`nio_pydra.optimize.bspline.bspline`), through which every field
+        goes before it is compared. The levels hand on their fields as they are.
 
     Returns
     -------
@@ -115,21 +128,25 @@ def optimize_network(
     """
     device = pair.fixed.device
     network = place(copy.deepcopy(network), device)
-    moving, fixed = image_pyramid(pair.moving), image_pyramid(pair.fixed)
+    pyramids = image_pyramid(pair.moving), image_pyramid(pair.fixed)
+    affines = RandomAffines(settings.augmentation, pair.fixed.shape[2:], device) if settings.augmentation else None
     if condition is None:
         condition = settings.objective.weight
 
     def loss(levels: int) -> Tensor:
-        return pair.loss(predict(levels), settings.objective)
+        if affines is None:
+            return pair.loss(predict(levels, *pyramids), settings.objective)
+        seen = moved_by(affines.next(), pair)
+        return seen.loss(predict(levels, image_pyramid(seen.moving), image_pyramid(seen.fixed)), settings.objective)
 
-    def predict(levels: int) -> Tensor:
+    def predict(levels: int, moving: list[Tensor], fixed: list[Tensor]) -> Tensor:
         with autocast(device, precision):
             outputs = network.on_pyramid(moving, fixed, levels=levels, condition=condition)
-        return upsample(outputs[-1].field, 2 ** (LEVELS - levels))
+        return bspline(outputs[-1].field, pair.fixed.shape[2:], smoothings)
 
     with Progress(sum(settings.iterations), progress) as report:
         for level, steps in enumerate(settings.iterations, start=1):
             optimizer = torch.optim.Adam(network.levels[:level].parameters(), lr=settings.learning_rate)
             report.minimise(partial(loss, level), optimizer, steps, level=level)
     with torch.no_grad():
-        return finite_field(predict(LEVELS).contiguous())
+        return finite_field(predict(LEVELS, *pyramids).contiguous())
