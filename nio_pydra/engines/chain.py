@@ -10,7 +10,8 @@ from typing import Any
 from nio_pydra.engines.affine import align, keep_frame
 from nio_pydra.engines.contract import Memory, Runtime, ScanFiles, foreground_only
 from nio_pydra.engines.masks import prepare
-from nio_pydra.engines.methods import Method, choose_method
+from nio_pydra.engines.methods import Method, choose_method, usual_preset
+from nio_pydra.engines.names import DEFAULT_ENGINE
 from nio_pydra.engines.registration import measure_landmarks, propagate_labels, register, score
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
@@ -72,7 +73,7 @@ def register_pair(
     ProgramError, ComputationError
         If a step fails. Nothing is written then.
     """
-    runtime, method = runtime or Runtime(), method or choose_method(preset=profile.preset)
+    runtime, method = runtime or Runtime(), method or choose_method(preset=usual_preset(DEFAULT_ENGINE, profile))
     out_dir = Path(out_dir)
     given = [getattr(scan, kind) for scan in (fixed, moving) for kind in KINDS]
     if (fixed.landmarks is None) != (moving.landmarks is None):
