@@ -49,8 +49,14 @@ def lungs(position: np.ndarray) -> np.ndarray:
 
 
 def windpipe(position: np.ndarray) -> np.ndarray:
-    """Return the voxels of the windpipe, which opens into no lung here."""
+    """Return the voxels of the windpipe."""
     return (np.hypot(position[0], position[1]) < 10) & (position[2] > 20)
+
+
+def bronchi(position: np.ndarray) -> np.ndarray:
+    """Return the voxels of the main bronchi, which join the windpipe to both lungs."""
+    x, y, z = np.abs(position - np.array([0, 0, 15])[:, None, None, None])
+    return (x < 35) & (y < 8) & (z < 6)
 
 
 def breathing(position: np.ndarray) -> np.ndarray:
@@ -68,7 +74,7 @@ def chest(vessels: np.ndarray, index: np.ndarray, position: np.ndarray) -> np.nd
     body = ellipsoid(position, (0, 0, 0), (168, 125, 400)) < 1
     inner = -850 + map_coordinates(vessels, index, order=1, mode="nearest")
     ct = np.where(lungs(position), inner, np.where(body, 40 + 0.2 * (inner + 850), -1000))
-    return np.where(windpipe(position), -1000, ct).astype(np.float32)
+    return np.where(windpipe(position) | bronchi(position), -1000, ct).astype(np.float32)
 
 
 def write_pair(folder: Path, *, landmarks: int = 40) -> tuple[ScanFiles, ScanFiles]:
@@ -190,7 +196,9 @@ def test_a_chest_is_seen_whole_and_compared_in_the_lungs(pair):
 
 def test_the_networks_grid_holds_both_phases(pair):
     """A lung at expiration is smaller; what reaches further at inspiration must be there to be moved."""
-    small = Pair(pair.moving, pair.fixed, pair.affine, pair.moving_mask, pair.fixed_mask, profile=LUNG)
+    upper = np.where(millimetres()[2] > -60, np.asanyarray(pair.moving_mask.dataobj), 0)
+    mask = nib.Nifti1Image(upper.astype(np.uint8), pair.moving.affine)
+    small = Pair(pair.moving, pair.fixed, pair.affine, mask, pair.fixed_mask, profile=LUNG)
     grid = grid_of(small, small.fixed_object, {"orientation": "RAS", "voxel_size_mm": 2.0}, 8)
     points = apply_affine(pair.fixed.affine, np.argwhere(small.moving_region.dataobj).astype(float))
     inside = apply_affine(np.linalg.inv(grid.affine), points)
