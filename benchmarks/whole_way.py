@@ -189,7 +189,7 @@ def _register(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
         return wrapped
 
-    own = {"read": ["_read_pair"], "inverse": ["invert"], "write": ["write_h5", "save_image"], "measures": ["quality"]}
+    own = {"read": ["load_pair"], "inverse": ["invert"], "write": ["write_h5", "save_image"], "measures": ["quality"]}
     for stage, names in own.items():
         for name in names:
             setattr(registration, name, timed(stage, getattr(registration, name)))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["BRAIN", "PROFILES", "Limits", "Profile"]
+__all__ = ["BRAIN", "LUNG", "PROFILES", "Limits", "Profile"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,17 @@ class Profile:
         Smallest plausible similarity of two aligned objects at 4 mm.
     intensity_window : tuple of float or None
         Lowest and highest meaningful intensity; values beyond them are clipped. None: no limits.
+    only_object : bool
+        Whether everything outside the mask is set to zero before two images are compared. False: engines see the whole
+        images, and the mask says where they compare them.
+    outside : float
+        Intensity of what lies beyond the border of an image.
+    hounsfield : bool
+        Whether intensities are Hounsfield units, which is then checked.
+    one_patient : bool
+        Whether both images show the same patient at two times, so that the same image twice is a mistake.
+    preset : str or None
+        Preset for these images, used where an engine has it and no other is chosen. None: the engine's first.
     limits : mapping of str to Limits
         Limits for quality control, by the names of `nio_pydra.bids.qc.MEASURES`.
     """
@@ -58,6 +69,11 @@ class Profile:
     smallest_overlap: float
     smallest_match: float
     intensity_window: tuple[float, float] | None = None
+    only_object: bool = True
+    outside: float = 0.0
+    hounsfield: bool = False
+    one_patient: bool = False
+    preset: str | None = None
     limits: Mapping[str, Limits] = field(default_factory=dict, hash=False)
 
 
@@ -90,4 +106,25 @@ BRAIN = Profile(
     },
 )
 
-PROFILES = {profile.name: profile for profile in (BRAIN,)}
+LUNG = Profile(
+    name="lung",
+    mask_maker="lungs",
+    # One lung of a child at expiration, to both of a tall adult at inspiration.
+    litres=(0.3, 10.0),
+    suffix="CT",
+    datatype="ct",
+    # Breathing changes the height of the lungs by a half at most.
+    largest_scale=2.0,
+    smallest_overlap=0.5,
+    smallest_match=0.1,
+    # As in the NIO paper: below is air, above is bone, and neither moves a lung.
+    intensity_window=(-1200.0, 600.0),
+    # The chest's wall is at rest beside a lung that slides along it. It is seen, but not compared.
+    only_object=False,
+    outside=-1024.0,
+    hounsfield=True,
+    one_patient=True,
+    preset="chest",
+)
+
+PROFILES = {profile.name: profile for profile in (BRAIN, LUNG)}

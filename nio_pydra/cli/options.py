@@ -124,7 +124,7 @@ def method_of(args: argparse.Namespace) -> Method:
     InputError
         If the method does not exist, or cannot be used here.
     """
-    from nio_pydra.engines.methods import choose_method, read_settings_file
+    from nio_pydra.engines.methods import choose_method, read_settings_file, usual_preset
 
     preset, changes = args.preset, None
     if getattr(args, "sloppy", False):
@@ -134,6 +134,7 @@ def method_of(args: argparse.Namespace) -> Method:
     if args.settings is not None:
         preset, changes = read_settings_file(args.settings, preset)
     try:
+        preset = preset or usual_preset(args.engine, args.profile)
         method = choose_method(args.engine, preset, weights=args.weights, changes=changes)
     except InputError as error:
         raise InputError(f"{args.settings} (settings): {error}" if args.settings else str(error)) from None

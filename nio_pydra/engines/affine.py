@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +12,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
-from nio_pydra.engines.alignment_check import check_alignment, coarse
+from nio_pydra.engines.alignment_check import check_alignment, coarse, match_of
 from nio_pydra.engines.ants_process import AntsOptions, AntsResult, run_ants
 from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime, ScanFiles, foreground_only
 from nio_pydra.engines.references import AVANTS_2011
@@ -24,7 +25,7 @@ from nio_pydra.spatial.transforms import Transform
 from nio_pydra.system.forks import fork_safe
 from nio_pydra.system.scratch import scratch_folder
 
-__all__ = ["AFFINE", "align", "align_images"]
+__all__ = ["AFFINE", "align", "align_images", "keep_frame"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -104,6 +105,31 @@ def align(
         "peak_memory_mb": result.peak_memory_mb,
         "starts": result.starts,
     }
+
+
+@fork_safe
+def keep_frame(fixed: ScanFiles, moving: ScanFiles, out: Path, *, profile: Profile = BRAIN) -> None:
+    """Write the identity instead of an affine, for two images of one frame: one session of one scanner.
+
+    Parameters
+    ----------
+    fixed, moving, out, profile
+        See :func:`align`.
+
+    Raises
+    ------
+    InputError
+        If an input cannot be used, or the moving object does not cover the fixed one.
+    """
+    images = (_load_foreground(fixed, "fixed image", profile), _load_foreground(moving, "moving image", profile))
+    overlap, _ = match_of(*images, np.eye(4))
+    if overlap < profile.smallest_overlap:
+        raise InputError(
+            f"{moving.image} without an affine covers {math.floor(100 * overlap)} % of the {profile.name} of "
+            f"{fixed.image}, expected at least {100 * profile.smallest_overlap:.0f} %: they do not lie in one frame, "
+            "so let them be aligned."
+        )
+    write_h5(Transform((np.eye(4),)), out)
 
 
 def align_images(

@@ -88,13 +88,14 @@ def run_ants(
     *,
     affine: NDArray[np.floating] | None = None,
     lesion: Nifti1Image | None = None,
+    regions: tuple[Nifti1Image | None, Nifti1Image | None] = (None, None),
 ) -> AntsResult:
     """Run one `ants.registration`.
 
     Parameters
     ----------
     fixed, moving : Nifti1Image
-        ``(X, Y, Z)``, zero outside the object.
+        ``(X, Y, Z)``, zero outside the object, or whole with `regions`.
     options : AntsOptions
         Schedule.
     folder : Path
@@ -105,6 +106,8 @@ def run_ants(
         4x4, fixed to moving points, RAS mm: the start. Default: the centres of mass are aligned.
     lesion : Nifti1Image, optional
         Lesion mask on the moving grid. The similarity ignores voxels where it is not zero.
+    regions : tuple of Nifti1Image
+        Regions of the fixed and the moving image that are compared, uint8. None: all voxels.
 
     Raises
     ------
@@ -113,8 +116,15 @@ def run_ants(
     """
     folder = Path(folder).resolve()
     images = {"fixed": fixed, "moving": moving}
-    if lesion is not None:
-        images["healthy"] = Nifti1Image(np.float32(np.asanyarray(lesion.dataobj) == 0), lesion.affine)
+    if regions[0] is not None:
+        images["fixed_region"] = Nifti1Image(np.float32(np.asanyarray(regions[0].dataobj)), fixed.affine)
+    if lesion is not None or regions[1] is not None:
+        compared = np.ones(moving.shape, np.float32)
+        if regions[1] is not None:
+            compared *= np.asanyarray(regions[1].dataobj) != 0
+        if lesion is not None:
+            compared *= np.asanyarray(lesion.dataobj) == 0
+        images["moving_region"] = Nifti1Image(compared, moving.affine)
     request = {
         "options": asdict(options),
         "affine": None if affine is None else swap_ras_lps(affine).tolist(),
@@ -164,7 +174,8 @@ def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, A
         type_of_transform=options["type_of_transform"],
         initial_transform=initial,
         outprefix=str(folder / "out_"),
-        moving_mask=images.get("healthy"),
+        mask=images.get("fixed_region"),
+        moving_mask=images.get("moving_region"),
         syn_metric=options["syn_metric"],
         syn_sampling=options["syn_sampling"],
         reg_iterations=tuple(options["reg_iterations"]),

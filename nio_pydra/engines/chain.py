@@ -7,20 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nio_pydra.engines.affine import align
+from nio_pydra.engines.affine import align, keep_frame
 from nio_pydra.engines.contract import Memory, Runtime, ScanFiles, foreground_only
 from nio_pydra.engines.masks import prepare
-from nio_pydra.engines.methods import Method, choose_method
-from nio_pydra.engines.registration import map_volume_change, propagate_labels, register, score
+from nio_pydra.engines.methods import Method, choose_method, usual_preset
+from nio_pydra.engines.names import DEFAULT_ENGINE
+from nio_pydra.engines.registration import map_volume_change, measure_landmarks, propagate_labels, register, score
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_mask, same_grid
+from nio_pydra.spatial.landmarks import read_pair
+from nio_pydra.system.files import contents_digest
 from nio_pydra.system.forks import fork_safe
 from nio_pydra.system.places import refuse_same_file
 from nio_pydra.system.scratch import scratch_folder
 
 __all__ = ["predicted_memory", "register_pair"]
 
+KINDS = ("image", "mask", "labels", "lesion_mask", "landmarks")
+"""Files of a scan, none of which a result replaces."""
 RESULTS = (
     "record.json", "forward_xfm.h5", "inverse_xfm.h5", "warped.nii.gz", "jacobian.nii.gz", "labels.nii.gz",
     "fixed_labels.nii.gz",
@@ -38,19 +43,21 @@ def register_pair(
     jacobian: bool = False,
     profile: Profile = BRAIN,
     runtime: Runtime | None = None,
+    affine: bool = True,
 ) -> dict[str, Any]:
     """Prepare, align and register one pair, propagate its labels and score them.
 
     Parameters
     ----------
     fixed, moving : ScanFiles
-        Scans with their masks and labels. If both have labels, the record holds their Dice.
+        Scans with their masks, labels and landmarks. If both have labels, the record holds their Dice; if both have
+        landmarks, their distances before and after the registration (``tre``).
     out_dir : Path
         Folder for ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz``, ``record.json`` and, if the
         scans have labels, ``labels.nii.gz`` (the moving ones on the fixed grid) and ``fixed_labels.nii.gz`` (the fixed
         ones on the moving grid).
     method : Method, optional
-        Engine and settings. Default: that of :func:`nio_pydra.engines.methods.choose_method`.
+        Engine and settings. Default: the default engine, with the preset for such images.
     jacobian : bool
         Whether ``jacobian.nii.gz``, the volume change on the fixed grid, is written
         (:func:`nio_pydra.engines.registration.map_volume_change`).
@@ -58,6 +65,8 @@ def register_pair(
         Profile of the scans.
     runtime : Runtime, optional
         Device, threads, seed.
+    affine : bool
+        Whether an affine aligns the images first. Without one they must lie in one frame.
 
     Returns
     -------
@@ -71,20 +80,31 @@ def register_pair(
     ProgramError, ComputationError
         If a step fails. Nothing is written then.
     """
-    runtime, method = runtime or Runtime(), method or choose_method()
+    runtime, method = runtime or Runtime(), method or choose_method(preset=usual_preset(DEFAULT_ENGINE, profile))
     out_dir = Path(out_dir)
-    given = [getattr(scan, kind) for scan in (fixed, moving) for kind in ("image", "mask", "labels", "lesion_mask")]
+    given = [getattr(scan, kind) for scan in (fixed, moving) for kind in KINDS]
+    if (fixed.landmarks is None) != (moving.landmarks is None):
+        shown, missing = ("moving", "fixed") if fixed.landmarks is None else ("fixed", "moving")
+        raise InputError(f"There are landmarks of the {shown} image only: give those of the {missing} image as well.")
     _refuse_loss(out_dir, [*given, getattr(method.settings, "weights", None)])
     method.fingerprint()  # refuses weights that cannot be used, before the work
     with scratch_folder(out_dir) as work:
         runtime = replace(runtime, scratch=runtime.scratch or work)
         fixed = prepare(fixed, work / "fixed", runtime, role="fixed image", profile=profile)
         moving = prepare(moving, work / "moving", runtime, role="moving image", profile=profile)
-        affine, results = work / "affine.h5", work / "results"
-        aligned = align(fixed, moving, affine, runtime, profile=profile)
-        files = register(
-            fixed, moving, affine, results, method, affine_record=aligned, profile=profile, runtime=runtime
-        )
+        if profile.one_patient and contents_digest(fixed.image) == contents_digest(moving.image):
+            raise InputError(f"{moving.image} and {fixed.image} are the same image: give two images of the patient.")
+        if fixed.landmarks is not None and moving.landmarks is not None:
+            read_pair(fixed.landmarks, load_image(fixed.image), moving.landmarks, load_image(moving.image))
+        start, results = work / "affine.h5", work / "results"
+        aligned = None
+        if affine:
+            aligned = align(fixed, moving, start, runtime, profile=profile)
+        else:
+            keep_frame(fixed, moving, start, profile=profile)
+        files = register(fixed, moving, start, results, method, affine_record=aligned, profile=profile, runtime=runtime)
+        if fixed.landmarks is not None:
+            measure_landmarks(fixed, moving, (start, files.forward_xfm), files.record)
         record = dict(json.loads(files.record.read_text()))
         if jacobian:
             map_volume_change(files.forward_xfm, fixed.image, results / "jacobian.nii.gz")

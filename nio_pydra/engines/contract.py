@@ -21,7 +21,9 @@ from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.transforms import DisplacementField
 from nio_pydra.system.cores import default_threads
 
-__all__ = ["Deformation", "Engine", "Memory", "Pair", "Runtime", "ScanFiles", "foreground_only", "inside"]
+__all__ = [
+    "Deformation", "Engine", "Memory", "Pair", "Runtime", "ScanFiles", "comparable", "foreground_only", "inside",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class ScanFiles:
         Mask of a region without a counterpart in other images. That of a moving image is used, that of a fixed one not.
     skull_stripped : bool
         Whether the image is zero outside the object, so that a missing mask can be read from it.
+    landmarks : Path or None
+        Points of the image (:func:`nio_pydra.spatial.landmarks.read_landmarks`), in the order of the other image's.
     """
 
     image: Path
@@ -47,6 +51,7 @@ class ScanFiles:
     labels: Path | None = None
     lesion_mask: Path | None = None
     skull_stripped: bool = False
+    landmarks: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -125,13 +130,23 @@ class Pair:
 
     @property
     def fixed_object(self) -> Nifti1Image:
-        """Fixed image for the comparison, zero outside the object; see :func:`foreground_only`."""
-        return foreground_only(self.fixed, self.fixed_mask, self.profile)
+        """Fixed image for the comparison; see :func:`comparable`."""
+        return comparable(self.fixed, self.fixed_mask, self.profile)
 
     @property
     def moving_object(self) -> Nifti1Image:
-        """Moving image for the comparison, zero outside the object."""
-        return foreground_only(self.moving, self.moving_mask, self.profile)
+        """Moving image for the comparison; see :func:`comparable`."""
+        return comparable(self.moving, self.moving_mask, self.profile)
+
+    @property
+    def fixed_region(self) -> Nifti1Image | None:
+        """Region of the fixed image to compare, uint8 on its grid. None: the images are zero outside it."""
+        return None if self.profile.only_object else _as_image(self.fixed, self.fixed_foreground)
+
+    @property
+    def moving_region(self) -> Nifti1Image | None:
+        """The same of the moving image."""
+        return None if self.profile.only_object else _as_image(self.moving, inside(self.moving, self.moving_mask))
 
 
 @dataclass(frozen=True)
@@ -229,7 +244,7 @@ class Engine(ABC):
         return f"{self.package}-{version(self.package)}" if self.package else ""
 
     def memory_mb(self, fixed_object: Nifti1Image, settings: Any, runtime: Runtime) -> Memory | None:
-        """Predict the peak memory from what :attr:`Pair.fixed_object` will be. None: unknown."""
+        """Predict the peak memory from an image that is not zero in the fixed object only. None: unknown."""
         return None
 
     def processor_minutes(self, settings: Any) -> float:
@@ -256,12 +271,43 @@ def inside(image: Nifti1Image, mask: Nifti1Image | None) -> NDArray[np.bool_]:
     return np.asanyarray((image if mask is None else mask).dataobj) != 0
 
 
+def comparable(image: Nifti1Image, mask: Nifti1Image | None, profile: Profile = BRAIN) -> Nifti1Image:
+    """Return an image as engines compare it: float32 without negative voxels.
+
+    Parameters
+    ----------
+    image, mask, profile
+        See :func:`foreground_only`.
+
+    Returns
+    -------
+    Nifti1Image
+        The object alone, where the profile wants that (:func:`foreground_only`). Otherwise the whole image in the
+        profile's `intensity_window`, whose lower end is 0.
+
+    Raises
+    ------
+    InputError
+        As :func:`foreground_only`.
+    """
+    if profile.only_object or profile.intensity_window is None:
+        return foreground_only(image, mask, profile)
+    low, high = profile.intensity_window
+    data = image.get_fdata(dtype=np.float32, caching="unchanged")
+    return Nifti1Image(np.clip(data, low, high) - np.float32(low), image.affine)
+
+
+def _as_image(image: Nifti1Image, voxels: NDArray[np.bool_]) -> Nifti1Image:
+    return Nifti1Image(voxels.astype(np.uint8), image.affine)
+
+
 def foreground_only(image: Nifti1Image, mask: Nifti1Image | None, profile: Profile = BRAIN) -> Nifti1Image:
     """Set all voxels outside a mask to zero, and make zero the darkest value.
 
     A standardised image has negative voxels. With a background of zero between its tissues, a registration could not
     see the edge of the object, and interpolation would draw a bright rim. So the darkest voxel is subtracted from such
-    an image. Images without negative voxels keep their values.
+    an image. Images without negative voxels keep their values. Of an intensity window the
+    lower end is subtracted, if it is negative.
 
     Parameters
     ----------
@@ -290,5 +336,6 @@ def foreground_only(image: Nifti1Image, mask: Nifti1Image | None, profile: Profi
             f"{image.get_filename() or 'The image'} is zero in all of its {profile.name} mask: "
             f"expected a mask that covers the {profile.name}. Is it the mask of another image, or inverted?"
         )
-    darkest = np.float32(min(0.0, data[kept].min()))
+    lowest = data[kept].min() if profile.intensity_window is None else profile.intensity_window[0]
+    darkest = np.float32(min(0.0, lowest))
     return Nifti1Image(np.where(kept, data - darkest, np.float32(0)), image.affine)

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines.child import answer, run_child
 from nio_pydra.engines.contract import Deformation, Engine, Pair, Runtime
 from nio_pydra.engines.devices import choose_device
-from nio_pydra.engines.network_space import NetworkSpace, grid_around
+from nio_pydra.engines.network_space import NetworkSpace, grid_of
 from nio_pydra.engines.references import SIEBERT_2024
 from nio_pydra.engines.stopwatch import Spent, Stopwatch
 from nio_pydra.errors import InputError
@@ -83,7 +84,8 @@ class ConvexAdamEngine(Engine):
         Parameters
         ----------
         pair : Pair
-            Its masks blank everything outside. It must not have a lesion mask: ConvexAdam compares all voxels.
+            Its masks blank everything outside, or ConvexAdam continues the images from their masks outwards, as the
+            profile wants. It must not have a lesion mask: ConvexAdam compares all voxels.
         settings : ConvexAdamSettings
             Options of ConvexAdam.
         runtime : Runtime
@@ -110,12 +112,19 @@ class ConvexAdamEngine(Engine):
         watch = Stopwatch()
         fixed = pair.fixed_object
         conventions = {"orientation": "RAS", "voxel_size_mm": settings.voxel_size_mm}
-        grid = grid_around(fixed, conventions, math.lcm(settings.grid_spacing, settings.adam_spacing))
+        grid = grid_of(pair, fixed, conventions, math.lcm(settings.grid_spacing, settings.adam_spacing))
         space = NetworkSpace.of(pair, grid, fixed, "percentile", torch.device("cpu"))
         before = watch.read()
         with scratch_folder(runtime.scratch) as folder:
             for name, image in (("fixed", space.problem.fixed), ("moving", space.problem.moving)):
                 np.save(folder / f"{name}.npy", image[0, 0].numpy())
+            for name, region, affine in (
+                ("fixed", pair.fixed_region, None),
+                ("moving", pair.moving_region, pair.affine),
+            ):
+                if region is not None:
+                    voxels = (grid.sample(region, affine) > 0.5).astype(np.uint8)
+                    Nifti1Image(voxels, grid.affine).to_filename(folder / f"{name}_region.nii")
             half = device.type == "cuda" and runtime.precision == "auto"
             request = {
                 "options": {
@@ -164,6 +173,9 @@ def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, A
 
     torch.set_num_threads(request["threads"])
     device = torch.device(request["device"])
+    regions = {f"path_{name}_mask": folder / f"{name}_region.nii" for name in ("fixed", "moving")}
+    if all(path.exists() for path in regions.values()):
+        request["options"] |= {"use_mask": True, **regions}
     images = {f"img_{name}": torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("fixed", "moving")}
     if device.type == "cuda":
         torch.zeros(1, device=device)  # the context is made before the watch starts

@@ -71,8 +71,9 @@ class GreedyEngine(Engine):
         Parameters
         ----------
         pair : Pair
-            The images are zero outside their masks. The similarity ignores the lesion at the place to which the
-            affine maps it, because greedy weights voxels of the fixed image only.
+            The images are zero outside their masks, or the fixed mask is that of the similarity, as the profile wants.
+            The similarity ignores the lesion at the place to which the affine maps it, because greedy weights voxels of
+            the fixed image only.
         settings : GreedySettings
             Schedule.
         runtime : Runtime
@@ -89,8 +90,8 @@ class GreedyEngine(Engine):
             If greedy fails.
         """
         images = {"fixed": pair.fixed_object, "moving": pair.moving_object}
-        if pair.lesion_mask is not None:
-            images["healthy"] = _healthy_on_fixed(pair, pair.lesion_mask)
+        if pair.lesion_mask is not None or pair.fixed_region is not None:
+            images["compared"] = _compared_on_fixed(pair)
         with scratch_folder(runtime.scratch) as folder:
             request = {
                 "settings": asdict(settings),
@@ -117,10 +118,15 @@ class GreedyEngine(Engine):
 GREEDY = GreedyEngine()
 
 
-def _healthy_on_fixed(pair: Pair, lesion: Nifti1Image) -> Nifti1Image:
-    """Return the mask of voxels without lesion on the fixed grid, float32."""
-    lesion = resample(lesion, pair.fixed, Transform((pair.affine,)), "nearest")
-    return Nifti1Image(np.float32(np.asanyarray(lesion.dataobj) == 0), lesion.affine)
+def _compared_on_fixed(pair: Pair) -> Nifti1Image:
+    """Return the voxels of the fixed grid that are compared, float32: those of its region without lesion."""
+    compared = np.ones(pair.fixed.shape, np.float32)
+    if pair.fixed_region is not None:
+        compared *= np.asanyarray(pair.fixed_region.dataobj)
+    if pair.lesion_mask is not None:
+        lesion = resample(pair.lesion_mask, pair.fixed, Transform((pair.affine,)), "nearest")
+        compared *= np.asanyarray(lesion.dataobj) == 0
+    return Nifti1Image(compared, pair.fixed.affine)
 
 
 def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, Any]]:
@@ -142,7 +148,7 @@ def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, A
     settings = request["settings"]
     command = [
         "-d 3 -V 0 -threads", request["threads"], "-seed", request["seed"],
-        "-i fixed moving", "-gm healthy" if "healthy" in images else "",
+        "-i fixed moving", "-gm compared" if "compared" in images else "",
         "-it", affine, "-o warp",
         "-m WNCC", "x".join([str(settings["radius"])] * 3),
         "-n", "x".join(map(str, settings["iterations"])),

@@ -15,7 +15,9 @@ from scipy.ndimage import binary_fill_holes
 from nio_pydra.engines.contract import Runtime, ScanFiles
 from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.profiles import BRAIN, Profile
+from nio_pydra.spatial.hounsfield import require_hounsfield
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, same_grid, save_image
+from nio_pydra.spatial.landmarks import read_landmarks
 from nio_pydra.spatial.transforms import Transform, resample
 from nio_pydra.system.forks import fork_safe
 
@@ -57,6 +59,10 @@ def prepare(scan: ScanFiles, folder: Path, runtime: Runtime, *, role: str, profi
         If the program that finds the object fails.
     """
     image = load_image(scan.image, role)
+    if profile.hounsfield:
+        require_hounsfield(image)
+    if scan.landmarks is not None:
+        read_landmarks(scan.landmarks, image)
     if scan.labels is not None:
         load_labels(scan.labels, like=image, role=f"labels of the {role}")
     lesion_mask = None
@@ -190,5 +196,12 @@ def _deepbet(scan: Nifti1Image, runtime: Runtime) -> NDArray[np.bool_]:
     return np.asanyarray(mask.dataobj) > 0
 
 
-MAKERS: dict[str, Callable[[Nifti1Image, Runtime], NDArray[np.bool_]]] = {"deepbet": _deepbet}
+def _lungs(scan: Nifti1Image, runtime: Runtime) -> NDArray[np.bool_]:
+    """Return both lungs, found by a threshold (:func:`nio_pydra.engines.lung_masks.find_lungs`)."""
+    from nio_pydra.engines.lung_masks import find_lungs
+
+    return find_lungs(scan)
+
+
+MAKERS: dict[str, Callable[[Nifti1Image, Runtime], NDArray[np.bool_]]] = {"deepbet": _deepbet, "lungs": _lungs}
 """Functions that find an object in an image ``(X, Y, Z)`` and return its voxels."""

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from nio_pydra.engines.contract import Engine
 from nio_pydra.engines.names import DEFAULT_ENGINE, get_engine
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import Profile
 from nio_pydra.system.settings import plain, read_table, with_changes
 
-__all__ = ["Method", "choose_method", "parse_method", "read_settings_file", "split_method"]
+__all__ = ["Method", "choose_method", "parse_method", "read_settings_file", "split_method", "usual_preset"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ def choose_method(
     if (path := getattr(settings, "weights", None)) is not None:
         settings = replace(settings, weights=path.absolute())  # tasks run in other folders
     return Method(engine, preset, settings)
+
+
+def usual_preset(engine: str, profile: Profile) -> str | None:
+    """Return the preset of an engine that is used for images of a profile. None: the engine's first."""
+    return profile.preset if profile.preset in get_engine(engine).presets else None
 
 
 def read_settings_file(path: Path, preset: str | None = None) -> tuple[str | None, dict[str, Any]]:

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from nibabel.nifti1 import Nifti1Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nio_pydra.engines.contract import Pair
 from nio_pydra.errors import InputError
 from nio_pydra.optimize.problem import Problem
+from nio_pydra.profiles import Profile
 from nio_pydra.spatial.conform import NetworkGrid, network_grid, scale_intensities, to_displacement_field
-from nio_pydra.spatial.transforms import DisplacementField
+from nio_pydra.spatial.transforms import DisplacementField, apply_affine
 
-__all__ = ["NetworkSpace", "grid_around"]
+__all__ = ["NetworkSpace", "grid_around", "grid_of"]
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ class NetworkSpace:
         InputError
             If no part of the moving object lies on the grid.
         """
-        images = (grid.sample(fixed), grid.sample(pair.moving_object, pair.affine))
-        if not images[1].any():
+        moving, region = pair.moving_object, pair.moving_region
+        images = (grid.sample(fixed), grid.sample(moving, pair.affine))
+        if not (images[1] if region is None else grid.sample(region, pair.affine)).any():
             raise InputError(
                 "No part of the moving object lies on the fixed one after the affine alignment, which has failed. "
                 "Check both images and their masks."
@@ -72,15 +75,56 @@ class NetworkSpace:
             # The lesion itself is sampled, so that there is none outside the image.
             lesion = grid.sample(Nifti1Image(lesion_voxels, pair.lesion_mask.affine), pair.affine)
             weights = torch.from_numpy(1 - lesion)[None, None].to(device)
-        scaled = [scale_intensities(image, scaling).to(device) for image in images]
-        return cls(grid, Problem(scaled[0], scaled[1], moving_weights=weights), pair.fixed)
+        compared = None
+        if pair.fixed_region is not None:
+            compared = torch.from_numpy(grid.sample(pair.fixed_region))[None, None].to(device)
+        scaled = [_scaled(image, scaling, pair.profile).to(device) for image in images]
+        return cls(grid, Problem(scaled[0], scaled[1], compared, weights), pair.fixed)
 
     def back(self, field: Tensor) -> DisplacementField:
         """Convert a unit field ``(1, 3, D, H, W)`` of the problem to mm on the fixed image's grid."""
         return to_displacement_field(field, self.grid, self.fixed)
 
 
-def grid_around(foreground: Nifti1Image, conventions: Mapping[str, Any], multiple: int) -> NetworkGrid:
+def _scaled(volume: NDArray[np.float32], scaling: str, profile: Profile) -> Tensor:
+    """Scale a volume to [0, 1]: by the profile's intensities where they have a unit, otherwise as the network's."""
+    if profile.only_object or profile.intensity_window is None:
+        return scale_intensities(volume, scaling)
+    low, high = profile.intensity_window
+    return torch.from_numpy(volume / np.float32(high - low))[None, None]
+
+
+def grid_of(pair: Pair, fixed: Nifti1Image, conventions: Mapping[str, Any], multiple: int) -> NetworkGrid:
+    """Return a network's grid for a pair.
+
+    If the images are not zero outside the object, the grid also holds the moving object as the affine places it: what
+    has no room there cannot be moved into the fixed object.
+
+    Parameters
+    ----------
+    pair : Pair
+        Images, affine and masks.
+    fixed : Nifti1Image
+        `pair.fixed_object`, which the caller already has.
+    conventions, multiple
+        See :func:`grid_around`.
+    """
+    fixed_region, moving_region = pair.fixed_region, pair.moving_region
+    if fixed_region is None or moving_region is None:
+        return grid_around(fixed, conventions, multiple)
+    voxels = np.argwhere(np.asanyarray(moving_region.dataobj))
+    ends = np.stack([voxels.min(axis=0), voxels.max(axis=0)])
+    corners = np.array([[ends[i, 0], ends[j, 1], ends[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
+    to_fixed = np.linalg.inv(pair.affine) @ moving_region.affine
+    return grid_around(fixed_region, conventions, multiple, apply_affine(to_fixed, corners))
+
+
+def grid_around(
+    foreground: Nifti1Image,
+    conventions: Mapping[str, Any],
+    multiple: int,
+    reach: NDArray[np.float64] | None = None,
+) -> NetworkGrid:
     """Return a network's grid around the object in an image.
 
     Parameters
@@ -91,6 +135,8 @@ def grid_around(foreground: Nifti1Image, conventions: Mapping[str, Any], multipl
         ``orientation`` and ``voxel_size_mm`` of the network's metadata.
     multiple : int
         Number that divides the size of every axis.
+    reach : ndarray, optional
+        ``(N, 3)`` points, RAS mm, that must lie on the grid as well.
     """
     return network_grid(
         foreground,
@@ -98,4 +144,5 @@ def grid_around(foreground: Nifti1Image, conventions: Mapping[str, Any], multipl
         orientation=conventions["orientation"],
         voxel_size_mm=conventions["voxel_size_mm"],
         multiple=multiple,
+        reach=reach,
     )

@@ -120,8 +120,9 @@ class NiftyRegEngine(Engine):
         Parameters
         ----------
         pair : Pair
-            Its masks blank everything outside. The voxels of its lesion are NaN, which NiftyReg leaves out of the
-            similarity wherever the deformation carries them; its own mask options would hold them on the fixed grid.
+            Its masks blank everything outside, or the fixed mask is that of the similarity, as the profile wants. The
+            voxels of its lesion are NaN, which NiftyReg leaves out of the similarity wherever the deformation carries
+            them; its own mask options would hold them on the fixed grid.
         settings : NiftyRegSettings
             Options of reg_f3d.
         runtime : Runtime
@@ -150,7 +151,10 @@ class NiftyRegEngine(Engine):
                 np.where(lesion, np.float32(np.nan), moving.get_fdata(dtype=np.float32)), moving.affine
             )
         with scratch_folder(runtime.scratch) as folder:
-            for name, image in (("fixed", pair.fixed_object), ("moving", moving)):
+            images = {"fixed": pair.fixed_object, "moving": moving}
+            if pair.fixed_region is not None:
+                images["region"] = pair.fixed_region
+            for name, image in images.items():
                 image.to_filename(folder / f"{name}.nii")
             request = {
                 "programs": str(programs),
@@ -232,6 +236,8 @@ def _register(request: dict[str, Any], folder: Path) -> tuple[Spent, dict[str, A
 
     watch = Stopwatch()
     images = ["-ref", "fixed.nii", "-flo", "moving.nii", "-aff", "affine.txt"]
+    if (folder / "region.nii").exists():
+        images += ["-rmask", "region.nii"]
     run("reg_f3d", [*images, *request["options"], "-cpp", "grid.nii", "-res", "warped.nii"], "grid.nii")
     run("reg_transform", ["-ref", "fixed.nii", "-def", "grid.nii", "field.nii"], "field.nii")
     positions = np.asarray(Nifti1Image.from_filename(folder / "field.nii").dataobj)[:, :, :, 0]

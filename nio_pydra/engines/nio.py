@@ -20,7 +20,7 @@ from nibabel.nifti1 import Nifti1Image
 from nio_pydra.engines.contract import Deformation, Engine, Memory, Pair, Runtime
 from nio_pydra.engines.devices import choose_device, choose_precision
 from nio_pydra.engines.memory import BASE_MB, predicted_memory_mb
-from nio_pydra.engines.network_space import NetworkSpace, grid_around
+from nio_pydra.engines.network_space import NetworkSpace, grid_around, grid_of
 from nio_pydra.engines.references import MOK_2020, MOK_2023, SIEBERT_2021, Reference
 from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.metrics import regularity
@@ -56,14 +56,25 @@ class NetworkSettings:
         Optimisation of the field after that. None: there is none.
     weights : Path or None
         Checkpoint of the network. None: that of the package.
+    smoothings : int
+        Average poolings of the B-spline deformation model of the network's field
+        (:func:`nio_pydra.optimize.bspline.bspline`), also while the network is optimised. 0: no such model.
+    voxel_size_mm : float or None
+        Edge of the voxels in which the images are compared. None: that of the images in the network's training.
     """
 
     start: Literal["network", "zero"] = "network"
     network: NIOSettings | None = None
     field: IOSettings | None = None
     weights: Path | None = None
+    smoothings: int = 0
+    voxel_size_mm: float | None = None
 
     def __post_init__(self) -> None:
+        if self.smoothings < 0:
+            raise ValueError(f"smoothings is {self.smoothings}: expected 0 or more")
+        if self.voxel_size_mm is not None and not self.voxel_size_mm > 0:
+            raise ValueError(f"voxel_size_mm is {self.voxel_size_mm}: expected a positive number")
         if self.start == "zero" and (self.network is not None or self.weights is not None):
             raise ValueError("start is 'zero', which uses no network: expected no settings of a network and no weights")
 
@@ -123,7 +134,7 @@ class NetworkEngine(Engine):
         torch.manual_seed(runtime.seed)
         watch = Stopwatch()
         fixed = pair.fixed_object
-        grid = grid_around(fixed, conventions, _multiple(network))
+        grid = grid_of(pair, fixed, conventions, _multiple(network))
         keep_freed_memory(math.prod(grid.shape))
         space = NetworkSpace.of(pair, grid, fixed, conventions["intensity_scaling"], device)
         precision = choose_precision(runtime, device)
@@ -133,7 +144,7 @@ class NetworkEngine(Engine):
             network = place(network, device)
             if network.config.conditional:
                 condition = condition_for(conventions, (settings.network or NIOSettings()).objective.weight)
-        estimate = Estimate(space.problem, network, condition, precision, runtime.progress)
+        estimate = Estimate(space.problem, network, condition, precision, runtime.progress, settings.smoothings)
         for refiner in settings.refiners:
             estimate = refiner.refine(estimate)
         folded = space.back(estimate.field)
@@ -143,6 +154,7 @@ class NetworkEngine(Engine):
             "device": str(device),
             "precision": str(precision).removeprefix("torch."),
             "network_grid": list(grid.shape),
+            "network_voxel_size_mm": conventions["voxel_size_mm"],
             "before_unfolding": asdict(regularity(folded, pair.fixed_foreground)),
         }
         if network is not None:
@@ -196,9 +208,12 @@ class NetworkEngine(Engine):
 
     def _load(self, settings: NetworkSettings) -> tuple[Network | None, Mapping[str, Any]]:
         """Return the network, if there is one, and its conventions."""
-        if settings.start == "zero":
-            return None, NO_NETWORK
-        network, conventions = load_network(settings.weights or self._weights())
+        network: Network | None = None
+        conventions: Mapping[str, Any] = NO_NETWORK
+        if settings.start != "zero":
+            network, conventions = load_network(settings.weights or self._weights())
+        if settings.voxel_size_mm is not None:
+            conventions = {**conventions, "voxel_size_mm": settings.voxel_size_mm}
         if settings.network is not None:
             settings.network.require(network)
         return network, conventions
@@ -222,6 +237,11 @@ REFINEMENT = IOSettings(
 change takes the place of a part of the diffusion: at the same overlap the Jacobian determinants vary much less, and the
 field hardly folds (docs/results/experiment_1.md)."""
 
+CHEST_MM = 1.5
+"""Voxels for the chest: both lungs of a large man take less than 12 GB, and slices of CT are thicker anyway."""
+CHEST_SMOOTHINGS, CHEST_AUGMENTATION = 3, 0.035
+"""The deformation model and the augmentation of Mok et al. for the chest."""
+
 #: "paper" is the schedule of Mok et al. "precise" adds the refinement of the field, and "fast" puts it in the place of
 #: most steps. "diffeomorphic" is "fast" with the velocity refined. "adapted" is for weights of `nio adapt`: the network
 #: takes no steps, and the field fewer. "draft" is "fast" with a quarter of its costly steps.
@@ -236,6 +256,11 @@ NIO_M = NetworkEngine(
         "adapted": NetworkSettings(field=replace(REFINEMENT, coarse_iterations=(0, 0))),
         "draft": NetworkSettings(
             network=replace(FEW_STEPS, iterations=(5, 0, 0)), field=replace(REFINEMENT, iterations=3)
+        ),
+        "chest": NetworkSettings(
+            network=NIOSettings(iterations=(100, 60, 60), augmentation=CHEST_AUGMENTATION),
+            smoothings=CHEST_SMOOTHINGS,
+            voxel_size_mm=CHEST_MM,
         ),
     },
 )
@@ -253,10 +278,18 @@ IO = NetworkEngine(
     {
         "paper": NetworkSettings(field=IOSettings()),
         "draft": NetworkSettings(field=IOSettings(iterations=30)),
+        "chest": NetworkSettings(
+            field=IOSettings(smoothings=CHEST_SMOOTHINGS, augmentation=CHEST_AUGMENTATION),
+            smoothings=CHEST_SMOOTHINGS,
+            voxel_size_mm=CHEST_MM,
+        ),
     },
 )
 LAPIRN = NetworkEngine(
     "LapIRN, the network alone",
     (MOK_2020,),
-    {"paper": NetworkSettings()},
+    {
+        "paper": NetworkSettings(),
+        "chest": NetworkSettings(smoothings=CHEST_SMOOTHINGS, voxel_size_mm=CHEST_MM),
+    },
 )

@@ -24,18 +24,22 @@ from nio_pydra.engines.memory import forget_peak_memory, peak_memory_mb
 from nio_pydra.engines.methods import Method, choose_method
 from nio_pydra.engines.quality import quality
 from nio_pydra.engines.stopwatch import Stopwatch
-from nio_pydra.errors import ComputationError
-from nio_pydra.metrics import dice, hausdorff_95, volume_factor
+from nio_pydra.errors import ComputationError, InputError
+from nio_pydra.metrics import dice, hausdorff_95, landmark_errors, volume_factor
 from nio_pydra.optimize.resources import limit_threads
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, save_image
 from nio_pydra.spatial.inversion import invert
 from nio_pydra.spatial.itk import read_affine, read_h5, write_h5
+from nio_pydra.spatial.landmarks import read_pair
 from nio_pydra.spatial.transforms import Transform, resample
 from nio_pydra.system.files import contents_digest, write_text
 from nio_pydra.system.forks import fork_safe
 
-__all__ = ["Registration", "map_volume_change", "propagate_labels", "read_pair", "register", "score", "warp"]
+__all__ = [
+    "Registration", "load_pair", "map_volume_change", "measure_landmarks", "propagate_labels", "register", "score",
+    "warp",
+]  # fmt: skip
 
 log = logging.getLogger("nio_pydra")
 
@@ -117,14 +121,14 @@ def register(
     forget_peak_memory()
     limit_threads(runtime.thread_count)
     whole = Stopwatch()
-    pair = read_pair(fixed, moving, Path(affine), profile)
+    pair = load_pair(fixed, moving, Path(affine), profile)
     reading = whole.read().wall
     found = method.engine.run(pair, method.settings, runtime)
     inversion = Stopwatch()
     transforms = _transforms(pair, found)
     spent = found.spent + inversion.read()
     measuring = Stopwatch()
-    warped = resample(pair.moving, pair.fixed, transforms[0])
+    warped = _warped(pair, transforms[0])
     measures = quality(pair, transforms)
     similarity = measures["similarity"]
     if similarity["after"] < LEAST_KEPT * similarity["before"]:
@@ -144,6 +148,7 @@ def register(
     aligned = affine_record or {}
     record = {
         **method.record(),
+        "profile": profile.name,
         "inputs": {"fixed": contents_digest(fixed.image), "moving": contents_digest(moving.image)},
         "lesion_mask": moving.lesion_mask is not None,
         **measures,
@@ -167,6 +172,44 @@ def register(
     }
     _write_json(record, files.record)
     return files
+
+
+@fork_safe
+def measure_landmarks(fixed: ScanFiles, moving: ScanFiles, transforms: tuple[Path, Path], record: Path) -> None:
+    """Add the target registration error of two images' landmarks to a record, as its ``tre``.
+
+    Parameters
+    ----------
+    fixed, moving : ScanFiles
+        Images with their landmarks.
+    transforms : tuple of Path
+        The affine and the forward transform, both from fixed to moving points.
+    record : Path
+        JSON file of :func:`register`. Its ``tre`` will hold ``before``, ``affine`` and ``after``, each as
+        :meth:`nio_pydra.metrics.landmarks.TargetRegistrationError.as_record` gives it.
+
+    Raises
+    ------
+    InputError
+        If the landmarks cannot be used, or one of the images has none.
+    """
+    if fixed.landmarks is None or moving.landmarks is None:
+        raise InputError(f"{fixed.image} and {moving.image}: expected landmarks of both images.")
+    images = load_image(fixed.image), load_image(moving.image)
+    points = read_pair(fixed.landmarks, images[0], moving.landmarks, images[1])
+    steps = {
+        "before": Transform(()),
+        "affine": Transform((read_affine(transforms[0]),)),
+        "after": read_h5(transforms[1]),
+    }
+    errors = {name: landmark_errors(*points, step, images[1]).as_record() for name, step in steps.items()}
+    least = min(errors[name]["mean"] for name in ("before", "affine"))
+    if errors["after"]["mean"] > least:
+        log.warning(
+            "The landmarks are %.2f mm apart after the registration and %.2f mm before it: are the two images, or "
+            "%s and %s, swapped?", errors["after"]["mean"], least, fixed.landmarks, moving.landmarks,
+        )  # fmt: skip
+    _write_json({**json.loads(record.read_text()), "tre": errors}, record)
 
 
 @fork_safe
@@ -294,7 +337,7 @@ def score(
     return completed
 
 
-def read_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path, profile: Profile) -> Pair:
+def load_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path, profile: Profile) -> Pair:
     """Read two images, their masks and their affine.
 
     Raises
@@ -315,6 +358,16 @@ def read_pair(fixed: ScanFiles, moving: ScanFiles, affine: Path, profile: Profil
         mask(moving.lesion_mask, images[1], "lesion mask"),
         profile,
     )
+
+
+def _warped(pair: Pair, transform: Transform) -> Nifti1Image:
+    """Return the moving image on the fixed grid; beyond its border it has the value that the profile gives."""
+    outside = np.float32(pair.profile.outside)
+    if outside == 0:
+        return resample(pair.moving, pair.fixed, transform)
+    raised = Nifti1Image(np.asanyarray(pair.moving.dataobj) - outside, pair.moving.affine)
+    warped = resample(raised, pair.fixed, transform)
+    return Nifti1Image(np.asanyarray(warped.dataobj) + outside, warped.affine)
 
 
 def _transforms(pair: Pair, found: Deformation) -> tuple[Transform, Transform]:

@@ -92,7 +92,8 @@ class SynEngine(Engine):
         Parameters
         ----------
         pair : Pair
-            The images are zero outside their masks. The similarity ignores the lesion.
+            The images are zero outside their masks, or their masks are those of the similarity, as the profile wants.
+            The similarity ignores the lesion.
         settings : SynSettings
             Schedule of the deformable stage.
         runtime : Runtime
@@ -118,7 +119,10 @@ class SynEngine(Engine):
         )
         images = pair.fixed_object, pair.moving_object
         with scratch_folder(runtime.scratch) as folder:
-            result = run_ants(*images, options, folder, runtime, affine=pair.affine, lesion=pair.lesion_mask)
+            result = run_ants(
+                *images, options, folder, runtime,
+                affine=pair.affine, lesion=pair.lesion_mask, regions=(pair.fixed_region, pair.moving_region),
+            )  # fmt: skip
             if result.warp is None or result.inverse_warp is None:
                 raise RuntimeError("antspyx wrote no deformation after SyNOnly: is its version supported?")
             forward = _read_warp(result.warp, pair.fixed)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nio_pydra.networks import Network
+from nio_pydra.optimize.bspline import bspline
 from nio_pydra.optimize.problem import Problem
 from nio_pydra.optimize.progress import finite_field
 from nio_pydra.optimize.resources import autocast
@@ -32,6 +33,9 @@ class Estimate:
         Type of the network's convolutions.
     progress : bool or None
         See :class:`nio_pydra.optimize.progress.Progress`.
+    smoothings : int
+        Average poolings of the B-spline model of the network's field (:func:`nio_pydra.optimize.bspline.bspline`). 0:
+        the field as the network gives it.
     refined : Tensor or None
         Unit displacement field ``(1, 3, D, H, W)`` float32 of the last refiner. None before the first one.
     """
@@ -41,6 +45,7 @@ class Estimate:
     condition: float | None = None
     precision: torch.dtype = torch.float32
     progress: bool | None = None
+    smoothings: int = 0
     refined: Tensor | None = None
 
     @property
@@ -59,6 +64,7 @@ class Estimate:
             return torch.zeros(1, 3, *fixed.shape[2:], device=fixed.device)
         with torch.no_grad(), autocast(fixed.device, self.precision):
             predicted = self.network.predict(self.problem.moving, fixed, condition=self.condition)
+            predicted = bspline(predicted, fixed.shape[2:], self.smoothings)
         return finite_field(predicted.contiguous())
 
     def with_field(self, field: Tensor) -> Estimate:

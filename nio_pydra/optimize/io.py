@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nio_pydra.optimize.augmentation import RandomAffines, loss_through
 from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.problem import Objective, Problem, block_means
 from nio_pydra.optimize.progress import Progress, finite_field
@@ -49,6 +50,9 @@ class IOSettings:
         displacement. The integral hardly folds. A current displacement is taken as the first velocity.
     objective : Objective
         Similarity window and regularisation weights.
+    augmentation : float
+        Strength of the affine augmentation (:class:`nio_pydra.optimize.augmentation.RandomAffines`): at every step the
+        images are compared where another random affine takes the grid. 0: always on the grid itself.
     """
 
     iterations: int = 200
@@ -58,6 +62,7 @@ class IOSettings:
     smoothings: int = 2
     form: Literal["displacement", "velocity"] = "displacement"
     objective: Objective = field(default_factory=Objective)
+    augmentation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.form not in ("displacement", "velocity"):
@@ -69,6 +74,8 @@ class IOSettings:
             raise ValueError(f"coarse_iterations is {self.coarse_iterations}: expected 2 numbers, none negative")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
+        if not 0 <= self.augmentation < 0.5:
+            raise ValueError(f"augmentation is {self.augmentation}: expected 0 or more, below 0.5")
 
     def refine(self, estimate: Estimate) -> Estimate:
         """Optimise the current field."""
@@ -109,10 +116,16 @@ class _Stage:
         self.spacing = -(-settings.spacing // factor)  # in voxels of the coarse grid
         size = [-(-n // self.spacing) for n in self.coarse_field.shape[2:]]
         self.control = torch.zeros(1, 3, *size, device=field.device, requires_grad=True)
+        self.affines = None
+        if settings.augmentation:
+            self.affines = RandomAffines(settings.augmentation, self.coarse_field.shape[2:], field.device)
 
     def loss(self) -> Tensor:
         changed = self.coarse_field + self._change(self.coarse_unit, self.spacing, self.coarse_field.shape)
-        return self.pair.loss(_displacement(changed, self.settings, SQUARINGS), self.objective)
+        displacement = _displacement(changed, self.settings, SQUARINGS)
+        if self.affines is None:
+            return self.pair.loss(displacement, self.objective)
+        return loss_through(self.affines.next(), self.pair, displacement, self.objective)
 
     def result(self) -> Tensor:
         with torch.no_grad():

@@ -23,11 +23,12 @@ from torch import Tensor
 from nio_pydra.errors import InputError
 from nio_pydra.networks import Network
 from nio_pydra.networks.lapirn import LEVELS, LapIRN, image_pyramid
+from nio_pydra.optimize.augmentation import RandomAffines, moved_by
+from nio_pydra.optimize.bspline import bspline
 from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.problem import Objective, Problem
 from nio_pydra.optimize.progress import Progress, finite_field
 from nio_pydra.optimize.resources import autocast, place
-from nio_pydra.spatial.unit_grid import upsample
 
 __all__ = ["NIOSettings", "optimize_network"]
 
@@ -48,12 +49,17 @@ class NIOSettings:
         smaller windows (:meth:`Objective.coarser`).
     objective : Objective
         Similarity window and regularisation weight.
+    augmentation : float
+        Strength of the affine augmentation (:class:`nio_pydra.optimize.augmentation.RandomAffines`): at every step the
+        network registers the pair as another random affine shows it. 0: it always sees the pair as it is. The field
+        that is returned is that of the pair as it is.
     """
 
     iterations: tuple[int, int, int] = (100, 60, 30)
     learning_rate: float = 1e-4
     compared: Literal["full", "level"] = "full"
     objective: Objective = field(default_factory=Objective)
+    augmentation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.compared not in ("full", "level"):
@@ -62,6 +68,8 @@ class NIOSettings:
             raise ValueError(f"iterations is {self.iterations}: expected {LEVELS} numbers, none negative")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
+        if not 0 <= self.augmentation < 0.5:
+            raise ValueError(f"augmentation is {self.augmentation}: expected 0 or more, below 0.5")
 
     def require(self, network: Network | None) -> LapIRN:
         """Return the network, or raise `InputError` if it is not one that can be optimised."""
@@ -79,6 +87,7 @@ class NIOSettings:
             condition=estimate.condition,
             precision=estimate.precision,
             progress=estimate.progress,
+            smoothings=estimate.smoothings,
         )
         return estimate.with_field(field)
 
@@ -91,6 +100,7 @@ def optimize_network(
     condition: float | None = None,
     precision: torch.dtype = torch.float32,
     progress: bool | None = None,
+    smoothings: int = 0,
 ) -> Tensor:
     """Register a pair by optimising a copy of the network.
 
@@ -109,6 +119,9 @@ def optimize_network(
         Type of the convolutions. With ``torch.bfloat16`` they run under autocast; the rest stays float32.
     progress : bool or None
         See :class:`Progress`.
+    smoothings : int
+        Average poolings of the B-spline model (:func:`nio_pydra.optimize.bspline.bspline`), through which every field
+        goes before it is compared. The levels hand on their fields as they are.
 
     Returns
     -------
@@ -123,23 +136,31 @@ def optimize_network(
     """
     device = pair.fixed.device
     network = place(copy.deepcopy(network), device)
-    moving, fixed = image_pyramid(pair.moving), image_pyramid(pair.fixed)
+    pyramids = image_pyramid(pair.moving), image_pyramid(pair.fixed)
+    affines = RandomAffines(settings.augmentation, pair.fixed.shape[2:], device) if settings.augmentation else None
+    factors = [2 ** (LEVELS - level) if settings.compared == "level" else 1 for level in range(1, LEVELS + 1)]
+    coarser = {factor: pair.coarser(factor) for factor in factors}
     if condition is None:
         condition = settings.objective.weight
 
-    def loss(levels: int, compared: Problem, objective: Objective) -> Tensor:
-        field = predict(levels)
-        return compared.loss(upsample(field, compared.fixed.shape[2] // field.shape[2]), objective)
+    def loss(levels: int, factor: int) -> Tensor:
+        objective = settings.objective.coarser(factor)
+        if affines is None:
+            compared = coarser[factor]
+            return compared.loss(predict(levels, *pyramids, compared.fixed.shape[2:]), objective)
+        seen = moved_by(affines.next(), pair)
+        compared = seen.coarser(factor)
+        field = predict(levels, image_pyramid(seen.moving), image_pyramid(seen.fixed), compared.fixed.shape[2:])
+        return compared.loss(field, objective)
 
-    def predict(levels: int) -> Tensor:
+    def predict(levels: int, moving: list[Tensor], fixed: list[Tensor], shape: torch.Size) -> Tensor:
         with autocast(device, precision):
-            return network.on_pyramid(moving, fixed, levels=levels, condition=condition)[-1].field
+            outputs = network.on_pyramid(moving, fixed, levels=levels, condition=condition)
+        return bspline(outputs[-1].field, shape, smoothings)
 
     with Progress(sum(settings.iterations), progress) as report:
-        for level, steps in enumerate(settings.iterations, start=1):
-            factor = 2 ** (LEVELS - level) if settings.compared == "level" else 1
+        for level, (steps, factor) in enumerate(zip(settings.iterations, factors, strict=True), start=1):
             optimizer = torch.optim.Adam(network.levels[:level].parameters(), lr=settings.learning_rate)
-            step = partial(loss, level, pair.coarser(factor), settings.objective.coarser(factor))
-            report.minimise(step, optimizer, steps, level=level)
+            report.minimise(partial(loss, level, factor), optimizer, steps, level=level)
     with torch.no_grad():
-        return finite_field(predict(LEVELS).contiguous())
+        return finite_field(predict(LEVELS, *pyramids, pair.fixed.shape[2:]).contiguous())

@@ -96,7 +96,11 @@ class Problem:
 
     def loss(self, field: Tensor, objective: Objective) -> Tensor:
         """Return the objective of a unit field ``(1, 3, D, H, W)`` at the resolution of the pair."""
-        similarity = self.similarity(field, objective.window)
+        return self.combined(self.similarity(field, objective.window), field, objective)
+
+    @staticmethod
+    def combined(similarity: Tensor, field: Tensor, objective: Objective) -> Tensor:
+        """Return the objective of a field whose similarity is known."""
         loss = (1 - objective.weight) * similarity + objective.weight * diffusion(field)
         if objective.volume_weight > 0:
             loss = loss + objective.volume_weight * volume_change(field)

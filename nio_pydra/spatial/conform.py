@@ -70,6 +70,7 @@ def network_grid(
     orientation: str = "LIA",
     voxel_size_mm: float = 1.0,
     multiple: int = 8,
+    reach: NDArray[np.float64] | None = None,
 ) -> NetworkGrid:
     """Return a grid around an object, in a network's orientation and voxel size.
 
@@ -85,6 +86,8 @@ def network_grid(
         Edge of the cubic voxels.
     multiple : int
         Number that divides the length of every axis.
+    reach : ndarray, optional
+        ``(N, 3)`` points in the world of `fixed`, RAS mm, that must lie on the grid as well.
     """
     reorient = ornt_transform(io_orientation(fixed.affine), axcodes2ornt(tuple(orientation)))
     affine = fixed.affine @ inv_ornt_aff(reorient, fixed.shape)
@@ -94,6 +97,9 @@ def network_grid(
     for axis in range(3):
         used = np.flatnonzero(reoriented.any(axis=tuple(a for a in range(3) if a != axis)))
         first[axis], last[axis] = used[0], used[-1]
+    if reach is not None:
+        points = apply_affine(np.linalg.inv(affine), reach)
+        first, last = np.minimum(first, points.min(axis=0)), np.maximum(last, points.max(axis=0))
     extent = (last - first) * spacing / voxel_size_mm + 1 + 2 * MARGIN_VOXELS
     shape = tuple(int(multiple * np.ceil(round(n, 3) / multiple)) for n in extent)
     # The grid starts on a voxel of the fixed image, so that equal voxel sizes need no interpolation.

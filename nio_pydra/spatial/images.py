@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from nio_pydra.errors import InputError
 from nio_pydra.spatial.finite import require_finite
 from nio_pydra.spatial.headers import require_one_placement, same_placement
+from nio_pydra.spatial.itk_images import is_of_itk, read_by_itk
 from nio_pydra.system.files import atomic_path
 
 __all__ = ["UNREADABLE", "load_image", "load_labels", "load_mask", "same_grid", "save_image"]
@@ -35,7 +36,7 @@ def load_image(path: str | os.PathLike[str], role: str = "image", *, may_be_empt
     Parameters
     ----------
     path : path-like
-        NIfTI or another format that nibabel reads, compressed or not.
+        NIfTI or another format that nibabel reads, compressed or not; or MetaImage or NRRD.
     role : str
         Role of the file ("T1w", "atlas", ...), for messages.
     may_be_empty : bool
@@ -165,7 +166,7 @@ def _read(path: Path, role: str) -> tuple[NDArray[np.float64], NDArray[Any]]:
     if path.stat().st_size == 0:
         raise InputError(f"{path} ({role}) is empty (0 bytes): expected an image. Fetch its content again.")
     try:
-        image = nib.load(path)
+        image = read_by_itk(path) if is_of_itk(path) else nib.load(path)
     except UNREADABLE as error:
         raise InputError(f"{path} ({role}) cannot be read as an image: {error}") from None
     if not isinstance(image, SpatialImage):

@@ -46,7 +46,7 @@ def Register(
     engine : str
         Name of the engine, as `nio engines` lists it.
     preset : str | None
-        Preset of the engine. Default: the engine's first.
+        Preset of the engine. Default: that of the profile, or the engine's first.
     settings : dict | None
         Settings that differ from the preset's.
     version : str
@@ -79,7 +79,7 @@ def Register(
     record : Json
         Settings, time, memory and measures of quality.
     """
-    from nio_pydra.engines.methods import choose_method
+    from nio_pydra.engines.methods import choose_method, usual_preset
     from nio_pydra.engines.registration import register
     from nio_pydra.profiles import PROFILES
 
@@ -88,7 +88,12 @@ def Register(
         scan_files(moving, mask=moving_mask, lesion_mask=lesion_mask),
         Path(affine),
         Path.cwd(),
-        choose_method(engine, preset, weights=None if weights is None else Path(weights), changes=settings),
+        choose_method(
+            engine,
+            preset or usual_preset(engine, PROFILES[profile]),
+            weights=None if weights is None else Path(weights),
+            changes=settings,
+        ),
         affine_record=None if affine_record is None else json.loads(Path(affine_record).read_text()),
         profile=PROFILES[profile],
         runtime=task_runtime(device, seed, precision),

@@ -26,7 +26,7 @@ from nio_pydra import __version__
 from nio_pydra.engines.contract import Runtime, ScanFiles
 from nio_pydra.engines.devices import choose_device, choose_precision
 from nio_pydra.engines.network_space import NetworkSpace, grid_around
-from nio_pydra.engines.registration import read_pair
+from nio_pydra.engines.registration import load_pair
 from nio_pydra.errors import InputError
 from nio_pydra.networks import load_network, save_network
 from nio_pydra.networks.checkpoints import condition_for, default_weights, read_metadata, weights_digest
@@ -210,7 +210,7 @@ def _problems(
     """Bring atlas and scans into the network's space."""
     found: list[Problem] = []
     for own in scans:
-        pair = read_pair(atlas, own.scan, own.affine, profile)
+        pair = load_pair(atlas, own.scan, own.affine, profile)
         fixed = pair.fixed_object
         grid = grid_around(fixed, metadata, network.size_multiple)
         if not found:
