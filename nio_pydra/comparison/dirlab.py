@@ -25,10 +25,10 @@ PHASES = ("T00", "T50")
 """End of inspiration (fixed) and of expiration (moving)."""
 OFFSET = 1024
 """What DIR-Lab's files hold above Hounsfield units."""
-AIR = (-1100, -300)
-"""Hounsfield units of lung and of air around the body. Tissue and what lies outside the field of view are not here."""
-LEAST_AIR = 0.05
-"""Share of voxels that lung and air have in any scan of a chest; of these data at least three times as many."""
+RANGES = ((-1100, -300), (-150, 300))
+"""Hounsfield units of lung and air, and of tissue."""
+LEAST = 0.05
+"""Share of voxels that each of them has in any scan of a chest."""
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,11 @@ def read_phase(path: Path, geometry: Geometry) -> Nifti1Image:
             "Is it unpacked completely, and of the case that its name says?"
         )
     voxels: NDArray[np.int16] = np.fromfile(path, "<i2").reshape(geometry.shape, order="F").astype(np.int16)
-    if _share(voxels, *AIR) < LEAST_AIR:
-        if _share(voxels, AIR[0] + OFFSET, AIR[1] + OFFSET) < LEAST_AIR:
+    if not _like_chest(voxels, 0):
+        if not _like_chest(voxels, OFFSET):
             raise InputError(
-                f"{path} has values from {voxels.min()} to {voxels.max()} with hardly any lung or air among them: "
-                "expected Hounsfield units, or those plus 1024 as DIR-Lab has them. Is it the original file?"
+                f"{path} has values from {voxels.min()} to {voxels.max()}, with hardly any lung or tissue if they are "
+                "Hounsfield units, or those plus 1024 as DIR-Lab has them. Is it the original file?"
             )
         voxels = (voxels.astype(np.int32) - OFFSET).clip(-OFFSET, None).astype(np.int16)
     affine = np.diag([*(-np.array(geometry.spacing)), 1.0])
@@ -184,8 +184,10 @@ def read_phase(path: Path, geometry: Geometry) -> Nifti1Image:
     return image
 
 
-def _share(voxels: NDArray[np.int16], low: int, high: int) -> float:
-    return float(((voxels > low) & (voxels < high)).mean())
+def _like_chest(voxels: NDArray[np.int16], offset: int) -> bool:
+    """Return whether there is air and tissue among values that are Hounsfield units plus an offset."""
+    shares = [((voxels > low + offset) & (voxels < high + offset)).mean() for low, high in RANGES]
+    return min(shares) >= LEAST
 
 
 def cases_table(records: Mapping[tuple[int, str], Mapping[str, Any]]) -> pd.DataFrame:
