@@ -40,7 +40,7 @@ AFFINE = "affine"
 RANDOM = "random.safetensors"
 """Weights that were never trained, written into OUT."""
 METHODS = (
-    AFFINE, "syn:fast", "greedy", "niftyreg", "convexadam", "lapirn:chest", "io:chest",
+    AFFINE, "syn:fast", "greedy", "niftyreg", "lapirn:chest", "io:chest",
     "nio:paper?smoothings=3&voxel_size_mm=1.5&network.augmentation=0.035", "nio_m:chest",
 )  # fmt: skip
 STARTS = ('io:chest?start="zero"', f"nio_m:chest@{RANDOM}")
@@ -52,15 +52,13 @@ ABLATION = (
 )
 """NIO_m without the deformation model, without the augmentation, without both."""
 SHORT = {
-    METHODS[7]: "nio, as nio_m:chest",
+    METHODS[6]: "nio, as nio_m:chest",
     STARTS[0]: "io:chest from zero",
     STARTS[1]: "nio_m:chest from random weights",
     ABLATION[0]: "nio_m:chest, no B-spline",
     ABLATION[1]: "nio_m:chest, no augmentation",
     ABLATION[2]: "nio_m:chest, neither",
 }
-COMPARED = ("lapirn:chest", "io:chest", "nio_m:chest")
-CLASSICAL = ("syn:fast", "greedy", "niftyreg", "convexadam")
 ELASTIX_MM = 1.47
 """Mean error of the published result of elastix on its pair, over all 51 landmarks."""
 ABLATED = {"elastix": 1, "breathing": 2, "liver": 0}
@@ -154,7 +152,7 @@ def register(options: argparse.Namespace, cases: Sequence[Case]) -> None:
         try:
             record = register_landmarks(
                 case.pair, out_of(options, case, name), parse_method(name), runtime,
-                prealign=case.prealign or name == AFFINE,
+                affine=case.prealign or name == AFFINE,
             )  # fmt: skip
         except (InputError, ProgramError, ComputationError) as error:
             print(f"{case.part} {case.name}, {name}: {error}", flush=True)

@@ -123,7 +123,7 @@ def _register(
         for name, method in methods.items():
             folder = folder_of(out / f"case_{number:02}", name)
             try:
-                records[number, name] = register_landmarks(pair, folder, method, runtime, prealign=False)
+                records[number, name] = register_landmarks(pair, folder, method, runtime, affine=False)
             except (InputError, ProgramError, ComputationError) as error:
                 failures[number, name] = str(error)
                 log.error("case %d, %s: %s", number, name, error)
