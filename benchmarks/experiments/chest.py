@@ -83,7 +83,8 @@ SUMMARIES = (
 """Last rows of a table: title, column and format."""
 NOTES = """\
 Target registration error: fixed landmarks are pushed through the map from fixed to moving, and the distance to the
-moving landmarks is measured in mm. Means in the last rows are over the cases that all methods of a table have done.
+moving landmarks is measured in mm. Means in the last rows are over the cases that all methods of a table have done,
+whose number is in brackets.
 `Snapped`: the mapped landmark is first moved to the nearest voxel. `nio_m:chest`, `io:chest` and `lapirn:chest` have
 the settings of the paper for the chest. They start from the package's weights, which were trained on brains: there are
 none of the chest. So `lapirn:chest` is not the LapIRN of the paper's Table 2, which was trained on chests."""
@@ -213,7 +214,7 @@ def main() -> None:
     cases: list[Case] = []
     for part in options.parts.split(","):
         (options.out / "data" / part).mkdir(parents=True, exist_ok=True)
-        cases += PARTS[part](options.data, options.out / "data" / part)[: options.cases]
+        cases += PARTS[part](options.data, options.out / "data" / part, options.cases)
     if not options.tables_only:
         note_machine(options.out)
         register(options, cases)
@@ -239,7 +240,8 @@ def write_page(options: argparse.Namespace, cases: Sequence[Case], table: pd.Dat
         folder.mkdir(parents=True, exist_ok=True)
     draw_boxes(table, list(PARTS), images / "chest_boxes.png")
     overlay = _overlay(options, cases, table, images / "chest_overlay.png")
-    machines = (options.out / "machines.txt").read_text().splitlines()
+    noted = options.out / "machines.txt"
+    machines = noted.read_text().splitlines() if noted.is_file() else []
     parts = [
         "# The chest: landmarks brought together",
         "Written by `benchmarks/experiments/chest.py`. Registered on:",
@@ -277,7 +279,7 @@ def _part(options: argparse.Namespace, part: str, cases: Sequence[Case], table: 
         for title, column, shown in SUMMARIES:
             cells = [f"{rows.loc[[(case, name) for case in common], column].mean():{shown}}" if common else "–"
                      for name in done]  # fmt: skip
-            lines.append(f"| **{title}**, {len(common)} cases | " + " | ".join(cells) + " |")
+            lines.append(f"| **{title}** ({len(common)}) | " + " | ".join(cells).replace("nan", "–") + " |")
         worst = [f"{rows.loc[[(case, name) for case in common], 'mean'].max():.2f}" if common else "–" for name in done]
         lines.append("| **Worst case** | " + " | ".join(worst) + " |")
         text.append("\n".join(lines))

@@ -60,7 +60,7 @@ class Case:
     everywhere: tuple[np.ndarray, np.ndarray] | None = None
 
 
-def elastix(data: Path, work: Path) -> list[Case]:
+def elastix(data: Path, work: Path, most: int | None = None) -> list[Case]:
     """Return the real pair of elastix: a right lung, baseline and follow-up."""
     folder = data / "lung" / "elastix_pair"
     images = folder / "3DCT_lung_baseline_small.mha", folder / "3DCT_lung_followup_RECONSTRUCTED.nii.gz"
@@ -75,7 +75,7 @@ def elastix(data: Path, work: Path) -> list[Case]:
     return [Case("elastix", "right lung", LandmarkPair(*scans, points, LUNG), True, groups)]
 
 
-def breathing(data: Path, work: Path) -> list[Case]:
+def breathing(data: Path, work: Path, most: int | None = None) -> list[Case]:
     """Return the simulated expirations of one real scan, with the motion of DIR-Lab's cases 1 to 10."""
     source = data / "lung" / "ct_single_phase" / "chest_ct_phase00_2mm.nii.gz"
     work.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def breathing(data: Path, work: Path) -> list[Case]:
     if not mask.is_file():
         make_mask(source, mask, Runtime(device="cpu"), profile=LUNG)
     scan, lung = load_image(source), load_mask(mask)
-    return [_simulated(data, work, scan, lung, number) for number in CASES]
+    return [_simulated(data, work, scan, lung, number) for number in list(CASES)[:most]]
 
 
 def _simulated(data: Path, work: Path, scan: nib.Nifti1Image, lung: nib.Nifti1Image, number: int) -> Case:
@@ -149,7 +149,7 @@ def _at(mask: nib.Nifti1Image, points: np.ndarray) -> np.ndarray:
     return found
 
 
-def liver(data: Path, work: Path) -> list[Case]:
+def liver(data: Path, work: Path, most: int | None = None) -> list[Case]:
     """Return the liver's motion in MR: four subjects, two states of breathing each, to the end of expiration."""
     cases = []
     for folder in sorted((data / "liver_4dmri").glob("dataset*/")):
@@ -171,7 +171,7 @@ def liver(data: Path, work: Path) -> list[Case]:
             pair = LandmarkPair(images[0], images[1], both, BODY)
             groups = {"liver": every[:count], "outside": every[count:]}
             cases.append(Case("liver", f"{folder.name[7:]} {state}", pair, False, groups))
-    return cases
+    return cases[:most]
 
 
 def _sagittal(path: Path, out: Path, thickness: float | None) -> ScanFiles:
@@ -196,7 +196,7 @@ def _vtk(path: Path, image: Path) -> np.ndarray:
     return apply_affine(affine, along / np.linalg.norm(affine[:3, :3], axis=0))
 
 
-PARTS: Mapping[str, Callable[[Path, Path], list[Case]]] = {
+PARTS: Mapping[str, Callable[[Path, Path, int | None], list[Case]]] = {
     "elastix": elastix,
     "breathing": breathing,
     "liver": liver,

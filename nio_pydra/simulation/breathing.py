@@ -28,6 +28,8 @@ SMOOTHINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 UNIT_MM = 100.0
 SMALLEST_JACOBIAN = 0.1
 """Smallest accepted Jacobian determinant anywhere; below zero the map folds."""
+AERATED_HU, SOLID_HU = -600.0, -200.0
+"""Up to the first, lung loses air and becomes denser in full; from the second on, not at all."""
 FULL_MM, STILL_MM = 10.0, 70.0
 """Distances from the lung up to which the motion is as fitted, and from which there is none."""
 
@@ -132,6 +134,7 @@ def expiration(
 
     The lung becomes denser where it becomes smaller, because its tissue stays and its air leaves: its density
     (HU + 1000) is multiplied by the Jacobian determinant of the map, volume at inspiration over volume at expiration.
+    Vessels and nodules hold no air, so they keep their density.
 
     Parameters
     ----------
@@ -153,8 +156,9 @@ def expiration(
     places = nib.affines.apply_affine(np.linalg.inv(scan.affine), breathing.map_points(points)).T
     values = map_coordinates(scan.get_fdata(dtype=np.float32), places, order=3, mode="nearest")
     inside = map_coordinates(np.asanyarray(lung.dataobj).astype(np.float32), places, order=1, mode="nearest") > 0.5
-    density = values[inside] + 1000
-    values[inside] = density * breathing.jacobian(points[inside]) - 1000
+    own = values[inside]
+    aerated = np.clip((SOLID_HU - own) / (SOLID_HU - AERATED_HU), 0, 1)
+    values[inside] = (own + 1000) * (1 + aerated * (breathing.jacobian(points[inside]) - 1)) - 1000
     values = np.clip(values + rng.normal(0, noise, values.shape), -1024, None)
     made = nib.Nifti1Image(values.reshape(scan.shape).astype(np.float32), scan.affine)
     return made, nib.Nifti1Image(inside.reshape(scan.shape).astype(np.uint8), scan.affine)

@@ -86,3 +86,9 @@ def test_the_lung_keeps_its_mass(breathing):
 def test_a_box_becomes_another():
     source, target = np.array([[0.0, 0, 0], [1, 2, 4]]), np.array([[10.0, 10, 10], [12, 12, 12]])
     assert np.allclose(into_box(np.array([[0.5, 1, 4]]), source, target), [[11, 11, 12]])
+
+
+def test_vessels_keep_their_density(breathing):
+    solid = nib.Nifti1Image(np.full(SHAPE, 30.0, np.float32), AFFINE)
+    made, _ = expiration(solid, LUNG, breathing[3], 0.0, np.random.default_rng(0))
+    assert np.allclose(made.get_fdata(), 30)
