@@ -69,13 +69,13 @@ def test_cases_are_registered_once_and_written_beside_the_papers_numbers(unpacke
     assert '"engine": "affine"' in changed.read_text()
 
 
-def test_a_case_that_cannot_be_used_does_not_stop_the_others(unpacked, tmp_path, capsys):
+def test_a_case_that_cannot_be_used_does_not_stop_the_others(unpacked, tmp_path, caplog):
     image = unpacked / "Case1Pack" / "Images" / "case1_T50_s.img"
     image.write_bytes(image.read_bytes()[:-2])
     (unpacked / "Case2Pack" / "Case2_300_T50_xyz.txt").unlink()
     out = tmp_path / "out"
     assert run(unpacked, out) == 1
-    assert "case1_T50_s.img has 124798 bytes: expected 124800" in capsys.readouterr().err
+    assert "case1_T50_s.img has 124798 bytes: expected 124800" in caplog.text
     image.write_bytes(phantom(MOTION, 1).astype("<i2").tobytes(order="F"))
     assert run(unpacked, out) == 1
     summary = (out / "summary.md").read_text()
