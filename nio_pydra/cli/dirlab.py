@@ -64,22 +64,21 @@ def main(args: argparse.Namespace) -> int:
     for number in numbers:
         try:
             files = find_case(args.dir, number)
+            if files is None and args.cases:
+                raise InputError(f"{args.dir} has no image of case {number} (case{number}_T00*.img).")
         except InputError as error:
             failures[number, INITIAL] = str(error)
             log.error("%s", error)
             continue
-        if files is None:
-            if args.cases:
-                failures[number, INITIAL] = f"{args.dir} has no image of case {number} (case{number}_T00*.img)."
-                log.error("%s", failures[number, INITIAL])
-            continue
-        _register(files, number, methods, args.out, runtime, records, failures)
-        write_text(summary(records, failures), args.out / "summary.md")
-        with atomic_path(args.out / "cases.tsv") as temporary:
-            cases_table(records).to_csv(temporary, sep="\t", index=False, float_format="%.4f", na_rep="n/a")
+        if files is not None:
+            _register(files, number, methods, args.out, runtime, records, failures)
+            write_text(summary(records, failures), args.out / "summary.md")
     if not records:
         reason = next(iter(failures.values()), "")
         raise InputError(reason or f"{args.dir} has no image of a case (case1_T00*.img): expected the unpacked data.")
+    write_text(summary(records, failures), args.out / "summary.md")
+    with atomic_path(args.out / "cases.tsv") as temporary:
+        cases_table(records).to_csv(temporary, sep="\t", index=False, float_format="%.4f", na_rep="n/a")
     print((args.out / "summary.md").read_text())
     print(args.out)
     return 1 if failures else 0
