@@ -72,7 +72,7 @@ def elastix(data: Path, work: Path, most: int | None = None) -> list[Case]:
     scans = [ScanFiles(image, mask) for image, mask in zip(images, masks, strict=True)]
     numbers = np.arange(len(points[0]))
     groups = {"all": numbers, f"without {WRONG_POINT}": numbers[numbers != WRONG_POINT]}
-    return [Case("elastix", "right lung", LandmarkPair(*scans, points, LUNG), True, groups)]
+    return [Case("elastix", "right lung", LandmarkPair(scans[0], scans[1], points, LUNG), True, groups)]
 
 
 def breathing(data: Path, work: Path, most: int | None = None) -> list[Case]:

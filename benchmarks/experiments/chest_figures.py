@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
 from nio_pydra.comparison.landmark_pairs import LandmarkPair
@@ -50,6 +51,7 @@ def draw_boxes(table: pd.DataFrame, parts: Sequence[str], path: Path) -> None:
 def draw_overlay(pair: LandmarkPair, warped: Sequence[tuple[str, Path]], path: Path) -> None:
     """Draw the fixed image in red, and the moving one before and after registrations in green, in a coronal slice."""
     fixed = load_image(pair.fixed.image)
+    assert pair.fixed.mask is not None
     lung = np.asanyarray(load_mask(pair.fixed.mask).dataobj)
     height = int(lung.sum(axis=(0, 2)).argmax())
     before = resample(load_image(pair.moving.image), fixed, Transform(()))
@@ -57,7 +59,7 @@ def draw_overlay(pair: LandmarkPair, warped: Sequence[tuple[str, Path]], path: P
     sizes = np.linalg.norm(fixed.affine[:3, :3], axis=0)
     figure = new_figure(3.6 * len(panels), 3.4, "white", 110)
 
-    def shown(image: object) -> NDArray[np.float64]:
+    def shown(image: Nifti1Image) -> NDArray[np.float64]:
         low, high = WINDOW_HU
         own = np.asanyarray(image.dataobj)[:, height].astype(float).T[::-1]
         return np.clip((own - low) / (high - low), 0, 1)

@@ -228,9 +228,9 @@ def summary(records: Mapping[tuple[int, str], Mapping[str, Any]], failures: Mapp
     columns: list[tuple[str, str, Sequence[tuple[float, float]] | None]] = []
     for method in methods:
         columns.append((method, method, None))
-        paper = INITIAL if method == INITIAL else PAPER_COLUMNS.get(method.partition(":")[0])
-        if paper is not None:
-            columns.append((method, f"{paper} (paper)", PAPER[paper]))
+        known = INITIAL if method == INITIAL else PAPER_COLUMNS.get(method.partition(":")[0])
+        if known is not None:
+            columns.append((method, f"{known} (paper)", PAPER[known]))
     lines = ["# DIR-Lab 4DCT: target registration error", ""]
     lines += ["Millimetres, mean ± standard deviation over the landmarks of a case. Columns marked (paper) are numbers",
               "of Table 2 of Mok et al. 2023, not computed here.", ""]  # fmt: skip
