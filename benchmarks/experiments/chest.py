@@ -194,7 +194,12 @@ def measures(options: argparse.Namespace, case: Case, name: str) -> list[dict[st
     rows = []
     for group, numbers in case.groups.items():
         part = replace(found, errors=found.errors[numbers], snapped=found.snapped[numbers]).as_record()
-        rows.append({**common, "points": group, **_plain(part), "snapped_mean": part["snapped"]["mean"], **spent})
+        rows.append(
+            {
+                **common, "points": group, **_plain(part), "snapped_mean": part["snapped"]["mean"], **spent,
+                "errors": part["errors"],
+            }
+        )  # fmt: skip
     if case.everywhere is not None:
         left = landmark_errors(*case.everywhere, forward, load_image(case.pair.moving.image)).as_record()
         rows.append(
@@ -241,7 +246,7 @@ def main() -> None:
             rows += measures(options, case, name)
     table = pd.DataFrame(rows)
     with atomic_path(options.out / "chest_cases.tsv") as temporary:
-        table.to_csv(temporary, sep="\t", index=False, float_format="%.4f", na_rep="n/a")
+        table.drop(columns="errors").to_csv(temporary, sep="\t", index=False, float_format="%.4f", na_rep="n/a")
     write_page(options, cases, table)
 
 
@@ -260,8 +265,8 @@ def write_page(options: argparse.Namespace, cases: Sequence[Case], table: pd.Dat
         "Written by `benchmarks/experiments/chest.py`. Registered on:",
         "\n".join(f"- {line}" for line in machines) + f"\n- nio_pydra {__version__} when the page was written",
         NOTES,
-        "![Errors of every case](../images/chest_boxes.png)\n\nBoxes: quartiles and median of the landmarks of all "
-        "cases; whiskers: 5 % and 95 %.",
+        "![Errors of the landmarks](../images/chest_boxes.png)\n\nEvery box holds the landmarks of all cases that "
+        "a method has done (for `liver`, those in it): quartiles, median, whiskers at 5 % and 95 %. Points: cases.",
         overlay,
         *(_part(options, part, [case for case in cases if case.part == part], table) for part in PARTS),
     ]
@@ -293,15 +298,22 @@ def _part(options: argparse.Namespace, part: str, cases: Sequence[Case], table: 
             cells = [f"{rows.loc[[(case, name) for case in common], column].mean():{shown}}" if common else "–"
                      for name in done]  # fmt: skip
             lines.append(f"| **{title}** ({len(common)}) | " + " | ".join(cells).replace("nan", "–") + " |")
+        if len(cases) == 1:
+            text.append("\n".join(lines))
+            continue
         worst = [f"{rows.loc[[(case, name) for case in common], 'mean'].max():.2f}" if common else "–" for name in done]
         lines.append("| **Worst case** | " + " | ".join(worst) + " |")
         text.append("\n".join(lines))
     text.append(_ablation(own, cases))
-    missing = [f"{case.name}: {SHORT.get(name, name)}" for number, case in enumerate(cases)
-               for name in methods_of(case, number)
-               if not ((own["case"] == case.name) & (own["method"] == SHORT.get(name, name))).any()]  # fmt: skip
+    done_by = own.groupby("method")["case"].nunique()
+    wanted: dict[str, int] = {}
+    for number, case in enumerate(cases):
+        for name in methods_of(case, number):
+            wanted[SHORT.get(name, name)] = wanted.get(SHORT.get(name, name), 0) + 1
+    missing = [f"{name} ({count - done_by.get(name, 0)} of {count} cases)" for name, count in wanted.items()
+               if done_by.get(name, 0) < count]  # fmt: skip
     if missing:
-        text.append("Not run yet, or failed: " + "; ".join(missing) + ".")
+        text.append("Not run yet, or failed: " + ", ".join(missing).replace("_", "\\_") + ".")
     return "\n\n".join(own for own in text if own)
 
 

@@ -21,7 +21,7 @@ HIGHLIGHT = "nio_m"
 
 
 def draw_boxes(table: pd.DataFrame, parts: Sequence[str], path: Path) -> None:
-    """Draw the errors of each method, a panel for each part; boxes and points are means of cases."""
+    """Draw the errors of each method, a panel for each part."""
     known = [part for part in parts if part in set(table["part"])]
     first = {part: table[table["part"] == part]["points"].iloc[0] for part in known}
     chosen = {part: table[(table["part"] == part) & (table["points"] == first[part])] for part in known}
@@ -30,15 +30,17 @@ def draw_boxes(table: pd.DataFrame, parts: Sequence[str], path: Path) -> None:
     axes = np.atleast_1d(figure.subplots(1, len(known), sharey=True))
     for axis, part in zip(axes, known, strict=True):
         for place, name in enumerate(names):
-            values = chosen[part][chosen[part]["method"] == name]["mean"].to_numpy()
+            own = chosen[part][chosen[part]["method"] == name]
+            if own.empty:
+                continue
             colour = "#c23b22" if name.startswith(HIGHLIGHT) else "#4477aa"
-            if len(values) > 1:
-                box = axis.boxplot(values, positions=[place], orientation="horizontal", widths=0.6, showfliers=False,
-                                   patch_artist=True, manage_ticks=False)  # fmt: skip
-                box["boxes"][0].set(facecolor=colour, alpha=0.35)
-                box["medians"][0].set(color="black")
-            axis.plot(values, np.full(len(values), place), "o", color=colour, markersize=3.5)
-        axis.set(title=f"{part}: {first[part]}", xlabel="error, mm (mean of a case)", xscale="log")
+            box = axis.boxplot(np.concatenate(own["errors"].tolist()), positions=[place], orientation="horizontal",
+                               widths=0.6, whis=(5, 95), showfliers=False, patch_artist=True,
+                               manage_ticks=False)  # fmt: skip
+            box["boxes"][0].set(facecolor=colour, alpha=0.35)
+            box["medians"][0].set(color="black")
+            axis.plot(own["mean"], np.full(len(own), place), "o", color=colour, markersize=3.5)
+        axis.set(title=f"{part}: {first[part]}", xlabel="error, mm", xscale="log")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.grid(axis="x", which="both", color="0.92")
         axis.set_axisbelow(True)
