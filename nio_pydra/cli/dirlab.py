@@ -127,5 +127,10 @@ def _register(
                 failures[number, name] = str(error)
                 log.error("case %d, %s: %s", number, name, error)
                 continue
-            found = records[number, name]["landmarks"]
+            found, before = (records[number, own]["landmarks"] for own in (name, INITIAL))
+            if found["mean"] > before["mean"]:
+                log.warning(
+                    "case %d, %s: the landmarks are farther apart after the registration (%.2f mm) than before "
+                    "(%.2f mm). Are two files swapped?", number, name, found["mean"], before["mean"],
+                )  # fmt: skip
             print(f"case {number}, {name}: {found['mean']:.2f} ± {found['sd']:.2f} mm", flush=True)

@@ -77,10 +77,17 @@ def test_a_case_that_cannot_be_used_does_not_stop_the_others(unpacked, tmp_path,
     assert run(unpacked, out) == 1
     assert "case1_T50_s.img has 124798 bytes: expected 124800" in caplog.text
     image.write_bytes(phantom(MOTION, 1).astype("<i2").tobytes(order="F"))
+    points = [unpacked / "Case1Pack" / f"Case1_300_{phase}_xyz.txt" for phase in ("T00", "T50")]
+    texts = [path.read_text() for path in points]
+    for path, text in zip(points, reversed(texts), strict=True):
+        path.write_text(text)
     assert run(unpacked, out) == 1
     summary = (out / "summary.md").read_text()
     assert "| 1 | 8.00 ± 0.00" in summary
     assert "no 300 landmarks (.txt) of case 2 at phase T50" in summary
+    assert re.search(
+        r"case 1, lapirn\S* the landmarks are farther apart after .* than before \(8\.00 mm\)", caplog.text
+    )
 
 
 @pytest.mark.parametrize(
