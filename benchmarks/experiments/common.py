@@ -200,7 +200,7 @@ def _register(options: argparse.Namespace, comparison: Comparison) -> None:
     args = parser.parse_args(comparison.options(options))
     dataset = open_dataset(args)
     dataset = replace(dataset, scans=cases_of(dataset.scans, dataset.atlas))
-    _note_machine(options.out)
+    note_machine(options.out)
     for name in _chosen(options.methods, comparison.methods):
         folder, began = folder_of(args.out_dir, name), time.perf_counter()
         if _done(folder, dataset.atlas.space) >= {scan.name for scan in dataset.scans}:
@@ -242,7 +242,7 @@ def _done(folder: Path, space: dict[str, str]) -> set[str]:
     return {path.name.split("_space-")[0] for path in records}
 
 
-def _note_machine(out: Path) -> None:
+def note_machine(out: Path) -> None:
     """Add this machine to those that the page names."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     line = f"{processor_name()}, {core_count()} cores{gpu}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"

@@ -15,6 +15,7 @@ __all__ = ["main"]
 COMMANDS = {
     "register": "register one image to another",
     "compare": "compare methods on the scans of a BIDS dataset with labels",
+    "dirlab": "register the chest CTs of DIR-Lab, and make the table of the NIO paper",
     "fmriprep": "run fMRIPrep with a registration by nio_pydra",
     "engines": "list the registration engines, and how to install missing ones",
     "orient": "write a copy of an image with an unambiguous orientation in its header",

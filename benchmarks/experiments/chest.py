@@ -1,0 +1,365 @@
+"""Experiment on the chest: a real pair of CTs, ten simulated expirations and real breathing in MR, all with landmarks.
+
+    python benchmarks/experiments/chest.py --data DATA --out OUT [--parts PART,PART] [--methods METHOD,METHOD]
+
+`DATA` holds `lung` and `liver_4dmri`. What is done is not done again, so several calls can fill one `OUT`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from chest_cases import NOISE_HU, PARTS, WRONG_POINT, Case
+from chest_figures import draw_boxes, draw_overlay
+from common import DOCS, note_machine
+
+from nio_pydra import __version__
+from nio_pydra.comparison.landmark_pairs import initial_record, register_landmarks
+from nio_pydra.comparison.scope import folder_of
+from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.methods import parse_method
+from nio_pydra.errors import ComputationError, InputError, ProgramError
+from nio_pydra.metrics import landmark_errors
+from nio_pydra.networks import LapIRN, load_network, save_network
+from nio_pydra.spatial.images import load_image
+from nio_pydra.spatial.itk import read_h5
+from nio_pydra.spatial.transforms import Transform
+from nio_pydra.system.files import atomic_path, read_json
+
+INITIAL = "no registration"
+AFFINE = "affine"
+RANDOM = "random.safetensors"
+"""Weights that were never trained, written into OUT."""
+METHODS = (
+    AFFINE, "syn:fast", "greedy", "niftyreg", "lapirn:chest", "io:chest",
+    "nio:paper?smoothings=3&network.augmentation=0.035", "nio_m:chest",
+)  # fmt: skip
+STARTS = ('io:chest?start="zero"', f"nio_m:chest@{RANDOM}")
+"""The same without what the weights know of brains."""
+ABLATION = (
+    "nio_m:chest?smoothings=0",
+    "nio_m:chest?network.augmentation=0.0",
+    "nio_m:chest?smoothings=0&network.augmentation=0.0",
+)
+"""NIO_m without the deformation model, without the augmentation, without both."""
+SHORT = {
+    METHODS[6]: "nio, as nio_m:chest",
+    STARTS[0]: "io:chest from zero",
+    STARTS[1]: "nio_m:chest from random weights",
+    ABLATION[0]: "nio_m:chest, no B-spline",
+    ABLATION[1]: "nio_m:chest, no augmentation",
+    ABLATION[2]: "nio_m:chest, neither",
+}
+NETWORK_MM = {"elastix": 2.5, "breathing": 2.0, "liver": 2.0}
+"""Edge of the voxels in which the networks' engines compare images, instead of the 1.5 mm of their presets: no smaller
+than the smallest of the images themselves, and many times faster on a processor."""
+NETWORKS = ("lapirn", "io", "nio", "nio_m")
+ELASTIX_MM = 1.47
+"""Mean error of the published result of elastix on its pair, over all 51 landmarks."""
+ABLATED = {"elastix": 1, "breathing": 2, "liver": 0}
+"""Number of cases of each part, from the first, that the ablation and the other starts are run on."""
+
+
+TITLES = {
+    "elastix": "A real pair of CTs",
+    "breathing": "Simulated expiration, with the motion of DIR-Lab's ten cases",
+    "liver": "Breathing in MR of the liver",
+}
+SUMMARIES = (
+    ("Mean", "mean", ".2f"),
+    ("Median", "median", ".2f"),
+    ("95 %", "p95", ".2f"),
+    ("Below 1.2 mm", "below_1.2mm", ".0%"),
+    ("Snapped", "snapped_mean", ".2f"),
+    ("std\\|J\\|", "std_jacobian", ".3f"),
+    ("Folds, %", "fold_percent", ".3f"),
+    ("Processor seconds", "processor_seconds", ".0f"),
+)
+"""Last rows of a table: title, column and format."""
+NOTES = f"""\
+Target registration error: fixed landmarks are pushed through the map from fixed to moving, and the distance to the
+moving landmarks is measured in mm. Means in the last rows are over the cases that all methods of a table have done,
+whose number is in brackets.
+`Snapped`: the mapped landmark is first moved to the nearest voxel. `nio_m:chest`, `io:chest` and `lapirn:chest` have
+the settings of the paper for the chest, in voxels of {" / ".join(f"{mm:g}" for mm in NETWORK_MM.values())} mm
+(elastix / breathing / liver). They start from the package's weights, which were trained on brains: there are
+none of the chest. So `lapirn:chest` is not the LapIRN of the paper's Table 2, which was trained on chests."""
+PART_NOTES = {
+    "elastix": f"""\
+Baseline (fixed, at half resolution) and follow-up (moving) of one right lung, 51 landmarks, after an affine by ANTs
+that is common to all. Landmark {WRONG_POINT}, counted from 0, looks wrong, so it is left out in the second table. The
+published result of elastix has {ELASTIX_MM} mm over all 51 landmarks (not computed here). The follow-up was made from
+that result by its own inverse, so its intensities have been interpolated twice.""",
+    "breathing": f"""\
+One real CT is the inspiration (fixed). The expiration (moving) is made from it by a smooth map that follows the
+landmarks of one DIR-Lab case, scaled into the box of this lung, and stands still at ribs and spine. The lung becomes
+denser as it becomes smaller, and both scans get noise of {NOISE_HU:g} HU of their own. The true map is known
+everywhere. It is smooth, and the vessels are the same in both: the numbers are smaller than on two real scans. No
+affine is computed beforehand, except for the method `affine`.""",
+    "liver": """\
+Expiration (fixed) to two states of breathing (moving) of four subjects, MR in sagittal slices 4 or 5 mm apart, without
+a mask: the whole field of view is compared. Points in the liver and outside are averaged apart. They were set on
+slices, so about 2 mm of error are theirs. No affine is computed beforehand, except for the method `affine`. Images: von
+Siebenthal et al. 2007, ETH Zurich, from the collection pTVreg, for non-commercial use.""",
+}
+
+
+def read_options() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="holds lung and liver_4dmri")
+    parser.add_argument("--out", type=Path, required=True, help="takes the results")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="PART[,PART]", help="(default: %(default)s)")
+    parser.add_argument("--methods", default="", metavar="METHOD[,METHOD]", help="a part of them")
+    parser.add_argument("--cases", type=int, metavar="N", help="the first N cases of each part")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument("--register-only", action="store_true", help="write no tables")
+    steps.add_argument("--tables-only", action="store_true", help="register nothing")
+    parser.add_argument("--publish", action="store_true", help="write the page in docs/results")
+    options = parser.parse_args()
+    options.data, options.out = options.data.absolute(), options.out.absolute()
+    return options
+
+
+def methods_of(case: Case, number: int) -> tuple[str, ...]:
+    """Return the methods of a case, the number `number` of its part."""
+    return METHODS + (STARTS + ABLATION if number < ABLATED[case.part] else ())
+
+
+def text_of(name: str, part: str) -> str:
+    """Return a method of one part as `parse_method` reads it."""
+    if re.split("[:@?]", name)[0] not in NETWORKS:
+        return name
+    return f"{name}{'&' if '?' in name else '?'}voxel_size_mm={NETWORK_MM[part]}"
+
+
+def out_of(options: argparse.Namespace, case: Case, name: str) -> Path:
+    """Return the folder of one registration."""
+    return folder_of(options.out / case.part / case.name.replace(" ", "_"), name)
+
+
+def register(options: argparse.Namespace, cases: Sequence[Case]) -> None:
+    """Register what is missing, method by method, so that all cases have the first ones early."""
+    wanted = set(options.methods.split(",")) if options.methods else None
+    numbers: dict[str, int] = {}
+    plan = []
+    for case in cases:
+        number = numbers[case.part] = numbers.get(case.part, -1) + 1
+        plan += [(place, case, name) for place, name in enumerate(methods_of(case, number))]
+    for _, case, name in sorted(plan, key=lambda own: own[0]):
+        if wanted and name not in wanted:
+            continue
+        began = time.process_time()
+        runtime = Runtime(device=options.device, threads=options.threads, progress=False)
+        try:
+            record = register_landmarks(
+                case.pair, out_of(options, case, name), parse_method(text_of(name, case.part)), runtime,
+                affine=case.prealign or name == AFFINE,
+            )  # fmt: skip
+        except (InputError, ProgramError, ComputationError) as error:
+            print(f"{case.part} {case.name}, {name}: {error}", flush=True)
+            continue
+        spent = time.process_time() - began
+        print(f"{case.part} {case.name}, {name}: {record['landmarks']['mean']:.2f} mm ({spent:.0f} s)", flush=True)
+
+
+def measures(options: argparse.Namespace, case: Case, name: str) -> list[dict[str, Any]]:
+    """Return a row of numbers for every group of landmarks; none if the registration is not done."""
+    if name == INITIAL:
+        record, forward = initial_record(case.pair), Transform(())
+    else:
+        folder = out_of(options, case, name)
+        if not (folder / "record.json").is_file():
+            return []
+        forward = read_h5(folder / "forward_xfm.h5")
+        record = read_json(folder / "record.json")
+    found = landmark_errors(*case.pair.points, forward, load_image(case.pair.moving.image))
+    common = {"part": case.part, "case": case.name, "method": SHORT.get(name, name)}
+    spent = {
+        "std_jacobian": record.get("std_jacobian"), "fold_percent": record.get("fold_percent"),
+        "processor_seconds": record.get("seconds", {}).get("registration_processor"), "device": record.get("device"),
+    }  # fmt: skip
+    rows = []
+    for group, numbers in case.groups.items():
+        part = replace(found, errors=found.errors[numbers], snapped=found.snapped[numbers]).as_record()
+        rows.append(
+            {
+                **common, "points": group, **_plain(part), "snapped_mean": part["snapped"]["mean"], **spent,
+                "errors": part["errors"],
+            }
+        )  # fmt: skip
+    if case.everywhere is not None:
+        left = landmark_errors(*case.everywhere, forward, load_image(case.pair.moving.image)).as_record()
+        rows.append(
+            {**common, "points": "everywhere", **_plain(left), "snapped_mean": left["snapped"]["mean"], **spent}
+        )
+    return rows
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if isinstance(value, int | float)}
+
+
+def write_random_weights(path: Path) -> None:
+    """Write weights of the package's architecture that were never trained."""
+    if path.is_file():
+        return
+    network, conventions = load_network()
+    assert isinstance(network, LapIRN)
+    torch.manual_seed(0)
+    fresh = LapIRN(network.config)
+    save_network(fresh, path, dict(conventions))
+
+
+def main() -> None:
+    """Run the experiment."""
+    options = read_options()
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.chdir(options.out)
+    write_random_weights(Path(RANDOM))
+    cases: list[Case] = []
+    for part in options.parts.split(","):
+        (options.out / "data" / part).mkdir(parents=True, exist_ok=True)
+        cases += PARTS[part](options.data, options.out / "data" / part, options.cases)
+    if not options.tables_only:
+        note_machine(options.out)
+        register(options, cases)
+    if options.register_only:
+        return
+    numbers: dict[str, int] = {}
+    rows = []
+    for case in cases:
+        number = numbers[case.part] = numbers.get(case.part, -1) + 1
+        for name in (INITIAL, *methods_of(case, number)):
+            rows += measures(options, case, name)
+    table = pd.DataFrame(rows)
+    with atomic_path(options.out / "chest_cases.tsv") as temporary:
+        table.drop(columns="errors").to_csv(temporary, sep="\t", index=False, float_format="%.4f", na_rep="n/a")
+    write_page(options, cases, table)
+
+
+def write_page(options: argparse.Namespace, cases: Sequence[Case], table: pd.DataFrame) -> None:
+    """Write the page, the pictures and the cases beside it."""
+    docs = DOCS if options.publish else options.out / "docs"
+    results, images = docs / "results", docs / "images"
+    for folder in (results, images):
+        folder.mkdir(parents=True, exist_ok=True)
+    draw_boxes(table, list(PARTS), images / "chest_boxes.png")
+    overlay = _overlay(options, cases, table, images / "chest_overlay.png")
+    noted = options.out / "machines.txt"
+    machines = noted.read_text().splitlines() if noted.is_file() else []
+    parts = [
+        "# The chest: landmarks brought together",
+        "Written by `benchmarks/experiments/chest.py`. Registered on:",
+        "\n".join(f"- {line}" for line in machines) + f"\n- nio_pydra {__version__} when the page was written",
+        NOTES,
+        "![Errors of the landmarks](../images/chest_boxes.png)\n\nEvery box holds the landmarks of all cases that "
+        "a method has done (for `liver`, those in it): quartiles, median, whiskers at 5 % and 95 %. Points: cases.",
+        overlay,
+        *(_part(options, part, [case for case in cases if case.part == part], table) for part in PARTS),
+    ]
+    with atomic_path(results / "chest.md") as temporary:
+        temporary.write_text("\n\n".join(part for part in parts if part) + "\n")
+    shutil.copy(options.out / "chest_cases.tsv", results / "chest_cases.tsv")
+    print(results / "chest.md")
+
+
+def _part(options: argparse.Namespace, part: str, cases: Sequence[Case], table: pd.DataFrame) -> str:
+    """Return the tables of one part: mean ± sd of every case and method, and means over the cases."""
+    own = table[table["part"] == part]
+    if own.empty:
+        return ""
+    plain = [INITIAL, *METHODS]
+    text = [f"## {TITLES[part]}", PART_NOTES[part]]
+    for group in own["points"].unique():
+        rows = own[own["points"] == group].set_index(["case", "method"])
+        methods = [SHORT.get(name, name) for name in plain]
+        done = [name for name in methods if name in rows.index.get_level_values(1)]
+        lines = [f"**{group.capitalize()}**, mm, mean ± standard deviation over the points of a case:", ""]
+        lines += ["| Case | " + " | ".join(name.replace("_", "\\_") for name in done) + " |"]
+        lines += ["| --- " * (len(done) + 1) + "|"]
+        for case in cases:
+            cells = [_cell(rows, case.name, name) for name in done]
+            lines.append(f"| {case.name} | " + " | ".join(cells) + " |")
+        common = [case.name for case in cases if all((case.name, name) in rows.index for name in done)]
+        for title, column, shown in SUMMARIES:
+            cells = [f"{rows.loc[[(case, name) for case in common], column].mean():{shown}}" if common else "–"
+                     for name in done]  # fmt: skip
+            lines.append(f"| **{title}** ({len(common)}) | " + " | ".join(cells).replace("nan", "–") + " |")
+        if len(cases) == 1:
+            text.append("\n".join(lines))
+            continue
+        worst = [f"{rows.loc[[(case, name) for case in common], 'mean'].max():.2f}" if common else "–" for name in done]
+        lines.append("| **Worst case** | " + " | ".join(worst) + " |")
+        text.append("\n".join(lines))
+    text.append(_ablation(own, cases))
+    done_by = own.groupby("method")["case"].nunique()
+    wanted: dict[str, int] = {}
+    for number, case in enumerate(cases):
+        for name in methods_of(case, number):
+            wanted[SHORT.get(name, name)] = wanted.get(SHORT.get(name, name), 0) + 1
+    missing = [f"{name} ({count - done_by.get(name, 0)} of {count} cases)" for name, count in wanted.items()
+               if done_by.get(name, 0) < count]  # fmt: skip
+    if missing:
+        text.append("Not run yet, or failed: " + ", ".join(missing).replace("_", "\\_") + ".")
+    return "\n\n".join(own for own in text if own)
+
+
+def _cell(rows: pd.DataFrame, case: str, method: str) -> str:
+    if (case, method) not in rows.index:
+        return "–"
+    found = rows.loc[(case, method)]
+    return f"{found['mean']:.2f} ± {found['sd']:.2f}"
+
+
+def _ablation(own: pd.DataFrame, cases: Sequence[Case]) -> str:
+    """Return what the deformation model, the augmentation and the brain weights bring."""
+    others = [SHORT[name] for name in (*STARTS, *ABLATION)]
+    own = own[own["points"] == own["points"].iloc[0]].set_index(["case", "method"])
+    names = [case.name for case in cases if any((case.name, name) in own.index for name in others)]
+    if not names:
+        return ""
+    lines = ["Parts of the method, and other starts than the weights for brains, mm and std|J|:", ""]
+    lines += ["| Method | " + " | ".join(f"{name} | std\\|J\\|" for name in names) + " |"]
+    lines += ["| --- " * (2 * len(names) + 1) + "|"]
+    for method in ("io:chest", SHORT[STARTS[0]], "nio_m:chest", *others[1:]):
+        cells = []
+        for name in names:
+            known = (name, method) in own.index
+            cells += [_cell(own, name, method), f"{own.loc[(name, method), 'std_jacobian']:.3f}" if known else "–"]
+        lines.append(f"| {method.replace('_', chr(92) + '_')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _overlay(options: argparse.Namespace, cases: Sequence[Case], table: pd.DataFrame, path: Path) -> str:
+    """Draw the worst case as Figure 3 of the paper does; return the picture with its caption."""
+    shown = ("lapirn:chest", "nio_m:chest")
+    done = table[(table["method"] == shown[0]) & (table["part"] == "breathing") & (table["points"] == "landmarks")]
+    finished = set(table[(table["method"] == shown[1]) & (table["part"] == "breathing")]["case"])
+    done = done[done["case"].isin(finished)]
+    if done.empty:
+        return ""
+    worst = done.sort_values("mean")["case"].iloc[-1]
+    case = next(own for own in cases if own.part == "breathing" and own.name == worst)
+    draw_overlay(case.pair, [(name, out_of(options, case, name) / "warped.nii.gz") for name in shown], path)
+    return (
+        f"![The case with the largest error](../images/{path.name})\n\nAs Figure 3 of the paper: the fixed image in "
+        f"red, the moving or warped one in green; grey where both agree. The case is the one with the largest error of "
+        f"{shown[0]} among the simulated ones ({worst}); the slice is the coronal one with most lung."
+    )
+
+
+if __name__ == "__main__":
+    main()
