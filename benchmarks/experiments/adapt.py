@@ -171,9 +171,9 @@ def _adaptations(options: argparse.Namespace) -> str:
     """Return the table of what adaptations cost and what they said of themselves."""
     lines = [
         "## What the adaptations cost", "",
-        "The affines of the scans come before: they are used again by the registration. Similarity is that of the "
-        "held-out scans, less the share of folds.", "",
-        "| Weights | scans | held out | steps kept | similarity before | after | processor minutes | minutes | load |",
+        "The affines of the scans come before: they are used again by the registration. The score is the loss "
+        "of the held-out scans with the opposite sign.", "",
+        "| Weights | scans | held out | steps kept | score before | after | processor minutes | minutes | load |",
         "| --- " * 9 + "|",
     ]  # fmt: skip
     for point in POINTS:

@@ -286,21 +286,24 @@ class _Adaptation(Loop):
         return upsample(outputs[-1].field, 2 ** (LEVELS - levels))
 
     def score(self, number: int, *, registered: bool = True) -> Score | None:
-        """See :class:`Loop`. Similarity of the held-out scans by the whole network, less the share of folds."""
-        similarities, folds = [], []
+        """See :class:`Loop`. The loss of the held-out scans by the whole network, with the opposite sign.
+
+        Folds are reported and not part of it: they rise while overlap still does, and the refinement removes them.
+        """
+        values, folds = [], []
         with torch.no_grad():
             for problem in self.held_out:
                 size = problem.fixed.shape[2:]
                 unit = self._field(problem, LEVELS) if registered else torch.zeros(1, 3, *size, device=self.device)
                 unit = unit.float().contiguous()
-                similarities.append(-float(problem.similarity(unit, self.objective.window)))
+                values.append(-float(problem.loss(unit, self.objective)))
                 folds.append(folded(unit, problem.fixed))
-        if not similarities:
+        if not values:
             return None
-        value, share = float(np.mean(similarities) - np.mean(folds)), float(np.mean(folds))
+        value, share = float(np.mean(values)), float(np.mean(folds))
         if registered:
             self.found = {"score_before": value, **self.found, "score": value, "fold_percent": 100 * share}
-        return Score("similarity less folds", value, 100 * share)
+        return Score("similarity less roughness", value, 100 * share)
 
     def export(self, number: int) -> None:
         """See :class:`Loop`."""
