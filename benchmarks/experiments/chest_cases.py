@@ -170,7 +170,7 @@ def liver(data: Path, work: Path, most: int | None = None) -> list[Case]:
             count, every = len(points[0][0]), np.arange(len(both[0]))
             pair = LandmarkPair(images[0], images[1], both, BODY)
             groups = {"liver": every[:count], "outside": every[count:]}
-            cases.append(Case("liver", f"{folder.name[7:]} {state}", pair, False, groups))
+            cases.append(Case("liver", f"{folder.name[7:]} {state}", pair, True, groups))
     return cases[:most]
 
 
