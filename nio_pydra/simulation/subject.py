@@ -199,7 +199,7 @@ def scan(
 
 def _field_of_view(
     template: Template, truth: TrueMap, appearance: Appearance
-) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+) -> tuple[tuple[int, int, int], NDArray[np.floating]]:
     """Return the grid around the subject's brain, with voxel axes in the chosen directions."""
     inside = np.argwhere(np.asarray(template.labels.dataobj)[::4, ::4, ::4] > 0) * 4.0
     brain = truth.map_points(_apply(template.labels.affine, inside))
@@ -211,7 +211,9 @@ def _field_of_view(
     wanted = nib.orientations.axcodes2ornt(appearance.orientation)
     change = nib.orientations.ornt_transform(plain, wanted)
     turned = shape[np.argsort(change[:, 0])]
-    return tuple(int(n) for n in turned), affine @ nib.orientations.inv_ornt_aff(change, tuple(shape))
+    return (int(turned[0]), int(turned[1]), int(turned[2])), affine @ nib.orientations.inv_ornt_aff(
+        change, tuple(shape)
+    )
 
 
 def _brain_box(template: Template) -> NDArray[np.float64]:
@@ -226,5 +228,5 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], width: float
     return (noise - noise.mean()) / noise.std()
 
 
-def _apply(affine: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+def _apply(affine: NDArray[np.floating], points: NDArray[np.float64]) -> NDArray[np.float64]:
     return points @ affine[:3, :3].T + affine[:3, 3]
