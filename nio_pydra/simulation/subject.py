@@ -228,5 +228,5 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], width: float
     return (noise - noise.mean()) / noise.std()
 
 
-def _apply(affine: NDArray[np.floating], points: NDArray[np.float64]) -> NDArray[np.float64]:
+def _apply(affine: NDArray[np.floating], points: NDArray[np.floating]) -> NDArray[np.float64]:
     return points @ affine[:3, :3].T + affine[:3, 3]
