@@ -266,6 +266,9 @@ def write_page(options: argparse.Namespace, cases: Sequence[Case], table: pd.Dat
         "Written by `benchmarks/experiments/chest.py`. Registered on:",
         "\n".join(f"- {line}" for line in machines) + f"\n- nio_pydra {__version__} when the page was written",
         NOTES,
+        f"Only the first {options.cases} of the cases of each part: the others were not asked for."
+        if options.cases
+        else "",
         "![Errors of the landmarks](../images/chest_boxes.png)\n\nEvery box holds the landmarks of all cases that "
         "a method has done (for `liver`, those in it): quartiles, median, whiskers at 5 % and 95 %. Points: cases.",
         overlay,
