@@ -211,7 +211,8 @@ def _costs(options: argparse.Namespace, cases: pd.DataFrame) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     names = {
-        point.methods[1]: "adapted", point.methods[0]: "adapted, without the refinement", "nio_m:fast": "`fast`, before it became cheaper",
+        point.methods[1]: "adapted", point.methods[0]: "adapted, without the refinement",
+        "nio_m:fast": "`fast`, before it became cheaper",
         "greedy": "greedy",
     }  # fmt: skip
     for method, name in names.items():

@@ -42,7 +42,7 @@ RANDOM = "random.safetensors"
 """Weights that were never trained, written into OUT."""
 METHODS = (
     AFFINE, "syn:fast", "greedy", "niftyreg", "lapirn:chest", "io:chest",
-    "nio:paper?smoothings=3&network.augmentation=0.035", "nio_m:chest", "nio_m:chest-fast",
+    "nio:paper?smoothings=3&network.augmentation=0.035", "nio_m:chest", "nio_m:chest_fast",
 )  # fmt: skip
 STARTS = ('io:chest?start="zero"', f"nio_m:chest@{RANDOM}")
 """The same without what the weights know of brains."""
