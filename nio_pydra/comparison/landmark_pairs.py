@@ -75,7 +75,7 @@ def register_landmarks(
     """
     path = out_dir / "record.json"
     record = read_json(path) if path.is_file() else {}
-    if not _is_done(record, pair, method):
+    if not _is_done(record, pair, method, runtime, affine=chain.get("affine", True)):
         register_pair(pair.fixed, pair.moving, out_dir, method, profile=pair.profile, runtime=runtime, **chain)
         record = read_json(path)
     forward = read_h5(out_dir / "forward_xfm.h5")
@@ -86,11 +86,20 @@ def register_landmarks(
     return record
 
 
-def _is_done(record: Mapping[str, Any], pair: LandmarkPair, method: Method) -> bool:
-    """Return whether a record is of these images and of this method with these settings."""
+def _is_done(record: Mapping[str, Any], pair: LandmarkPair, method: Method, runtime: Runtime, *, affine: bool) -> bool:
+    """Return whether a record is of these images, and of this method with these settings and weights.
+
+    Masks and the version of the code are not looked at.
+    """
     images = {"fixed": contents_digest(pair.fixed.image), "moving": contents_digest(pair.moving.image)}
-    expected = json.loads(json.dumps({**method.record(), "inputs": images}))
-    return all(record.get(name) == value for name, value in expected.items())
+    wanted = {**method.record(), "inputs": images, "profile": pair.profile.name, "seed": runtime.seed}
+    expected = json.loads(json.dumps(wanted))
+    if any(record.get(name) != value for name, value in expected.items()):
+        return False
+    if (record["seconds"]["affine"] is not None) != affine:
+        return False
+    weights = record.get("weights")
+    return weights is None or method.fingerprint().endswith(weights["sha256"][:16])
 
 
 def _image(scan: ScanFiles) -> Nifti1Image:
