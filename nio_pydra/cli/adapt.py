@@ -6,6 +6,7 @@ import argparse
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_SCANS", "adapt_network", "adapted_in_output", "add_arguments", "main", "scans_or_weights",
-    "warn_if_adapted_to_another",
+    "warn_if_adapted_to_others",
 ]  # fmt: skip
 
 log = logging.getLogger("nio_pydra")
@@ -144,14 +145,14 @@ def adapt_network(
     ComputationError
         If the adaptation diverges.
     """
-    from nio_pydra.engines.nio import NIO_M
     from nio_pydra.optimize.nio import NIOSettings
     from nio_pydra.training.adaptation import adapt, held_out_of
     from nio_pydra.workflows.align import align_scans
     from nio_pydra.workflows.cache import own_folder
 
     weights = settings.method.settings.weights
-    NIO_M.fingerprint(replace(settings.method.settings, network=NIOSettings()))  # refuses what is not LapIRN
+    # Refuses what is not LapIRN, also where the engine has weights of its own.
+    settings.method.engine.fingerprint(replace(settings.method.settings, network=NIOSettings()))
     drawn = _drawn(run.scans, settings.runtime.seed)
     if wanted is not None and wanted > len(drawn):
         log.warning("%s: all of them are used, not the %d asked for", counted(len(drawn), "participant"), wanted)
@@ -235,8 +236,8 @@ def adapted_in_output(run: DatasetRun, settings: DatasetSettings, wanted: int, o
     return path
 
 
-def warn_if_adapted_to_another(method: Method, atlases: list[Atlas]) -> None:
-    """Warn if the weights of a method were adapted to another atlas than those of a run, or the preset wants others."""
+def warn_if_adapted_to_others(method: Method, fixed: Sequence[Path]) -> None:
+    """Warn if the weights of a method were adapted to other images than the fixed ones, or its preset wants others."""
     from nio_pydra.networks.checkpoints import adaptation_of
     from nio_pydra.system.files import contents_digest
 
@@ -249,11 +250,11 @@ def warn_if_adapted_to_another(method: Method, atlases: list[Atlas]) -> None:
                 "the preset fast. Adapt them with --adapt, or with `nio adapt`."
             )
         return
-    for atlas in atlases:
-        if not _is_adapted_to(adapted, contents_digest(atlas.image)):
+    for image in fixed:
+        if not _is_adapted_to(adapted, contents_digest(image)):
             log.warning(
-                "%s was adapted to %s, another image than %s (%s): overlap may be lower than that of other weights.",
-                weights, adapted["atlas"]["name"], atlas.label, atlas.image.name,
+                "%s was adapted to %s, another image than %s: overlap may be lower than that of other weights.",
+                weights, adapted["atlas"]["name"], image,
             )  # fmt: skip
 
 

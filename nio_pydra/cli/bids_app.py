@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.cli.adapt import DEFAULT_SCANS, adapted_in_output, scans_or_weights, warn_if_adapted_to_another
+from nio_pydra.cli.adapt import DEFAULT_SCANS, adapted_in_output, scans_or_weights, warn_if_adapted_to_others
 from nio_pydra.cli.config_file import with_config_file, write_config_file
 from nio_pydra.cli.dataset import (
     DatasetRun,
@@ -121,7 +121,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
     if isinstance(options.adapt, int):
         method = _adapted(options, run, settings)
         settings = replace(settings, method=method)
-    warn_if_adapted_to_another(method, run.atlases)
+    warn_if_adapted_to_others(method, [atlas.image for atlas in run.atlases])
     write_description(options.out_dir, _with_weights(command, method), run.sources, options.profile)
     write_config_file(options, run.log_file.with_suffix(".toml"), command)
     boilerplate = Boilerplate(run.scans, run.atlases, method, settings.runtime, options.profile)

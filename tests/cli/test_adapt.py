@@ -8,9 +8,8 @@ import shutil
 import pytest
 import torch
 
-from nio_pydra.bids.atlas import atlas_from_files
 from nio_pydra.cli import bids_app, nio
-from nio_pydra.cli.adapt import warn_if_adapted_to_another
+from nio_pydra.cli.adapt import warn_if_adapted_to_others
 from nio_pydra.engines.methods import choose_method
 from nio_pydra.networks import LapIRN, LapIRNConfig, save_network
 from nio_pydra.networks.checkpoints import adaptation_of, weights_digest
@@ -100,7 +99,7 @@ def test_a_file_of_adapted_weights_is_used_and_another_atlas_is_said(finished, t
     other = dataset.root / "sub-03/anat/sub-03_T1w.nii.gz"
     arguments = ("--atlas", other, "--atlas-name", "Other", "--skull-stripped", "--participant-label", "02")
     assert app(dataset, tmp_path / "out", "--adapt", out / WEIGHTS, *arguments) == 0
-    assert "was adapted to atlas.nii.gz, another image than Other" in capsys.readouterr().out
+    assert f"was adapted to atlas.nii.gz, another image than {other}" in capsys.readouterr().out
     assert not (tmp_path / "out/weights").exists()
     record = record_of(tmp_path / "out", "sub-02", "Other")
     assert record["preset"] == "adapted" and record["weights"]["sha256"] == weights_digest(out / WEIGHTS)
@@ -115,13 +114,22 @@ def test_weights_that_do_not_fit_a_run_are_said(finished, weights, caplog, monke
 
     def said(preset, file):
         caplog.clear()
-        atlases = [atlas_from_files(dataset.atlas, "Tiny")]
-        warn_if_adapted_to_another(choose_method("nio_m", preset, weights=file), atlases)
+        warn_if_adapted_to_others(choose_method("nio_m", preset, weights=file), [dataset.atlas])
         return caplog.text
 
     assert "made for adapted weights, and these are not" in said("adapted", weights)
     assert "made for adapted weights, and these are not" in said("adapted", None)
     assert said("fast", weights) == said("adapted", out / WEIGHTS) == ""
+
+
+def test_one_pair_is_told_of_weights_adapted_to_another_image(finished, tmp_path, caplog, monkeypatch):
+    dataset, out = finished
+    monkeypatch.setattr(logging.getLogger("nio_pydra"), "propagate", True)
+    other = dataset.root / "sub-02/anat/sub-02_T1w.nii.gz"
+    words = ["register", "--fixed", other, "--moving", tmp_path / "absent.nii.gz", "--out", tmp_path / "pair"]
+    words += ["--skull-stripped", "--preset", "adapted", "--weights", out / WEIGHTS, "--device", "cpu"]
+    assert nio.main([str(word) for word in words]) == 1  # it is said before the work, which this pair ends at once
+    assert f"was adapted to atlas.nii.gz, another image than {other}" in caplog.text
 
 
 def affines(work):
@@ -163,6 +171,7 @@ def test_scans_that_are_damaged_too_few_or_only_one_are_said(make_dataset, weigh
         (("--adapt", "no.safetensors"), "no.safetensors: no such weights file"),
         (("--adapt", "x.safetensors", "--weights", "y.safetensors"), "name weights both: leave out one"),
         (("--adapt", "--engine", "affine"), "needs an engine with a network, but affine has none"),
+        (("--adapt", "--engine", "ulae"), "needs LapIRN, but found weights of ulae"),
         (("--adapt", "--boilerplate-only"), "--boilerplate-only computes nothing"),
         (("--adapt", "two atlases"), "takes one atlas"),
     ],
