@@ -276,9 +276,9 @@ def test_a_scan_of_512_voxels_needs_less_than_twelve_gigabytes(tmp_path):
     """512 x 512 x 130, the largest of DIR-Lab, with lungs of a large man: 32 x 26 x 31 cm."""
     spacing = np.array([0.97, 0.97, 2.5])
     affine = np.diag([*spacing, 1.0])
-    index = np.indices((512, 512, 130), dtype=np.float32)
-    offset = [(index[axis] - n / 2) * spacing[axis] for axis, n in enumerate((512, 512, 130))]
-    inside = sum((part / radius) ** 2 for part, radius in zip(offset, (160, 130, 155), strict=True)) < 1
+    shape, radii = (512, 512, 130), (160, 130, 155)
+    axes = np.ogrid[tuple(slice(n) for n in shape)]
+    inside = sum(((axes[i] - shape[i] / 2) * spacing[i] / radii[i]) ** 2 for i in range(3)) < 1
     nib.save(nib.Nifti1Image(np.where(inside, -850, 40).astype(np.int16), affine), tmp_path / "ct.nii")
     nib.save(nib.Nifti1Image(inside.astype(np.uint8), affine), tmp_path / "mask.nii")
     scan = ScanFiles(tmp_path / "ct.nii", tmp_path / "mask.nii")
