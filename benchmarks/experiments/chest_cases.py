@@ -201,8 +201,3 @@ PARTS: Mapping[str, Callable[[Path, Path, int | None], list[Case]]] = {
     "breathing": breathing,
     "liver": liver,
 }
-TITLES = {
-    "elastix": "A real pair of CTs",
-    "breathing": "Simulated expiration, with the motion of DIR-Lab's ten cases",
-    "liver": "Breathing in MR of the liver",
-}
