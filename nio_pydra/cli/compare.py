@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import shlex
 import sys
 import time
@@ -85,9 +84,10 @@ def _compare(args: argparse.Namespace) -> int:
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
     from nio_pydra.comparison.scope import cases_of, folder_of, require_own_folders
+    from nio_pydra.engines.methods import split_methods
     from nio_pydra.workflows.dataset import register_dataset
 
-    names = _names(args.engines)
+    names = split_methods(args.engines)
     methods, left_out = _methods(names)
     require_own_folders(args.out_dir, list(methods))
     reference = _reference(args.reference, list(methods))
@@ -246,11 +246,6 @@ def _structures(args: argparse.Namespace, run: DatasetRun) -> Structures:
     return Structures() if table is None else read_structures(table)
 
 
-def _names(text: str) -> list[str]:
-    """Split a list of methods at the commas that do not stand in the list of a setting."""
-    return list(dict.fromkeys(name.strip() for name in re.split(r",(?![^\[]*\])", text) if name.strip()))
-
-
 def _methods(names: list[str]) -> tuple[dict[str, Method], dict[str, str]]:
     """Return the methods by name, and why others are left out: their program is not installed."""
     from nio_pydra.engines.methods import parse_method, split_method
@@ -281,9 +276,11 @@ def _reference(chosen: str | None, names: list[str]) -> str:
 
 def _tested(chosen: str | None, reference: str, names: list[str]) -> list[str]:
     """Return the methods that are tested against the reference."""
+    from nio_pydra.engines.methods import split_methods
+
     if chosen is None:
         return [name for name in names if name != reference and "?" not in name]
-    tested = _names(chosen)
+    tested = split_methods(chosen)
     if unknown := [name for name in tested if name not in names or name == reference]:
         raise InputError(
             f"--test {unknown[0]} is none of the methods that {reference} is compared with: choose others."

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     from nio_pydra.comparison.dirlab import CASES, INITIAL, cases_table, find_case, summary
     from nio_pydra.comparison.scope import require_own_folders
     from nio_pydra.engines.contract import Runtime
-    from nio_pydra.engines.methods import parse_method
+    from nio_pydra.engines.methods import parse_method, split_methods
     from nio_pydra.system.files import atomic_path, write_text
 
     if not args.dir.is_dir():
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     numbers = sorted(set(args.cases or CASES))
     if unknown := [number for number in numbers if number not in CASES]:
         raise InputError(f"DIR-Lab has no case {unknown[0]}: expected numbers from {min(CASES)} to {max(CASES)}.")
-    methods = {name.strip(): parse_method(name) for name in args.engines.split(",") if name.strip()}
+    methods = {name: parse_method(name) for name in split_methods(args.engines)}
     if not methods:
         raise InputError("--engines names no method.")
     require_own_folders(args.out, list(methods))

@@ -15,7 +15,15 @@ from nio_pydra.errors import InputError
 from nio_pydra.profiles import Profile
 from nio_pydra.system.settings import plain, read_table, with_changes
 
-__all__ = ["Method", "choose_method", "parse_method", "read_settings_file", "split_method", "usual_preset"]
+__all__ = [
+    "Method",
+    "choose_method",
+    "parse_method",
+    "read_settings_file",
+    "split_method",
+    "split_methods",
+    "usual_preset",
+]
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,17 @@ class MethodText(NamedTuple):
     preset: str | None
     weights: str | None
     settings: str | None
+
+
+def split_methods(text: str) -> list[str]:
+    """Split a list of methods at the commas that do not stand in the list of a setting; each is named once.
+
+    Examples
+    --------
+    >>> split_methods("greedy, nio_m?network.iterations=[5, 0, 0]")
+    ['greedy', 'nio_m?network.iterations=[5, 0, 0]']
+    """
+    return list(dict.fromkeys(name.strip() for name in re.split(r",(?![^\[]*\])", text) if name.strip()))
 
 
 def split_method(text: str) -> MethodText:

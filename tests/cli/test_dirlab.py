@@ -94,7 +94,10 @@ def test_a_case_that_cannot_be_used_does_not_stop_the_others(unpacked, tmp_path,
     ("words", "sentence"),
     [
         (["--cases", "11"], "DIR-Lab has no case 11: expected numbers from 1 to 10"),
-        (["--cases", "3"], r"has no image of case 3 \(case3_T00"),
+        (
+            ["--cases", "3", "--engines", "nio_m:chest?network.iterations=[2, 0, 0],affine"],
+            r"has no image of case 3 \(case3_T00",
+        ),
     ],
 )
 def test_wrong_cases_are_one_sentence(unpacked, tmp_path, capsys, words, sentence):
