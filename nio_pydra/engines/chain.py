@@ -88,14 +88,15 @@ def register_pair(
         raise InputError(f"There are landmarks of the {shown} image only: give those of the {missing} image as well.")
     _refuse_loss(out_dir, [*given, getattr(method.settings, "weights", None)])
     method.fingerprint()  # refuses weights that cannot be used, before the work
+    if fixed.landmarks is not None and moving.landmarks is not None:
+        images = load_image(fixed.image, "fixed image"), load_image(moving.image, "moving image")
+        read_pair(fixed.landmarks, images[0], moving.landmarks, images[1])
     with scratch_folder(out_dir) as work:
         runtime = replace(runtime, scratch=runtime.scratch or work)
         fixed = prepare(fixed, work / "fixed", runtime, role="fixed image", profile=profile)
         moving = prepare(moving, work / "moving", runtime, role="moving image", profile=profile)
         if profile.one_patient and contents_digest(fixed.image) == contents_digest(moving.image):
             raise InputError(f"{moving.image} and {fixed.image} are the same image: give two images of the patient.")
-        if fixed.landmarks is not None and moving.landmarks is not None:
-            read_pair(fixed.landmarks, load_image(fixed.image), moving.landmarks, load_image(moving.image))
         start, results = work / "affine.h5", work / "results"
         aligned = None
         if affine:

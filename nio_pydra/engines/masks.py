@@ -17,7 +17,6 @@ from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.hounsfield import require_hounsfield
 from nio_pydra.spatial.images import load_image, load_labels, load_mask, same_grid, save_image
-from nio_pydra.spatial.landmarks import read_landmarks
 from nio_pydra.spatial.transforms import Transform, resample
 from nio_pydra.system.forks import fork_safe
 
@@ -61,8 +60,6 @@ def prepare(scan: ScanFiles, folder: Path, runtime: Runtime, *, role: str, profi
     image = load_image(scan.image, role)
     if profile.hounsfield:
         require_hounsfield(image)
-    if scan.landmarks is not None:
-        read_landmarks(scan.landmarks, image)
     if scan.labels is not None:
         load_labels(scan.labels, like=image, role=f"labels of the {role}")
     lesion_mask = None
