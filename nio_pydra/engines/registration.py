@@ -21,7 +21,8 @@ from nibabel.nifti1 import Nifti1Image
 from nio_pydra import __version__
 from nio_pydra.engines.contract import Deformation, Pair, Runtime, ScanFiles
 from nio_pydra.engines.memory import forget_peak_memory, peak_memory_mb
-from nio_pydra.engines.methods import Method, choose_method
+from nio_pydra.engines.methods import Method, choose_method, usual_preset
+from nio_pydra.engines.names import DEFAULT_ENGINE
 from nio_pydra.engines.quality import quality
 from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.errors import ComputationError, InputError
@@ -93,7 +94,7 @@ def register(
     out_dir : Path
         Folder for ``forward_xfm.h5``, ``inverse_xfm.h5``, ``warped.nii.gz`` and ``record.json``.
     method : Method, optional
-        Engine and settings. Default: that of :func:`nio_pydra.engines.methods.choose_method`.
+        Engine and settings. Default: the default engine, with the preset for such images.
     affine_record : mapping, optional
         What :func:`nio_pydra.engines.affine.align` returned, for the record: times, and the number of starts.
     profile : Profile
@@ -117,7 +118,7 @@ def register(
     same for the affine. ``files`` is reading and writing. ``measures`` is the resampling of the moving image and all
     measures of quality. ``preparation`` is the rest: the loading of weights and programs.
     """
-    runtime, method = runtime or Runtime(), method or choose_method()
+    runtime, method = runtime or Runtime(), method or choose_method(preset=usual_preset(DEFAULT_ENGINE, profile))
     forget_peak_memory()
     limit_threads(runtime.thread_count)
     whole = Stopwatch()
