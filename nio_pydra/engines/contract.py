@@ -306,8 +306,8 @@ def foreground_only(image: Nifti1Image, mask: Nifti1Image | None, profile: Profi
 
     A standardised image has negative voxels. With a background of zero between its tissues, a registration could not
     see the edge of the object, and interpolation would draw a bright rim. So the darkest voxel is subtracted from such
-    an image. Images without negative voxels keep their values. Of an intensity window the
-    lower end is subtracted, if it is negative.
+    an image. Images without negative voxels keep their values. Of an intensity window the lower end is subtracted, if
+    it is negative.
 
     Parameters
     ----------

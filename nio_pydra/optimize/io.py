@@ -2,7 +2,7 @@
 
 Adam optimises a control field of half the resolution, which is smoothed by repeated average pooling and added to the
 network's prediction. A few steps on coarser images can come first, which cost a fraction of those at full resolution.
-Source: Siebert et al., "Fast 3D registration with accurate optimisation and little learning for
+Source, without these: Siebert et al., "Fast 3D registration with accurate optimisation and little learning for
 Learn2Reg 2021", as described in the NIO paper (Section 3, baselines).
 """
 
