@@ -70,7 +70,9 @@ def main(args: argparse.Namespace) -> int:
             failures[number, INITIAL] = str(error)
             log.error("%s", error)
             continue
-        if files is not None:
+        if files is None:
+            log.warning("%s has no image of case %d, which is left out.", args.dir, number)
+        else:
             _register(files, number, methods, args.out, runtime, records, failures)
             write_text(summary(records, failures), args.out / "summary.md")
     if not records:
