@@ -94,7 +94,10 @@ whose number is in brackets.
 without the affine. `nio_m:chest`, `io:chest` and `lapirn:chest` have
 the settings of the paper for the chest, in voxels of {" / ".join(f"{mm:g}" for mm in NETWORK_MM.values())} mm
 (elastix / breathing / liver). They start from the package's weights, which were trained on brains: there are
-none of the chest. So `lapirn:chest` is not the LapIRN of the paper's Table 2, which was trained on chests."""
+none of the chest. So `lapirn:chest` is not the LapIRN of the paper's Table 2, which was trained on chests.
+`nio_m:chest_fast` has the cheap schedule of the brain's `fast`; that its field is smoothed and its volume change is
+not penalised was chosen among three settings on the pair of elastix, so its number there is that of a choice, not a
+test."""
 PART_NOTES = {
     "elastix": f"""\
 Baseline (fixed, at half resolution) and follow-up (moving) of one right lung, 51 landmarks, after an affine by ANTs
