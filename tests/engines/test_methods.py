@@ -126,6 +126,12 @@ def test_a_short_text_names_a_method():
     assert found == choose_method("nio_m", "fast", changes=changes)
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_preset_can_be_named_in_a_short_text(name):
+    for preset in get_engine(name).presets:
+        assert parse_method(f"{name}:{preset}").preset == preset
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
