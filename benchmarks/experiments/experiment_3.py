@@ -63,7 +63,9 @@ the {len(SHARED)} structures that both know are compared, the gyri of Neuromorph
 each side. The vermis of the cerebellum is part of the cerebellar cortex in aseg alone, and the two schemes draw the
 borders of white matter, thalamus and ventral diencephalon by other rules: so numbers to sub-1000 are lower than
 those of the two scans to each other, whatever a method does. The first table has all pairs; the others, by `nio
-compare`, the two scans to sub-1000."""
+compare`, the two scans to sub-1000.
+
+NIO_m is not first here: on sub-l2r2019 LapIRN and IO overlap more than `nio_m:fast`. Why is not known yet."""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
