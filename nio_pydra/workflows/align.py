@@ -13,12 +13,13 @@ from pydra.compose import workflow
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
 from nio_pydra.engines.contract import ScanFiles
-from nio_pydra.tasks import AffineAlign, Prepare
+from nio_pydra.tasks.inputs import CODE_VERSION
 from nio_pydra.training.adaptation import Aligned
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use, own_folder
 from nio_pydra.workflows.dataset import DatasetSettings, atlas_mask, unreadable, worker_of
 from nio_pydra.workflows.pydra_private import Submitter, stored_outputs, use_work_folder, warn_if_untried
 from nio_pydra.workflows.slurm import live_jobs
+from nio_pydra.workflows.subject import add_alignment
 
 __all__ = ["Align", "align_scans"]
 
@@ -43,6 +44,7 @@ def Align(
     profile: str = "brain",
     device: str = "auto",
     seed: int = 0,
+    version: str = CODE_VERSION,
 ):
     """Align a scan to the atlas by an affine. The tasks are those of `Subject`, which finds their results in the cache.
 
@@ -62,6 +64,8 @@ def Align(
         One of auto, cpu and cuda.
     seed : int
         Random seed.
+    version : str
+        Version of the code: the workflow's own results are kept in the cache as well.
 
     Returns
     -------
@@ -72,28 +76,8 @@ def Align(
     affine : File
         ITK affine from points of the atlas to points of the scan.
     """
-    masked = workflow.add(
-        Prepare(
-            image=scan,
-            skull_stripped=skull_stripped,
-            mask=mask,
-            labels=own_labels,
-            lesion_mask=lesion_mask,
-            profile=profile,
-            device=device,
-        )
-    )
-    aligned = workflow.add(
-        AffineAlign(
-            fixed=atlas,
-            moving=scan,
-            fixed_mask=atlas_mask,
-            moving_mask=masked.mask,
-            lesion_mask=masked.lesion_mask,
-            profile=profile,
-            seed=seed,
-        )
-    )
+    given = {"skull_stripped": skull_stripped, "mask": mask, "labels": own_labels, "lesion_mask": lesion_mask}
+    masked, aligned, _ = add_alignment(scan, (atlas, atlas_mask), given, profile=profile, device=device, seed=seed)
     return masked.mask, masked.lesion_mask, aligned.affine
 
 

@@ -1,5 +1,7 @@
 """Workflow: one scan, from its file to its derivatives."""
 
+from typing import Any
+
 from fileformats.generic import File
 from pydra.compose import workflow
 
@@ -95,27 +97,8 @@ def Subject(
     files : list[str]
         Paths of the files that the sink wrote.
     """
-    masked = workflow.add(
-        Prepare(
-            image=scan,
-            skull_stripped=skull_stripped,
-            mask=mask,
-            labels=own_labels,
-            lesion_mask=lesion_mask,
-            profile=profile,
-            device=device,
-        )
-    )
-    pair = {
-        "fixed": atlas,
-        "moving": scan,
-        "fixed_mask": atlas_mask,
-        "moving_mask": masked.mask,
-        "lesion_mask": masked.lesion_mask,
-        "profile": profile,
-        "seed": seed,
-    }
-    aligned = workflow.add(AffineAlign(**pair))
+    given = {"skull_stripped": skull_stripped, "mask": mask, "labels": own_labels, "lesion_mask": lesion_mask}
+    masked, aligned, pair = add_alignment(scan, (atlas, atlas_mask), given, profile=profile, device=device, seed=seed)
     registered = workflow.add(
         Register(
             **pair,
@@ -172,3 +155,39 @@ def Subject(
     }
     written = workflow.add(Sink(**products, destination=destination))
     return *(products[product.name] for product in PRODUCTS), written.files
+
+
+def add_alignment(
+    scan: Any, atlas: tuple[Any, Any], given: dict[str, Any], *, profile: str, device: str, seed: int
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Add the tasks that mask a scan and align it to the atlas, to the workflow that is being built.
+
+    Parameters
+    ----------
+    scan : File
+        Image to be aligned.
+    atlas : tuple of File
+        Atlas image and its mask.
+    given : dict
+        Inputs of `Prepare` that belong to the scan.
+    profile, device, seed
+        See `Subject`.
+
+    Returns
+    -------
+    masked : Prepare.Outputs
+    aligned : AffineAlign.Outputs
+    pair : dict
+        Inputs that `Register` shares with `AffineAlign`.
+    """
+    masked = workflow.add(Prepare(image=scan, profile=profile, device=device, **given))
+    pair = {
+        "fixed": atlas[0],
+        "moving": scan,
+        "fixed_mask": atlas[1],
+        "moving_mask": masked.mask,
+        "lesion_mask": masked.lesion_mask,
+        "profile": profile,
+        "seed": seed,
+    }
+    return masked, workflow.add(AffineAlign(**pair)), pair

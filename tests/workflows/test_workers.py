@@ -264,3 +264,19 @@ def test_task_cache_follows_content_and_version_and_not_names(tmp_path, monkeypa
     monkeypatch.setattr(inputs, "version", lambda program: "another version")
     keys.append(by_default())
     assert len(set(keys)) == 3
+
+
+def test_affines_of_other_code_are_not_used_by_an_adaptation(tmp_path, monkeypatch):
+    from nio_pydra.workflows.align import Align
+
+    for name in ("scan.nii", "atlas.nii", "mask.nii"):
+        (tmp_path / name).write_text(name)
+
+    def key():
+        files = {"scan": tmp_path / "scan.nii", "atlas": tmp_path / "atlas.nii", "atlas_mask": tmp_path / "mask.nii"}
+        return Align(**files)._checksum
+
+    before = key()
+    assert key() == before
+    monkeypatch.setattr(inputs, "source_digest", lambda: "another state")
+    assert key() != before
