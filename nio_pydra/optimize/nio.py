@@ -138,20 +138,16 @@ def optimize_network(
     network = place(copy.deepcopy(network), device)
     pyramids = image_pyramid(pair.moving), image_pyramid(pair.fixed)
     affines = RandomAffines(settings.augmentation, pair.fixed.shape[2:], device) if settings.augmentation else None
-    factors = [2 ** (LEVELS - level) if settings.compared == "level" else 1 for level in range(1, LEVELS + 1)]
-    coarser = {factor: pair.coarser(factor) for factor in factors}
     if condition is None:
         condition = settings.objective.weight
 
-    def loss(levels: int, factor: int) -> Tensor:
-        objective = settings.objective.coarser(factor)
-        if affines is None:
-            compared = coarser[factor]
-            return compared.loss(predict(levels, *pyramids, compared.fixed.shape[2:]), objective)
-        seen = moved_by(affines.next(), pair)
-        compared = seen.coarser(factor)
-        field = predict(levels, image_pyramid(seen.moving), image_pyramid(seen.fixed), compared.fixed.shape[2:])
-        return compared.loss(field, objective)
+    def loss(levels: int, factor: int, compared: Problem) -> Tensor:
+        shown = pyramids
+        if affines is not None:
+            seen = moved_by(affines.next(), pair)
+            shown, compared = (image_pyramid(seen.moving), image_pyramid(seen.fixed)), seen.coarser(factor)
+        field = predict(levels, *shown, compared.fixed.shape[2:])
+        return compared.loss(field, settings.objective.coarser(factor))
 
     def predict(levels: int, moving: list[Tensor], fixed: list[Tensor], shape: torch.Size) -> Tensor:
         with autocast(device, precision):
@@ -159,8 +155,9 @@ def optimize_network(
         return bspline(outputs[-1].field, shape, smoothings)
 
     with Progress(sum(settings.iterations), progress) as report:
-        for level, (steps, factor) in enumerate(zip(settings.iterations, factors, strict=True), start=1):
+        for level, steps in enumerate(settings.iterations, start=1):
+            factor = 2 ** (LEVELS - level) if settings.compared == "level" else 1
             optimizer = torch.optim.Adam(network.levels[:level].parameters(), lr=settings.learning_rate)
-            report.minimise(partial(loss, level, factor), optimizer, steps, level=level)
+            report.minimise(partial(loss, level, factor, pair.coarser(factor)), optimizer, steps, level=level)
     with torch.no_grad():
         return finite_field(predict(LEVELS, *pyramids, pair.fixed.shape[2:]).contiguous())
