@@ -233,7 +233,7 @@ REFINEMENT = IOSettings(
     smoothings=0,
     objective=Objective(weight=0.3, window=11, volume_weight=0.05),
 )
-"""Refinement of the field, coarse to fine: all 70 coarse steps cost as much as 5 fine ones. Its penalty of volume
+"""Refinement of the field, coarse to fine; the coarse steps cost less than the fine ones. Its penalty of volume
 change takes the place of a part of the diffusion: at the same overlap the Jacobian determinants vary much less, and the
 field hardly folds (docs/results/experiment_1.md)."""
 
