@@ -182,7 +182,9 @@ def membrane(field, weights, energy, gradient):
 
 @compiled(parallel=True, fastmath={"contract", "nsz"})
 def volume_terms(field, start, slope, energy, gradient):
-    """Compute the volume change of a unit field, ``(J - 1)**2 + slope * max(0, start - J)``, and its gradient.
+    """Compute the volume change of a unit field and its gradient.
+
+    It is ``(J - 1)**2 / J`` where J is at least `start`; below that it rises by `slope`.
 
     Derivatives are central differences, one-sided at the borders. Each job takes some slices in order, and keeps the
     derivatives by the 9 slopes for three of them at a time.
@@ -250,10 +252,12 @@ def volume_terms(field, start, slope, energy, gradient):
                         c_dd = h_h * w_w - h_w * w_h
                         c_dh = h_w * w_d - h_d * w_w
                         c_dw = h_d * w_h - h_h * w_d
-                        change = d_d * c_dd + d_h * c_dh + d_w * c_dw - one
-                        missing = max(barrier - one - change, zero)
-                        row += change * change + steepness * missing
-                        by = np.float32(2) * change - (steepness if missing > zero else zero)
+                        determinant = d_d * c_dd + d_h * c_dh + d_w * c_dw
+                        missing = max(barrier - determinant, zero)
+                        inverse = one / max(determinant, barrier)
+                        change = max(determinant, barrier) - one
+                        row += change * change * inverse + steepness * missing
+                        by = -steepness if missing > zero else one - inverse * inverse
                         by_d = weight_d * by
                         by_h = weight_h * by
                         by_w = half * by

@@ -17,10 +17,12 @@ BARRIER_SLOPE = 50.0
 
 
 def volume_change(field: Tensor) -> Tensor:
-    """Return the mean squared volume change of a unit field, plus a barrier before folds.
+    """Return the mean volume change of a unit field, with a barrier before folds.
 
-    With the Jacobian determinant J of the map ``x -> x + u(x)`` in voxels, the mean over all voxels of
-    ``(J - 1)**2 + 50 * max(0, 0.25 - J)``. Derivatives are central differences, one-sided at the borders, as in
+    With the Jacobian determinant J of the map ``x -> x + u(x)`` in voxels, a voxel's share is ``(J - 1)**2 / J``:
+    growth costs as much as the inverse shrinkage, and no more than linearly, so that ventricles several times as large
+    as the atlas's can be aligned. ``(J - 1)**2`` prevents that. Below 0.25 the share rises by 50 for each unit of J.
+    Derivatives are central differences, one-sided at the borders, as in
     :func:`nio_pydra.metrics.regularity.jacobian_determinant`.
 
     Parameters
@@ -32,6 +34,11 @@ def volume_change(field: Tensor) -> Tensor:
     -------
     Tensor
         Scalar, dimensionless.
+
+    Notes
+    -----
+    A volume penalty that treats J and 1 / J alike is that of Burger, Modersitzki and Ruthotto, "A hyperelastic
+    regularization energy for image registration" (SIAM J. Sci. Comput. 2013), who take the square of this one.
     """
     if field.device.type == "cpu" and field.dtype == torch.float32:
         return _CompiledVolumeChange.apply(field)
@@ -39,7 +46,8 @@ def volume_change(field: Tensor) -> Tensor:
     rows = [[slope + (i == j) for j, slope in enumerate(torch.gradient(voxels[i]))] for i in range(3)]
     (a, b, c), (d, e, f), (g, h, k) = rows
     determinant = a * (e * k - f * h) - b * (d * k - f * g) + c * (d * h - e * g)
-    return ((determinant - 1).square() + BARRIER_SLOPE * (BARRIER_START - determinant).clamp_min(0)).mean()
+    above = determinant.clamp_min(BARRIER_START)
+    return ((above - 1).square() / above + BARRIER_SLOPE * (above - determinant)).mean()
 
 
 class _CompiledVolumeChange(torch.autograd.Function):

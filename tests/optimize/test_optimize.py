@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from nio_pydra.engines.nio import REFINEMENT
 from nio_pydra.errors import ComputationError, InputError
 from nio_pydra.metrics import regularity
+from nio_pydra.metrics.regularity import jacobian_determinant
 from nio_pydra.networks import LapIRN, LapIRNConfig
 from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.io import IOSettings, optimize_field
@@ -179,6 +181,27 @@ def test_a_velocity_and_a_penalty_of_volume_change_prevent_folds(pair):
         gained.append(pair.similarity(ZERO).item() - pair.similarity(field).item())
     assert folds[0] > 2 and max(folds[1:3]) < folds[0] / 8 and folds[3] == 0
     assert min(gained) > 0.9 * max(gained)
+
+
+def test_the_penalty_of_volume_change_leaves_room_for_large_ventricles():
+    axes = [torch.linspace(-1, 1, n) for n in (48, 48, 48)]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)[None, None]
+    volume = 4.0
+
+    def brain(ventricle):
+        return torch.sigmoid((0.9 - radius) * 25) * torch.sigmoid((radius - ventricle) * 25)
+
+    pair = Problem(brain(0.3), brain(0.3 * volume ** (1 / 3)))
+    settings = replace(REFINEMENT, iterations=40)
+    penalised = settings.objective.volume_weight
+    assert penalised > 0
+    grown = []
+    for weight in (0, penalised):
+        chosen = replace(settings, objective=replace(settings.objective, volume_weight=weight))
+        field = optimize_field(torch.zeros(1, 3, 48, 48, 48), pair, chosen)
+        world = DisplacementField.from_voxels(unit_to_voxel(field)[0].numpy(), np.eye(4))
+        grown.append(float(jacobian_determinant(world)[(radius[0, 0] < 0.25).numpy()].mean()))
+    assert grown[1] > 0.85 * grown[0] > 2
 
 
 def test_a_lesion_does_not_pull(pair):
