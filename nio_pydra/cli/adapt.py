@@ -6,7 +6,6 @@ import argparse
 import logging
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_SCANS", "adapt_network", "adapted_in_output", "add_arguments", "main", "scans_or_weights",
-    "warn_if_adapted_to_others",
 ]  # fmt: skip
 
 log = logging.getLogger("nio_pydra")
@@ -199,9 +197,9 @@ def adapted_in_output(run: DatasetRun, settings: DatasetSettings, wanted: int, o
     InputError
         If they were adapted from other weights or to another atlas, or cannot be made here.
     """
+    from nio_pydra.engines.methods import is_adapted_to
     from nio_pydra.engines.names import get_engine
     from nio_pydra.networks.checkpoints import adaptation_of, default_weights, weights_digest
-    from nio_pydra.system.files import contents_digest
     from nio_pydra.training.adaptation import AdaptationSettings
 
     if len(run.atlases) > 1:
@@ -214,7 +212,7 @@ def adapted_in_output(run: DatasetRun, settings: DatasetSettings, wanted: int, o
     if path.is_file():
         adapted = adaptation_of(path) or {}
         base = weights_digest(method.settings.weights or default_weights())
-        if adapted.get("from", {}).get("sha256") != base or not _is_adapted_to(adapted, contents_digest(atlas.image)):
+        if adapted.get("from", {}).get("sha256") != base or not is_adapted_to(adapted, atlas.image):
             raise InputError(
                 f"{path} was adapted from other weights or to another atlas: give another output folder, or "
                 f"--adapt {path} to use it."
@@ -234,32 +232,6 @@ def adapted_in_output(run: DatasetRun, settings: DatasetSettings, wanted: int, o
         )
     _copy(adapt_network(run, settings, AdaptationSettings(), wanted, work_dir), path)
     return path
-
-
-def warn_if_adapted_to_others(method: Method, fixed: Sequence[Path]) -> None:
-    """Warn if the weights of a method were adapted to other images than the fixed ones, or its preset wants others."""
-    from nio_pydra.networks.checkpoints import adaptation_of
-    from nio_pydra.system.files import contents_digest
-
-    weights = getattr(method.settings, "weights", None)
-    adapted = None if weights is None else adaptation_of(weights)
-    if adapted is None:
-        if method.preset == "adapted":
-            log.warning(
-                "The preset adapted is made for adapted weights, and these are not: overlap will be lower than that of "
-                "the preset fast. Adapt them with --adapt, or with `nio adapt`."
-            )
-        return
-    for image in fixed:
-        if not _is_adapted_to(adapted, contents_digest(image)):
-            log.warning(
-                "%s was adapted to %s, another image than %s: overlap may be lower than that of other weights.",
-                weights, adapted["atlas"]["name"], image,
-            )  # fmt: skip
-
-
-def _is_adapted_to(adapted: dict, digest: str) -> bool:  # type: ignore[type-arg]
-    return adapted.get("atlas", {}).get("digest") == digest
 
 
 def _copy(weights: Path, target: Path) -> None:

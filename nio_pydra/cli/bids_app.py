@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.cli.adapt import DEFAULT_SCANS, adapted_in_output, scans_or_weights, warn_if_adapted_to_others
+from nio_pydra.cli.adapt import DEFAULT_SCANS, adapted_in_output, scans_or_weights
 from nio_pydra.cli.config_file import with_config_file, write_config_file
 from nio_pydra.cli.dataset import (
     DatasetRun,
@@ -107,6 +107,7 @@ def _participant(options: argparse.Namespace, command: str) -> int:
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
+    from nio_pydra.engines.methods import warn_if_adapted_to_others
     from nio_pydra.report.boilerplate import Boilerplate, write_boilerplate
     from nio_pydra.workflows.dataset import register_dataset
 

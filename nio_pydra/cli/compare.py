@@ -84,7 +84,7 @@ def _compare(args: argparse.Namespace) -> int:
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
     from nio_pydra.comparison.scope import cases_of, folder_of, require_own_folders
-    from nio_pydra.engines.methods import split_methods
+    from nio_pydra.engines.methods import split_methods, warn_if_adapted_to_others
     from nio_pydra.workflows.dataset import register_dataset
 
     names = split_methods(args.engines)
@@ -118,6 +118,8 @@ def _compare(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_description(folder, command, run.sources, args.profile)
     log_start(run, ", ".join(methods), args.profile.name)
+    for method in methods.values():
+        warn_if_adapted_to_others(method, [run.atlas.image])
     # All methods share the work folder: the masks and the affine of a scan are computed once.
     status, stopped = 0, {}
     with ended_by_signals("nio compare"):

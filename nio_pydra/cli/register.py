@@ -50,11 +50,9 @@ def main(args: argparse.Namespace) -> int:
     require_writable(args.out, "output folder")
     args.profile = PROFILES[args.profile_name]
     method = method_of(args)
-    from nio_pydra.cli.adapt import warn_if_adapted_to_others
     from nio_pydra.engines.chain import register_pair
     from nio_pydra.engines.contract import Runtime, ScanFiles
 
-    warn_if_adapted_to_others(method, [args.fixed])
     record = register_pair(
         ScanFiles(
             args.fixed, args.fixed_mask, args.fixed_labels,

@@ -10,7 +10,7 @@ from typing import Any
 from nio_pydra.engines.affine import align, keep_frame
 from nio_pydra.engines.contract import Memory, Runtime, ScanFiles, foreground_only
 from nio_pydra.engines.masks import prepare
-from nio_pydra.engines.methods import Method, choose_method, usual_preset
+from nio_pydra.engines.methods import Method, choose_method, usual_preset, warn_if_adapted_to_others
 from nio_pydra.engines.names import DEFAULT_ENGINE
 from nio_pydra.engines.registration import map_volume_change, measure_landmarks, propagate_labels, register, score
 from nio_pydra.errors import InputError
@@ -88,6 +88,7 @@ def register_pair(
         raise InputError(f"There are landmarks of the {shown} image only: give those of the {missing} image as well.")
     _refuse_loss(out_dir, [*given, getattr(method.settings, "weights", None)])
     method.fingerprint()  # refuses weights that cannot be used, before the work
+    warn_if_adapted_to_others(method, [fixed.image])
     if fixed.landmarks is not None and moving.landmarks is not None:
         images = load_image(fixed.image, "fixed image"), load_image(moving.image, "moving image")
         read_pair(fixed.landmarks, images[0], moving.landmarks, images[1])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +14,22 @@ from nio_pydra.engines.contract import Engine
 from nio_pydra.engines.names import DEFAULT_ENGINE, get_engine
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import Profile
+from nio_pydra.system.files import contents_digest
 from nio_pydra.system.settings import plain, read_table, with_changes
 
 __all__ = [
     "Method",
     "choose_method",
+    "is_adapted_to",
     "parse_method",
     "read_settings_file",
     "split_method",
     "split_methods",
     "usual_preset",
+    "warn_if_adapted_to_others",
 ]
+
+log = logging.getLogger("nio_pydra")
 
 
 @dataclass(frozen=True)
@@ -201,3 +207,44 @@ def parse_method(text: str) -> Method:
             "with text in quotes."
         ) from None
     return choose_method(engine, preset, weights=Path(weights) if weights else None, changes=changes)
+
+
+def is_adapted_to(adapted: Mapping[str, Any], image: Path) -> bool:
+    """Return whether weights were adapted to an image.
+
+    Parameters
+    ----------
+    adapted : mapping
+        What :func:`nio_pydra.networks.checkpoints.adaptation_of` says of the weights.
+    image : Path
+        Image whose contents are compared.
+    """
+    return bool(adapted.get("atlas", {}).get("digest") == contents_digest(image))
+
+
+def warn_if_adapted_to_others(method: Method, images: Iterable[Path]) -> None:
+    """Warn if the weights of a method were adapted to other images than these, or its preset wants adapted ones.
+
+    Parameters
+    ----------
+    method : Method
+    images : iterable of Path
+        Fixed images.
+    """
+    from nio_pydra.networks.checkpoints import adaptation_of  # imports torch
+
+    weights = getattr(method.settings, "weights", None)
+    adapted = None if weights is None else adaptation_of(weights)
+    if adapted is None:
+        if method.preset == "adapted":
+            log.warning(
+                "The preset adapted is made for adapted weights, and these are not: overlap will be lower than that of "
+                "the preset fast. Adapt them with --adapt, or with `nio adapt`."
+            )
+        return
+    for image in images:
+        if not is_adapted_to(adapted, image):
+            log.warning(
+                "%s was adapted to %s, another image than %s: overlap may be lower than that of other weights.",
+                weights, adapted["atlas"]["name"], image,
+            )  # fmt: skip

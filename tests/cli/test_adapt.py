@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nio_pydra.cli import bids_app, nio
-from nio_pydra.cli.adapt import warn_if_adapted_to_others
-from nio_pydra.engines.methods import choose_method
+from nio_pydra.engines.methods import choose_method, warn_if_adapted_to_others
+from nio_pydra.errors import InputError
 from nio_pydra.networks import LapIRN, LapIRNConfig, save_network
 from nio_pydra.networks.checkpoints import adaptation_of, weights_digest
 from nio_pydra.networks.ulae import ULAE, ULAEConfig
@@ -130,6 +130,21 @@ def test_one_pair_is_told_of_weights_adapted_to_another_image(finished, tmp_path
     words += ["--skull-stripped", "--preset", "adapted", "--weights", out / WEIGHTS, "--device", "cpu"]
     assert nio.main([str(word) for word in words]) == 1  # it is said before the work, which this pair ends at once
     assert f"was adapted to atlas.nii.gz, another image than {other}" in caplog.text
+
+
+def test_a_comparison_tells_of_weights_adapted_to_another_image(finished, tmp_path, capsys, monkeypatch):
+    def register_dataset(*args, **kwargs):
+        raise InputError("that is far enough")
+
+    dataset, out = finished
+    monkeypatch.setattr("nio_pydra.workflows.dataset.register_dataset", register_dataset)
+    other = dataset.root / "sub-02/anat/sub-02_T1w.nii.gz"
+    words = ["compare", dataset.root, tmp_path / "out", "--engines", f"affine,lapirn@{out / WEIGHTS}"]
+    words += ["--atlas", other, "--atlas-name", "Other", "--atlas-labels", dataset.atlas_labels, "--skull-stripped"]
+    words += ["-d", f"manual={dataset.derivatives}", "--labels-desc", "malf", "-w", tmp_path / "work"]
+    assert nio.main([str(word) for word in words]) == 1
+    shown = capsys.readouterr()
+    assert f"was adapted to atlas.nii.gz, another image than {other}" in shown.out + shown.err
 
 
 def affines(work):
