@@ -231,7 +231,7 @@ REFINEMENT = IOSettings(
     coarse_iterations=(30, 40),
     learning_rate=0.2,
     smoothings=0,
-    objective=Objective(weight=0.3, window=11, volume_weight=0.05),
+    objective=Objective(weight=0.3, window=11, volume_weight=0.08),
 )
 """Refinement of the field, coarse to fine; the coarse steps cost less than the fine ones. Its penalty of volume
 change takes the place of a part of the diffusion: at the same overlap the Jacobian determinants vary much less, and the
