@@ -68,8 +68,8 @@ compare`, the two scans to sub-1000.
 `nio_m:fast` is first over all pairs, but not in sub-l2r2019 to sub-1000: there LapIRN is. That scan has ventricles
 several times as large as those of sub-1000, and whatever refines a field draws the caudate off there: Dice of the two
 caudates 0.61 by `nio_m:fast`, 0.58 by `io`, 0.51 by greedy, 0.70 by LapIRN. A part of it was a fault of `nio_m:fast`
-until commit aa1cc7c: its penalty of volume change, (J - 1)^2, kept the ventricles small. It had 0.681 in this pair then,
-and 0.44 in the caudates."""
+until commit aa1cc7c: its penalty of volume change, (J - 1)^2, kept the ventricles small. It had 0.681 in this pair
+then, and 0.44 in the caudates."""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
