@@ -284,7 +284,7 @@ def _slim(folder: Path, work: Path, atlas_labels: nib.Nifti1Image) -> None:
 def publish(
     options: argparse.Namespace, page: str, comparison: Comparison, notes: str, *, before: str = "", after: str = ""
 ) -> None:
-    """Write ``docs/results/<page>.md``, the cases beside it, and the picture.
+    """Write ``docs/results/<page>.md``, the cases beside it, and the pictures.
 
     Parameters
     ----------
@@ -292,7 +292,7 @@ def publish(
     page : str
         As ``experiment_1``.
     comparison : Comparison
-        Its tables and its picture are shown.
+        Its tables, and two of its pictures, are shown.
     notes : str
         What to know, in Markdown.
     before, after : str
@@ -302,8 +302,8 @@ def publish(
     title, _, rest = (source / "summary.md").read_text().partition("\n")
     left_out = ("| Command |", "| Load when", "| Processor |", "| Date |")
     rest = "\n".join(line for line in rest.splitlines() if not line.startswith(left_out))
-    picture = DOCS / "images" / f"{page}.png"
-    shutil.copy(source / "figures" / "boxes.png", picture)
+    for figure, name in (("boxes", page), ("regularity", f"{page}_regularity")):
+        shutil.copy(source / "figures" / f"{figure}.png", DOCS / "images" / f"{name}.png")
     machines = (options.out / "machines.txt").read_text().splitlines()
     missing = not_run(options, comparison)
     parts = [
@@ -314,6 +314,7 @@ def publish(
         f"Not run yet: {', '.join(f'`{name}`' for name in missing)}." if missing else "",
         f"![Dice of every case](../images/{page}.png)",
         before,
+        f"![Dice over the variation of the Jacobian determinant](../images/{page}_regularity.png)",
         rest.strip(),
         after,
     ]

@@ -6,9 +6,8 @@ On four training scans to sub-1000, so that the test scans stay unseen. LapIRN's
 from __future__ import annotations
 
 import argparse
-import shutil
 
-from common import DOCS, Comparison, oasis, publish, read_options, run
+from common import Comparison, oasis, publish, read_options, run
 
 SCANS = ("1001", "1006", "1011", "1015")
 #: Method: its setting, and the values; the middle ones are defaults.
@@ -44,7 +43,6 @@ def main() -> int:
     chosen = run(options, comparisons(options))
     if options.publish:
         publish(options, "regularity", chosen[0], NOTES)
-        shutil.copy(options.out / chosen[0].name / "figures" / "regularity.png", DOCS / "images" / "regularity.png")
     return 0
 
 
