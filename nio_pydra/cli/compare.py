@@ -88,7 +88,7 @@ def _compare(args: argparse.Namespace) -> int:
     from nio_pydra.workflows.dataset import register_dataset
 
     names = split_methods(args.engines)
-    methods, left_out = _methods(names)
+    methods, left_out = _methods(names, args.out_dir)
     require_own_folders(args.out_dir, list(methods))
     reference = _reference(args.reference, list(methods))
     tested = _tested(args.test, reference, names)
@@ -126,6 +126,9 @@ def _compare(args: argparse.Namespace) -> int:
         for name, method in methods.items():
             settings = replace(settings_of(args, run, method), figures=False)  # the comparison draws its own
             folder, start = folder_of(args.out_dir, name), time.perf_counter()
+            if reason := method.engine.available():
+                log.warning("%s is not run, and of its results those that are done are shown: %s", name, reason)
+                continue
             try:
                 outcomes = register_dataset(run.scans, run.atlases, settings, out_dir=folder, work_dir=args.work_dir)
             except InputError as error:  # the other methods go on
@@ -208,7 +211,8 @@ def _description(name: str, method: Method, folder: Path) -> MethodDescription:
     from nio_pydra.comparison.results import MethodDescription
     from nio_pydra.engines.methods import split_method
 
-    weights, training_data = method.engine.weights_used(method.settings) or (None, None)
+    installed = not method.engine.available()
+    weights, training_data = (method.engine.weights_used(method.settings) if installed else None) or (None, None)
     return MethodDescription(
         folder,
         method.name,
@@ -248,18 +252,22 @@ def _structures(args: argparse.Namespace, run: DatasetRun) -> Structures:
     return Structures() if table is None else read_structures(table)
 
 
-def _methods(names: list[str]) -> tuple[dict[str, Method], dict[str, str]]:
-    """Return the methods by name, and why others are left out: their program is not installed."""
+def _methods(names: list[str], out_dir: Path) -> tuple[dict[str, Method], dict[str, str]]:
+    """Return the methods by name, and why others are left out: their program is not installed, and nothing is done."""
+    from nio_pydra.bids.records import done_records
+    from nio_pydra.comparison.scope import folder_of
     from nio_pydra.engines.methods import parse_method, split_method
     from nio_pydra.engines.names import get_engine
 
     methods, left_out = {}, {}
     for name in names:
-        if reason := get_engine(split_method(name).engine).available():
+        reason = get_engine(split_method(name).engine).available()
+        if reason and not done_records(folder_of(out_dir, name)):
             left_out[name] = reason
             continue
-        methods[name] = parse_method(name)
-        methods[name].fingerprint()
+        methods[name] = parse_method(name, require_installed=False)
+        if not reason:
+            methods[name].fingerprint()
         if twin := next((other for other in methods if other != name and methods[other] == methods[name]), None):
             raise InputError(f"{name} and {twin} are the same method: leave one of them out of --engines.")
     if not methods:

@@ -73,8 +73,9 @@ def choose_method(
     *,
     weights: Path | None = None,
     changes: Mapping[str, Any] | None = None,
+    require_installed: bool = True,
 ) -> Method:
-    """Return a method by its names, and check that it can be used here.
+    """Return a method by its names, and check that it can be used.
 
     Parameters
     ----------
@@ -86,6 +87,8 @@ def choose_method(
         Network weights instead of those of the package.
     changes : mapping, optional
         Settings that differ from the preset (:func:`nio_pydra.system.settings.with_changes`).
+    require_installed : bool
+        Whether the engine's programs must be installed. Results can be read without them.
 
     Raises
     ------
@@ -98,7 +101,7 @@ def choose_method(
     preset = preset or next(iter(presets))
     if preset not in presets:
         raise InputError(f"The engine {engine} has no preset {preset}: choose one of {', '.join(presets)}.")
-    if reason := chosen.available():
+    if require_installed and (reason := chosen.available()):
         raise InputError(f"The engine {engine} cannot be used here: {reason}")
     if weights is not None:
         if "weights" not in {field.name for field in fields(presets[preset])}:
@@ -183,7 +186,7 @@ def split_method(text: str) -> MethodText:
     return MethodText(*form.groups())
 
 
-def parse_method(text: str) -> Method:
+def parse_method(text: str, *, require_installed: bool = True) -> Method:
     """Return the method that a short text names, for example in a list of methods to compare.
 
     Parameters
@@ -192,6 +195,8 @@ def parse_method(text: str) -> Method:
         ``ENGINE[:PRESET][@WEIGHTS][?SETTING=VALUE[&SETTING=VALUE]]``, for example ``syn:precise``,
         ``lapirn@mine.safetensors`` or ``nio_m:fast?network.objective.weight=0.2``. Settings are written as in
         TOML.
+    require_installed : bool
+        See :func:`choose_method`.
 
     Raises
     ------
@@ -206,7 +211,10 @@ def parse_method(text: str) -> Method:
             f"The settings of the method {text!r} cannot be read ({error}): expected SETTING=VALUE as in TOML, "
             "with text in quotes."
         ) from None
-    return choose_method(engine, preset, weights=Path(weights) if weights else None, changes=changes)
+    return choose_method(
+        engine, preset,
+        weights=Path(weights) if weights else None, changes=changes, require_installed=require_installed,
+    )  # fmt: skip
 
 
 def is_adapted_to(adapted: Mapping[str, Any], image: Path) -> bool:

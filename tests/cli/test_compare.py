@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nio_pydra.cli import nio
+from nio_pydra.engines.names import get_engine
 
 
 def command(dataset, out: Path, engines: str, *more: str) -> list[str]:
@@ -92,6 +93,17 @@ def test_tables_are_written_anew_without_registering(compared):
     assert {row["method"] for row in rows(out / "summary.tsv")} == {SYN}
     assert (out / "index.html").exists() and len(before) == 2
     assert {path: path.stat().st_mtime_ns for path in out.rglob("dataset_description.json")} == before
+
+
+def test_results_of_a_program_that_is_gone_stay_in_the_tables(compared, monkeypatch, capsys):
+    dataset, out, _ = compared
+    before = rows(out / "cases.tsv")
+    monkeypatch.setattr(type(get_engine("syn")), "available", lambda self: "ANTs is not installed")
+    for more in ([], ["--tables-only"]):
+        assert nio.main(command(dataset, out, f"affine,{SYN}", *more)) in (0, 1)  # one scan cannot be read
+        assert rows(out / "cases.tsv") == before
+    shown = capsys.readouterr()
+    assert f"{SYN} is not run" in shown.out + shown.err and "error" not in shown.out + shown.err
 
 
 def test_tables_of_nothing_are_refused(dataset, tmp_path, capsys):
