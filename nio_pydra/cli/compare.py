@@ -126,8 +126,8 @@ def _compare(args: argparse.Namespace) -> int:
         for name, method in methods.items():
             settings = replace(settings_of(args, run, method), figures=False)  # the comparison draws its own
             folder, start = folder_of(args.out_dir, name), time.perf_counter()
-            if reason := method.engine.available():
-                log.warning("%s is not run, and of its results those that are done are shown: %s", name, reason)
+            if absent := method.engine.available():
+                log.warning("%s is not run, and of its results those that are done are shown: %s", name, absent)
                 continue
             try:
                 outcomes = register_dataset(run.scans, run.atlases, settings, out_dir=folder, work_dir=args.work_dir)
