@@ -54,7 +54,7 @@ label is used. `lapirn` is the network alone, `nio_m:adapted` adds the short ref
 
 Methods without `@` come from [experiment 1](experiment_1.md), with the same affines (same seed); some of them ran on
 another machine with a GPU, so their processor seconds stand in the tables of `nio compare` only. Processor seconds are
-those of loaded machines. `nio_m:fast` is that preset as experiment 1 has it, before it became cheaper."""
+those of loaded machines."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _costs(options: argparse.Namespace, cases: pd.DataFrame) -> str:
     ]
     names = {
         point.methods[1]: "adapted", point.methods[0]: "adapted, without the refinement",
-        "nio_m:fast": "`fast`, before it became cheaper",
+        "nio_m:fast": "`fast`",
         "greedy": "greedy",
     }  # fmt: skip
     for method, name in names.items():

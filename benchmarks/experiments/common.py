@@ -302,7 +302,7 @@ def publish(
     title, _, rest = (source / "summary.md").read_text().partition("\n")
     left_out = ("| Command |", "| Load when", "| Processor |", "| Date |")
     rest = "\n".join(line for line in rest.splitlines() if not line.startswith(left_out))
-    for figure, name in (("boxes", page), ("regularity", f"{page}_regularity")):
+    for figure, name in (("boxes", page), ("regularity", f"{page}_jacobian")):
         shutil.copy(source / "figures" / f"{figure}.png", DOCS / "images" / f"{name}.png")
     machines = (options.out / "machines.txt").read_text().splitlines()
     missing = not_run(options, comparison)
@@ -313,8 +313,8 @@ def publish(
         notes,
         f"Not run yet: {', '.join(f'`{name}`' for name in missing)}." if missing else "",
         f"![Dice of every case](../images/{page}.png)",
+        f"![Dice over the variation of the Jacobian determinant](../images/{page}_jacobian.png)",
         before,
-        f"![Dice over the variation of the Jacobian determinant](../images/{page}_regularity.png)",
         rest.strip(),
         after,
     ]

@@ -1,6 +1,6 @@
 """Accuracy against regularity: methods with several values of the setting that governs smoothness.
 
-On four training scans to sub-1000, so that the test scans stay unseen. LapIRN's own training set is others.
+On four training scans to sub-1000, so that the test scans stay unseen. The shipped LapIRN was trained on other images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 from common import Comparison, oasis, publish, read_options, run
 
 SCANS = ("1001", "1006", "1011", "1015")
-#: Method: its setting, and the values; the middle ones are defaults.
+#: Method: its setting, and the values, the default among them.
 SWEEPS = {
     "nio_m:fast": ("field.objective.volume_weight", (0.0, 0.04, 0.08, 0.16)),
     "nio_m:diffeomorphic": ("field.objective.volume_weight", (0.0, 0.08, 0.16)),

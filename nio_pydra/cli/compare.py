@@ -88,20 +88,26 @@ def _compare(args: argparse.Namespace) -> int:
     from nio_pydra.workflows.dataset import register_dataset
 
     names = split_methods(args.engines)
-    methods, left_out = _methods(names, args.out_dir)
+    found, run = run.scans, replace(run, scans=cases_of(run.scans, run.atlas))
+    methods, absent, left_out = _methods(names, run, args.out_dir)
     require_own_folders(args.out_dir, list(methods))
     reference = _reference(args.reference, list(methods))
     tested = _tested(args.test, reference, names)
     structures = _structures(args, run)
-    found, run = run.scans, replace(run, scans=cases_of(run.scans, run.atlas))
     if unlabelled := [scan.name for scan in found if scan.labels is None]:
         log.warning("Scans without labels are left out: %s", ", ".join(unlabelled))
     command = shlex.join(["nio", *sys.argv[1:]])
     for name, reason in left_out.items():
         log.warning("%s is left out: %s", name, reason)
-    described = {name: _description(name, method, folder_of(args.out_dir, name)) for name, method in methods.items()}
-    plan = Plan(run, described, left_out, reference, tested, structures, args.title, command)
-    if args.tables_only:
+    for name, reason in absent.items():
+        log.warning("%s is not run, only its earlier results are shown: %s", name, reason)
+    described = {
+        name: _description(name, method, folder_of(args.out_dir, name), installed=name not in absent)
+        for name, method in methods.items()
+    }
+    plan = Plan(run, described, list(absent), left_out, reference, tested, structures, args.title, command)
+    usable = {name: method for name, method in methods.items() if name not in absent}
+    if args.tables_only or not usable:
         results = plan.results()
         if results.cases.empty:
             raise InputError(
@@ -112,23 +118,20 @@ def _compare(args: argparse.Namespace) -> int:
         print(args.out_dir / PAGE)
         return 0
     clean_if_asked(args)
-    for name, method in methods.items():
+    for name, method in usable.items():
         folder = folder_of(args.out_dir, name)
         refuse_mixture(folder, run.atlas.space, method.name, run.atlas.image)
         folder.mkdir(parents=True, exist_ok=True)
         write_description(folder, command, run.sources, args.profile)
-    log_start(run, ", ".join(methods), args.profile.name)
-    for method in methods.values():
+    log_start(run, ", ".join(usable), args.profile.name)
+    for method in usable.values():
         warn_if_adapted_to_others(method, [run.atlas.image])
     # All methods share the work folder: the masks and the affine of a scan are computed once.
     status, stopped = 0, {}
     with ended_by_signals("nio compare"):
-        for name, method in methods.items():
+        for name, method in usable.items():
             settings = replace(settings_of(args, run, method), figures=False)  # the comparison draws its own
             folder, start = folder_of(args.out_dir, name), time.perf_counter()
-            if absent := method.engine.available():
-                log.warning("%s is not run, and of its results those that are done are shown: %s", name, absent)
-                continue
             try:
                 outcomes = register_dataset(run.scans, run.atlases, settings, out_dir=folder, work_dir=args.work_dir)
             except InputError as error:  # the other methods go on
@@ -137,7 +140,7 @@ def _compare(args: argparse.Namespace) -> int:
                 continue
             status |= log_outcomes(outcomes, folder, time.perf_counter() - start)
             _write(plan.results(), args.out_dir)
-    if len(stopped) == len(methods):
+    if len(stopped) == len(usable):
         raise next(iter(stopped.values()))
     print(args.out_dir / PAGE)
     return 1 if stopped else status
@@ -153,8 +156,10 @@ class Plan:
         Scans and atlas.
     methods : dict of str to MethodDescription
         Methods by name.
+    not_run : list of str
+        Those of them whose program is not installed: only their earlier results are shown.
     left_out : dict of str to str
-        Why other methods are not run, by name.
+        Why other methods have neither been run nor have results, by name.
     reference : str
         Method that the others are tested against.
     tested : list of str
@@ -169,6 +174,7 @@ class Plan:
 
     run: DatasetRun
     methods: dict[str, MethodDescription]
+    not_run: list[str]
     left_out: dict[str, str]
     reference: str
     tested: list[str]
@@ -193,6 +199,7 @@ class Plan:
             tested=self.tested,
             cases=cases,
             labels=labels,
+            not_run=self.not_run,
             left_out=self.left_out,
             command=self.command,
             machine={
@@ -207,12 +214,16 @@ def _count(things: Collection[str], noun: str) -> str:
     return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
-def _description(name: str, method: Method, folder: Path) -> MethodDescription:
+def _description(name: str, method: Method, folder: Path, *, installed: bool) -> MethodDescription:
+    from nio_pydra.bids.records import done_records, read_record
     from nio_pydra.comparison.results import MethodDescription
     from nio_pydra.engines.methods import split_method
 
-    installed = not method.engine.available()
-    weights, training_data = (method.engine.weights_used(method.settings) if installed else None) or (None, None)
+    if installed:
+        weights, training_data = method.engine.weights_used(method.settings) or (None, None)
+    else:  # its weights can be a part of what is not installed
+        used = read_record(done_records(folder)[0]).get("weights") or {}
+        weights, training_data = used.get("name"), None
     return MethodDescription(
         folder,
         method.name,
@@ -252,34 +263,43 @@ def _structures(args: argparse.Namespace, run: DatasetRun) -> Structures:
     return Structures() if table is None else read_structures(table)
 
 
-def _methods(names: list[str], out_dir: Path) -> tuple[dict[str, Method], dict[str, str]]:
-    """Return the methods by name, and why others are left out: their program is not installed, and nothing is done."""
-    from nio_pydra.bids.records import done_records
+def _methods(
+    names: list[str], run: DatasetRun, out_dir: Path
+) -> tuple[dict[str, Method], dict[str, str], dict[str, str]]:
+    """Return the methods by name, and which programs are not installed: of methods with results, and of others.
+
+    The former belong to the methods as well.
+    """
+    from nio_pydra.comparison.cases import records_of
     from nio_pydra.comparison.scope import folder_of
     from nio_pydra.engines.methods import parse_method, split_method
     from nio_pydra.engines.names import get_engine
 
-    methods, left_out = {}, {}
+    methods, absent, left_out = {}, {}, {}
+    scans = {scan.name for scan in run.scans}
     for name in names:
         reason = get_engine(split_method(name).engine).available()
-        if reason and not done_records(folder_of(out_dir, name)):
+        if reason and not scans & set(records_of(folder_of(out_dir, name), run.atlas.space)):
             left_out[name] = reason
             continue
         methods[name] = parse_method(name, require_installed=False)
-        if not reason:
+        if reason:
+            absent[name] = reason
+        else:
             methods[name].fingerprint()
         if twin := next((other for other in methods if other != name and methods[other] == methods[name]), None):
             raise InputError(f"{name} and {twin} are the same method: leave one of them out of --engines.")
     if not methods:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "--engines names none."
         raise InputError(f"There is no method to compare: {why}")
-    return methods, left_out
+    return methods, absent, left_out
 
 
 def _reference(chosen: str | None, names: list[str]) -> str:
     if chosen is not None and chosen not in names:
         raise InputError(
-            f"--reference {chosen} is none of the methods that can be used here: choose one of {', '.join(names)}."
+            f"--reference {chosen} is none of the methods that can be run or shown here: choose one of "
+            f"{', '.join(names)}."
         )
     return chosen or next((name for name in names if name.startswith("nio_m")), names[-1])
 

@@ -13,7 +13,7 @@ import pandas as pd
 from nio_pydra.bids.records import done_records, failures, name_entities, read_record
 from nio_pydra.comparison.structures import Structures
 
-__all__ = ["ALL", "CASES", "gather_cases"]
+__all__ = ["ALL", "CASES", "gather_cases", "records_of"]
 
 ALL = "all"
 """Name of the group of all structures."""
@@ -75,7 +75,7 @@ def gather_cases(
     cases: list[dict[str, Any]] = []
     labels: list[dict[str, Any]] = []
     for method, folder in folders.items():
-        failed, done = (_by_scan(paths, space) for paths in (failures(folder), done_records(folder)))
+        failed, done = _by_scan(failures(folder), space), records_of(folder, space)
         for scan in scans:
             path = failed.get(scan) or done.get(scan)
             if path is None:
@@ -89,6 +89,19 @@ def gather_cases(
             labels += own
             cases.append(row | {"status": "done"} | _means(own) | {key: _value(record, key) for key in CASES})
     return pd.DataFrame(cases), pd.DataFrame(labels)
+
+
+def records_of(folder: Path, space: Mapping[str, str]) -> dict[str, Path]:
+    """Return the records of scans that are done to one atlas, by the name of the scan.
+
+    Parameters
+    ----------
+    folder : Path
+        Derivative dataset.
+    space : mapping of str to str
+        Entities of the atlas's space.
+    """
+    return _by_scan(done_records(folder), space)
 
 
 def _by_scan(records: Sequence[Path], space: Mapping[str, str]) -> dict[str, Path]:

@@ -64,8 +64,10 @@ class Results:
         Of :func:`nio_pydra.comparison.cases.gather_cases`.
     tested : sequence of str or None
         Methods that are tested against the reference. None: all others.
+    not_run : sequence of str
+        Methods whose program is not installed: their results are those of earlier runs.
     left_out : mapping of str to str
-        Why a method that was asked for was not run, by its name.
+        Why a method that was asked for has neither been run nor has results, by its name.
     command : str
         Command line that gives these results.
     machine : mapping of str to str
@@ -85,6 +87,7 @@ class Results:
     cases: pd.DataFrame
     labels: pd.DataFrame
     tested: Sequence[str] | None = None
+    not_run: Sequence[str] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     machine: Mapping[str, str] = field(default_factory=dict)

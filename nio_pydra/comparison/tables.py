@@ -277,6 +277,11 @@ def cautions(results: Results) -> list[str]:
             f"Not every case is done by {', '.join(fewer)}: their means are over fewer cases than those of others. "
             "Tests pair only what both methods have done."
         )
+    if results.not_run:
+        found.append(
+            f"Not installed where these tables were written: {', '.join(results.not_run)}. What is shown of "
+            f"{'it was' if len(results.not_run) == 1 else 'them was'} done before."
+        )
     return found
 
 

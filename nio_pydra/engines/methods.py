@@ -247,7 +247,7 @@ def warn_if_adapted_to_others(method: Method, images: Iterable[Path]) -> None:
         if method.preset == "adapted":
             log.warning(
                 "The preset adapted is made for adapted weights, and these are not: overlap will be lower than that of "
-                "the preset fast. Adapt them with --adapt, or with `nio adapt`."
+                "the preset fast. Adapt them with `nio adapt`, or with `nio-pydra --adapt`."
             )
         return
     for image in images:

@@ -244,7 +244,7 @@ CHEST_SMOOTHINGS, CHEST_AUGMENTATION = 3, 0.035
 
 #: "paper" is the schedule of Mok et al. "precise" adds the refinement of the field, and "fast" puts it in the place of
 #: most steps. "diffeomorphic" is "fast" with the velocity refined. "adapted" is for weights of `nio adapt`: the network
-#: takes no steps, and the field fewer. "draft" is "fast" with a quarter of its costly steps.
+#: takes no steps, and the field fewer. "draft" is "fast" with fewer steps of both.
 #: "chest" is the paper's for lungs. "chest_fast" is "fast" for lungs, whose volume breathing changes.
 NIO_M = NetworkEngine(
     "Neural Instance Optimization, coarse to fine: LapIRN's weights are optimised on the pair, level by level",

@@ -184,7 +184,7 @@ def membrane(field, weights, energy, gradient):
 def volume_terms(field, start, slope, energy, gradient):
     """Compute the volume change of a unit field and its gradient.
 
-    It is ``(J - 1)**2 / J`` where J is at least `start`; below that it rises by `slope`.
+    It is ``(J - 1)**2 / J`` where J is at least `start`; below that it grows by `slope` for each unit that J falls.
 
     Derivatives are central differences, one-sided at the borders. Each job takes some slices in order, and keeps the
     derivatives by the 9 slopes for three of them at a time.
@@ -253,9 +253,10 @@ def volume_terms(field, start, slope, energy, gradient):
                         c_dh = h_w * w_d - h_d * w_w
                         c_dw = h_d * w_h - h_h * w_d
                         determinant = d_d * c_dd + d_h * c_dh + d_w * c_dw
-                        missing = max(barrier - determinant, zero)
-                        inverse = one / max(determinant, barrier)
-                        change = max(determinant, barrier) - one
+                        above = max(determinant, barrier)
+                        missing = above - determinant
+                        inverse = one / above
+                        change = above - one
                         row += change * change * inverse + steepness * missing
                         by = -steepness if missing > zero else one - inverse * inverse
                         by_d = weight_d * by

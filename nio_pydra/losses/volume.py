@@ -19,11 +19,11 @@ BARRIER_SLOPE = 50.0
 def volume_change(field: Tensor) -> Tensor:
     """Return the mean volume change of a unit field, with a barrier before folds.
 
-    With the Jacobian determinant J of the map ``x -> x + u(x)`` in voxels, a voxel's share is ``(J - 1)**2 / J``:
-    growth costs as much as the inverse shrinkage, and no more than linearly, so that ventricles several times as large
-    as the atlas's can be aligned. ``(J - 1)**2`` prevents that. Below 0.25 the share rises by 50 for each unit of J.
-    Derivatives are central differences, one-sided at the borders, as in
-    :func:`nio_pydra.metrics.regularity.jacobian_determinant`.
+    With the Jacobian determinant J of the map ``x -> x + u(x)`` in voxels, a voxel's share is ``(J - 1)**2 / J``.
+    Growth costs as much as the inverse shrinkage, to a quarter of the volume. The cost of growth is less than linear,
+    so that ventricles several times as large as the atlas's can be aligned, which ``(J - 1)**2`` prevents. Below
+    J = 0.25 the share grows by 50 for each unit that J falls. Derivatives are central differences, one-sided at the
+    borders, as in :func:`nio_pydra.metrics.regularity.jacobian_determinant`.
 
     Parameters
     ----------

@@ -97,13 +97,29 @@ def test_tables_are_written_anew_without_registering(compared):
 
 def test_results_of_a_program_that_is_gone_stay_in_the_tables(compared, monkeypatch, capsys):
     dataset, out, _ = compared
-    before = rows(out / "cases.tsv")
+    assert nio.main(command(dataset, out, f"affine,{SYN}", "--tables-only")) == 0
+    before = rows(out / "cases.tsv"), rows(out / "summary.tsv")
+    description = next(out.glob("syn*/dataset_description.json"))
+    made = description.stat().st_mtime_ns
     monkeypatch.setattr(type(get_engine("syn")), "available", lambda self: "ANTs is not installed")
-    for more in ([], ["--tables-only"]):
-        assert nio.main(command(dataset, out, f"affine,{SYN}", *more)) in (0, 1)  # one scan cannot be read
-        assert rows(out / "cases.tsv") == before
+    for more, status in (([], 1), (["--tables-only"], 0)):  # one scan cannot be read
+        assert nio.main(command(dataset, out, f"affine,{SYN}", *more)) == status
+        assert (rows(out / "cases.tsv"), rows(out / "summary.tsv")) == before
+        assert f"Not installed where these tables were written: {SYN}." in (out / "index.html").read_text()
     shown = capsys.readouterr()
-    assert f"{SYN} is not run" in shown.out + shown.err and "error" not in shown.out + shown.err
+    assert f"{SYN} is not run, only its earlier results are shown: ANTs is not installed" in shown.out + shown.err
+    assert description.stat().st_mtime_ns == made  # it tells only of runs that happened
+    (out / "index.html").unlink()
+    assert nio.main(command(dataset, out, SYN)) == 0  # there is nothing to run
+    assert {row["method"] for row in rows(out / "cases.tsv")} == {SYN} and (out / "index.html").is_file()
+
+
+def test_a_program_that_is_gone_and_did_nothing_to_this_atlas_is_left_out(compared, monkeypatch, capsys):
+    dataset, out, _ = compared
+    monkeypatch.setattr(type(get_engine("syn")), "available", lambda self: "ANTs is not installed")
+    words = command(dataset, out, f"affine,{SYN}", "--atlas-name", "Other")
+    assert nio.main([*words, "--tables-only"]) == 1
+    assert "holds no case of affine to" in capsys.readouterr().err
 
 
 def test_tables_of_nothing_are_refused(dataset, tmp_path, capsys):
@@ -123,7 +139,7 @@ def test_tables_of_nothing_are_refused(dataset, tmp_path, capsys):
         (
             "affine",
             ["--reference", "syn"],
-            "--reference syn is none of the methods that can be used here: choose one of affine",
+            "--reference syn is none of the methods that can be run or shown here: choose one of affine",
         ),
         ("syn?iterations=[9,0],syn?iterations=[9, 0]", [], r"syn\?iterations=.* are the same method"),
         ("affine", ["--label-names", "absent.tsv"], "absent.tsv .names of labels. cannot be read"),

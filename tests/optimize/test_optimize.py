@@ -10,8 +10,7 @@ import torch
 
 from nio_pydra.engines.nio import REFINEMENT
 from nio_pydra.errors import ComputationError, InputError
-from nio_pydra.metrics import regularity
-from nio_pydra.metrics.regularity import jacobian_determinant
+from nio_pydra.metrics.regularity import jacobian_determinant, regularity
 from nio_pydra.networks import LapIRN, LapIRNConfig
 from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.io import IOSettings, optimize_field
@@ -184,7 +183,8 @@ def test_a_velocity_and_a_penalty_of_volume_change_prevent_folds(pair):
 
 
 def test_the_penalty_of_volume_change_leaves_room_for_large_ventricles():
-    axes = [torch.linspace(-1, 1, n) for n in (48, 48, 48)]
+    shape = (48, 48, 48)
+    axes = [torch.linspace(-1, 1, n) for n in shape]
     radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)[None, None]
     volume = 4.0
 
@@ -198,7 +198,7 @@ def test_the_penalty_of_volume_change_leaves_room_for_large_ventricles():
     grown = []
     for weight in (0, penalised):
         chosen = replace(settings, objective=replace(settings.objective, volume_weight=weight))
-        field = optimize_field(torch.zeros(1, 3, 48, 48, 48), pair, chosen)
+        field = optimize_field(torch.zeros(1, 3, *shape), pair, chosen)
         world = DisplacementField.from_voxels(unit_to_voxel(field)[0].numpy(), np.eye(4))
         grown.append(float(jacobian_determinant(world)[(radius[0, 0] < 0.25).numpy()].mean()))
     assert grown[1] > 0.85 * grown[0] > 2
