@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,8 @@ TRAIN = (
 """The `train` split without the atlas."""
 USUAL = 5
 """Number of scans of the weights that are tried elsewhere."""
+SOURCES = {"adapt": "experiment_1", "adapt_atlas": "experiment_2", "adapt_origin": "experiment_3"}
+"""Experiments of the same scans and atlas, by comparison."""
 KNOWN = ("affine", "niftyreg", "greedy", "lapirn", "io", "nio_m", "nio_m:fast")
 MANY = 2000
 MARKS = ("<!-- costs -->", "<!-- end of costs -->")
@@ -52,9 +54,9 @@ label is used. `lapirn` is the network alone, `nio_m:adapted` adds the short ref
 `adapted` has; neither takes steps of the network. Default weights, schedule and number of steps were chosen on the
 `train` split: sub-1036 as a hidden scan, with five others to learn from.
 
-Methods without `@` come from [experiment 1](experiment_1.md), with the same affines (same seed); some of them ran on
-another machine with a GPU, so their processor seconds stand in the tables of `nio compare` only. Processor seconds are
-those of loaded machines."""
+Methods without `@` come from [experiment 1](experiment_1.md), elsewhere from experiments 2 to 4, with the same affines
+(same seed). Some of them ran on another machine with a GPU, so their processor seconds stand in the tables of `nio
+compare` only. Processor seconds are those of loaded machines."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,14 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _take_over(options: argparse.Namespace, home: Comparison) -> None:
-    """Copy the methods that experiment 1 has done."""
-    for method in KNOWN:
-        source = folder_of(options.out / "experiment_1", method)
-        target = folder_of(options.out / home.name, method)
-        if source.is_dir() and not target.exists():
-            shutil.copytree(source, target)
+def _take_over(options: argparse.Namespace, planned: Iterable[Comparison]) -> None:
+    """Copy what other experiments have done by methods whose weights are not adapted."""
+    for own in planned:
+        for method in own.methods:
+            source = folder_of(options.out / SOURCES.get(own.name, "experiment_4"), method)
+            target = folder_of(options.out / own.name, method)
+            if source.is_dir() and not target.exists():
+                shutil.copytree(source, target)
 
 
 def _rows(cases: pd.DataFrame) -> Iterator[tuple[str, list[float]]]:
@@ -289,7 +292,7 @@ def main() -> int:
     planned = comparisons(options)
     home = planned[0]
     home.options(options)  # writes the filter of first visits
-    _take_over(options, home)
+    _take_over(options, planned)
     if not options.tables_only:
         whole = argparse.Namespace(**{**vars(options), "register_only": True})
         for point in POINTS:
