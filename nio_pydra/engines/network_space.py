@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,12 @@ from nio_pydra.spatial.transforms import DisplacementField, apply_affine
 
 __all__ = ["NetworkSpace", "grid_around", "grid_of"]
 
+log = logging.getLogger("nio_pydra")
+
+OPPOSITE = -0.2
+"""Correlation of two objects after the affine below which one is bright where the other is dark. Brains of like
+contrast have about 0.5 (docs/results/experiment_4.md)."""
+
 
 @dataclass(frozen=True)
 class NetworkSpace:
@@ -34,15 +41,21 @@ class NetworkSpace:
         Both images on that grid.
     fixed : Nifti1Image
         The fixed image, ``(X, Y, Z)``.
+    inverted : bool
+        Whether the moving image of the problem is bright where the real one is dark.
     """
 
     grid: NetworkGrid
     problem: Problem
     fixed: Nifti1Image
+    inverted: bool = False
 
     @classmethod
     def of(cls, pair: Pair, grid: NetworkGrid, fixed: Nifti1Image, scaling: str, device: torch.device) -> NetworkSpace:
         """Sample both images on a grid, the moving one through the pair's affine.
+
+        Networks know images of like contrast only. So the moving image is inverted, with a warning, if it is bright
+        where the fixed one is dark. LNCC, which is a square, cannot tell that white matter is taken for grey matter.
 
         Parameters
         ----------
@@ -78,12 +91,27 @@ class NetworkSpace:
         compared = None
         if pair.fixed_region is not None:
             compared = torch.from_numpy(grid.sample(pair.fixed_region))[None, None].to(device)
-        scaled = [_scaled(image, scaling, pair.profile).to(device) for image in images]
-        return cls(grid, Problem(scaled[0], scaled[1], compared, weights), pair.fixed)
+        target, moved = (_scaled(image, scaling, pair.profile) for image in images)
+        inverted = pair.profile.only_object and (alike := _correlation(target, moved)) < OPPOSITE
+        if inverted:
+            log.warning(
+                "The moving image is bright where the fixed one is dark (correlation %.2f after the affine). It is "
+                "inverted for the registration, as networks know only images of like contrast: look at the result.",
+                alike,
+            )
+            moved = torch.where(moved > 0, (1 - moved).clamp_min(0.01), 0.0)
+        return cls(grid, Problem(target.to(device), moved.to(device), compared, weights), pair.fixed, inverted)
 
     def back(self, field: Tensor) -> DisplacementField:
         """Convert a unit field ``(1, 3, D, H, W)`` of the problem to mm on the fixed image's grid."""
         return to_displacement_field(field, self.grid, self.fixed)
+
+
+def _correlation(fixed: Tensor, moving: Tensor) -> float:
+    """Return the correlation of two images where both show the object, which is above zero."""
+    both = (fixed > 0) & (moving > 0)
+    found = torch.corrcoef(torch.stack([fixed[both], moving[both]]))[0, 1] if both.any() else torch.zeros(())
+    return float(found.nan_to_num())
 
 
 def _scaled(volume: NDArray[np.float32], scaling: str, profile: Profile) -> Tensor:

@@ -120,7 +120,8 @@ class NetworkEngine(Engine):
         -------
         Deformation
             Forward field on the fixed grid without folds, and no inverse. The details hold ``weights``, with what
-            they were adapted to, and ``before_unfolding``, the regularity of the field before folds were removed.
+            they were adapted to, ``before_unfolding``, the regularity of the field before folds were removed, and
+            ``moving_inverted``, whether the moving image's contrast was inverted for the comparison.
 
         Raises
         ------
@@ -155,6 +156,7 @@ class NetworkEngine(Engine):
             "precision": str(precision).removeprefix("torch."),
             "network_grid": list(grid.shape),
             "network_voxel_size_mm": conventions["voxel_size_mm"],
+            "moving_inverted": space.inverted,
             "before_unfolding": asdict(regularity(folded, pair.fixed_foreground)),
         }
         if network is not None:
