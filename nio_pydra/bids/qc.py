@@ -53,6 +53,7 @@ class Measure:
 
 MEASURES = (
     Measure("similarity after the affine", ("similarity", "before"), "low", 0.1),
+    Measure("likeness of contrast", ("contrast_correlation",), "low", 0.2),
     Measure("similarity", ("similarity", "after"), "low", 0.1),
     Measure("overlap of masks", ("mask_overlap",), "low", 0.012),
     Measure("empty part of the mask", ("mask_empty_percent",), "high", 1.0, " %"),

@@ -24,9 +24,8 @@ __all__ = ["NetworkSpace", "grid_around", "grid_of"]
 
 log = logging.getLogger("nio_pydra")
 
-OPPOSITE = -0.2
-"""Correlation of two objects after the affine below which one is bright where the other is dark. Brains of like
-contrast have about 0.5 (docs/results/experiment_4.md)."""
+CONTRAST = "likeness of contrast"
+"""Name of the limit of a profile below which the moving image is inverted."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class NetworkSpace:
         Both images on that grid.
     fixed : Nifti1Image
         The fixed image, ``(X, Y, Z)``.
+    correlation : float
+        Correlation of the two images where both show the object, after the affine.
     inverted : bool
         Whether the moving image of the problem is bright where the real one is dark.
     """
@@ -48,14 +49,16 @@ class NetworkSpace:
     grid: NetworkGrid
     problem: Problem
     fixed: Nifti1Image
-    inverted: bool = False
+    correlation: float
+    inverted: bool
 
     @classmethod
     def of(cls, pair: Pair, grid: NetworkGrid, fixed: Nifti1Image, scaling: str, device: torch.device) -> NetworkSpace:
         """Sample both images on a grid, the moving one through the pair's affine.
 
-        Networks know images of like contrast only. So the moving image is inverted, with a warning, if it is bright
-        where the fixed one is dark. LNCC, which is a square, cannot tell that white matter is taken for grey matter.
+        Networks know images of like contrast only. So the moving image is inverted, with a warning, if its correlation
+        with the fixed one is below the profile's limit: it is bright where the fixed one is dark. LNCC, which is a
+        square, cannot tell that white matter is taken for grey matter.
 
         Parameters
         ----------
@@ -92,15 +95,17 @@ class NetworkSpace:
         if pair.fixed_region is not None:
             compared = torch.from_numpy(grid.sample(pair.fixed_region))[None, None].to(device)
         target, moved = (_scaled(image, scaling, pair.profile) for image in images)
-        inverted = pair.profile.only_object and (alike := _correlation(target, moved)) < OPPOSITE
+        correlation, limit = _correlation(target, moved), pair.profile.limits.get(CONTRAST)
+        inverted = limit is not None and correlation < limit.look[0]
         if inverted:
             log.warning(
                 "The moving image is bright where the fixed one is dark (correlation %.2f after the affine). It is "
                 "inverted for the registration, as networks know only images of like contrast: look at the result.",
-                alike,
+                correlation,
             )
             moved = torch.where(moved > 0, (1 - moved).clamp_min(0.01), 0.0)
-        return cls(grid, Problem(target.to(device), moved.to(device), compared, weights), pair.fixed, inverted)
+        problem = Problem(target.to(device), moved.to(device), compared, weights)
+        return cls(grid, problem, pair.fixed, correlation, inverted)
 
     def back(self, field: Tensor) -> DisplacementField:
         """Convert a unit field ``(1, 3, D, H, W)`` of the problem to mm on the fixed image's grid."""

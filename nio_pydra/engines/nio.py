@@ -120,8 +120,9 @@ class NetworkEngine(Engine):
         -------
         Deformation
             Forward field on the fixed grid without folds, and no inverse. The details hold ``weights``, with what
-            they were adapted to, ``before_unfolding``, the regularity of the field before folds were removed, and
-            ``moving_inverted``, whether the moving image's contrast was inverted for the comparison.
+            they were adapted to, ``before_unfolding``, the regularity of the field before folds were removed,
+            ``contrast_correlation``, that of the two images after the affine, and ``moving_inverted``, whether the
+            moving image was inverted therefore.
 
         Raises
         ------
@@ -156,6 +157,7 @@ class NetworkEngine(Engine):
             "precision": str(precision).removeprefix("torch."),
             "network_grid": list(grid.shape),
             "network_voxel_size_mm": conventions["voxel_size_mm"],
+            "contrast_correlation": space.correlation,
             "moving_inverted": space.inverted,
             "before_unfolding": asdict(regularity(folded, pair.fixed_foreground)),
         }

@@ -13,6 +13,7 @@ GOOD = {
     "preset": "fast",
     "similarity": {"before": 0.3, "after": 0.6},
     "mask_overlap": 0.97,
+    "contrast_correlation": 0.5,
     "mask_empty_percent": 0.1,
     "jacobian_p1": 0.4,
     "jacobian_p99": 2.2,

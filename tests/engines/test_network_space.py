@@ -34,6 +34,7 @@ def test_a_moving_image_of_opposite_contrast_is_inverted_and_that_is_said(brains
     plain = space_of(fixed, moving)
     assert not plain.inverted and caplog.text == ""
     mended = space_of(fixed, opposite)
+    assert mended.correlation == pytest.approx(-plain.correlation, abs=0.1)
     assert mended.inverted and "bright where the fixed one is dark (correlation -0." in caplog.text
     images = mended.problem.fixed.numpy().ravel(), mended.problem.moving.numpy().ravel()
     both = (images[0] > 0) & (images[1] > 0)
