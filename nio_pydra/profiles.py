@@ -93,7 +93,7 @@ BRAIN = Profile(
     # Set on the 15 training participants of a labelled data set and on deliberate failures (docs/results/qc.md).
     limits={
         "similarity after the affine": Limits(look=(0.15, math.inf)),
-        # Five pairs of brains had 0.49 to 0.52, eight with one image inverted -0.53 to -0.32.
+        # Well below zero, bright and dark are exchanged.
         "likeness of contrast": Limits(look=(-0.2, math.inf)),
         "overlap of masks": Limits(look=(0.9, math.inf), fail=(0.75, math.inf)),
         "empty part of the mask": Limits(look=(-math.inf, 4.0), fail=(-math.inf, 15.0)),

@@ -25,9 +25,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nio_pydra.bids.records import done_records, name_entities
+from nio_pydra.bids.records import done_records
 from nio_pydra.cli import compare, nio
 from nio_pydra.cli.dataset import open_dataset, settings_of
+from nio_pydra.comparison.cases import records_of
 from nio_pydra.comparison.scope import cases_of, folder_of
 from nio_pydra.engines.methods import parse_method, split_method
 from nio_pydra.errors import InputError
@@ -203,7 +204,7 @@ def _register(options: argparse.Namespace, comparison: Comparison) -> None:
     note_machine(options.out)
     for name in _chosen(options.methods, comparison.methods):
         folder, began = folder_of(args.out_dir, name), time.perf_counter()
-        if _done(folder, dataset.atlas.space) >= {scan.name for scan in dataset.scans}:
+        if records_of(folder, dataset.atlas.space).keys() >= {scan.name for scan in dataset.scans}:
             continue
         if not _weights_found(name):
             print(f"{comparison.name} {name}: its weights are not in {Path.cwd()}", flush=True)
@@ -235,11 +236,6 @@ def _chosen(wanted: str, methods: Sequence[str]) -> list[str]:
 def _weights_found(name: str) -> bool:
     weights = split_method(name).weights
     return weights is None or Path(weights).is_file()
-
-
-def _done(folder: Path, space: dict[str, str]) -> set[str]:
-    records = [path for path in done_records(folder) if name_entities(path)["space"] == space["space"]]
-    return {path.name.split("_space-")[0] for path in records}
 
 
 def note_machine(out: Path) -> None:
