@@ -1,11 +1,12 @@
-"""Time the whole way of a scan, stage by stage, beside greedy and SyN: `docs/results/whole_way.md`.
+"""Time the whole way of a scan by all methods, stage by stage: `docs/results/whole_way.md`.
 
     python benchmarks/whole_way.py DATASET --labels DATASET/derivatives/manual --head HEAD --out RUNS
 
 One mask and one affine per scan serve all methods. Each run is a process of its own and leaves one json in RUNS, so a
 killed benchmark goes on where it was. A run is done again when its request or processor differs, not when code does:
 take another folder then. The page names the commits. Brain extraction is timed on HEAD, since scans of the dataset are
-skull-stripped. Nothing but the page depends on labels; still, scans are of the `train` split.
+skull-stripped. Scans are of the `train` split. The figure has these seconds, and Dice and std|J| of the test scans as
+the pages of the experiments have them.
 """
 
 from __future__ import annotations
@@ -30,20 +31,26 @@ from speed import commit, cpu_model, first_file
 STAGES = ("read", "mask", "affine", "registration", "inverse", "labels", "score", "write")
 OTHERS = ("measures", "start")
 """What a run does besides: the measures of its record, and the start of Python and programs and loading of weights."""
-FORMER: dict[str, Any] = {
-    "network": {"iterations": [20, 10, 0], "learning_rate": 1e-4, "compared": "full"},
-    "field": {"iterations": 30, "coarse_iterations": [0, 0]},
-}
-"""Preset `fast` before 2026-11-26, by which older pages were made."""
+ADAPTED = "nio_m adapted"
 METHODS: dict[str, dict[str, Any]] = {
-    "nio_m fast": {"engine": "nio_m", "preset": "fast"},
-    "nio_m fast, float32": {"engine": "nio_m", "preset": "fast", "precision": "float32"},
-    "nio_m fast, former": {"engine": "nio_m", "preset": "fast", "changes": FORMER},
-    "greedy": {"engine": "greedy", "preset": "default"},
-    "syn fast": {"engine": "syn", "preset": "fast"},
+    "affine": {"method": "affine"},
+    "syn fast": {"method": "syn:fast"},
+    "niftyreg": {"method": "niftyreg"},
+    "greedy": {"method": "greedy"},
+    "lapirn": {"method": "lapirn"},
+    "io": {"method": "io"},
+    "nio_m paper": {"method": "nio_m"},
+    "nio_m fast": {"method": "nio_m:fast"},
+    "nio_m fast, float32": {"method": "nio_m:fast", "precision": "float32"},
+    "nio_m diffeomorphic": {"method": "nio_m:diffeomorphic"},
+    ADAPTED: {"method": "nio_m:adapted"},
 }
+SLOW = "syn precise"
+"""Takes an hour of processor time a pair: its numbers are those of an earlier page, `first.json`."""
 TARGETS = {"nio_m fast": 0.25, "nio_m fast, float32": 0.4}
 """Largest ratio of the registration's seconds to those of greedy."""
+WRITTEN = ("read", "mask", "affine", "registration", "inverse", "write")
+"""Stages of the way to the written transforms and image."""
 PACKAGES = ("nio-pydra", "torch", "numba", "antspyx", "picsl-greedy", "deepbet")
 Times = dict[str, list[float]]
 """Wall and processor seconds by stage."""
@@ -61,7 +68,9 @@ def main() -> None:
         pair = _pair(options, case)
         shared = _result(options, "affine", case, pair)
         for method in options.methods:
-            found = _result(options, method.replace(", ", "_").replace(" ", "_"), case, pair | METHODS[method])
+            found = _result(
+                options, method.replace(", ", "_").replace(" ", "_"), case, pair | _request(options, method)
+            )
             found["times"] |= shared["times"] | masking["times"]
             runs[method][case] = found
     write_page(options, runs)
@@ -79,9 +88,20 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--scans", nargs="+", default=["1006", "1013", "1014"], help="participants to register")
     parser.add_argument("--atlas", default="1000", help="participant to register them to")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
+    parser.add_argument("--adapted", type=Path, help="weights of `nio adapt`; without them their method is left out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--page", type=Path, default=Path(__file__).parents[1] / "docs/results/whole_way.md")
-    return argparse.Namespace(run=None, **vars(parser.parse_args()))
+    options = parser.parse_args()
+    if options.adapted is None:
+        options.methods = [name for name in options.methods if name != ADAPTED]
+    return argparse.Namespace(run=None, **vars(options))
+
+
+def _request(options: argparse.Namespace, method: str) -> dict[str, Any]:
+    request = dict(METHODS[method])
+    if method == ADAPTED:
+        request["method"] += f"@{options.adapted.resolve()}"
+    return request
 
 
 def _pair(options: argparse.Namespace, case: str) -> dict[str, str]:
@@ -178,7 +198,7 @@ def _align(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _register(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     from nio_pydra.engines import registration
     from nio_pydra.engines.contract import ScanFiles
-    from nio_pydra.engines.methods import choose_method
+    from nio_pydra.engines.methods import parse_method
 
     whole, times = Watch(children=True), {}
 
@@ -194,7 +214,7 @@ def _register(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         for name in names:
             setattr(registration, name, timed(stage, getattr(registration, name)))
     scans = [ScanFiles(Path(request[role]), Path(request[f"{role}_mask"])) for role in ("fixed", "moving")]
-    method = choose_method(request["engine"], request["preset"], changes=request.get("changes"))
+    method = parse_method(request["method"])
     files = registration.register(*scans, Path(request["affine"]), folder, method, runtime=_runtime(request))
     record = json.loads(files.record.read_text())
     seconds = record["seconds"]
@@ -236,7 +256,6 @@ def write_page(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> 
     some = [run for cases in runs.values() for run in cases.values()]
     loads = [run["load_before"] for run in some]
     versions = ", ".join(f"{name} {number}" for name, number in some[0]["versions"].items())
-    picture = options.page.parents[1] / "images/whole_way.png"
     lines = [
         "# The whole way of a scan",
         "",
@@ -275,25 +294,21 @@ def write_page(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> 
             for key in ("dice", "std_jacobian", "fold_percent", "peak_memory_mb")
         )
         lines.append(f"| {_named(method)} | {dice:.4f} | {std:.3f} | {folds:.4f} | {peak:.0f} |")
-    lines += ["", *_ratios(runs), "", f"![Dice over seconds](../images/{picture.name})"]
+    lines += ["", *_ratios(runs), "", *_draw(options, runs)]
     options.page.write_text("\n".join(lines) + "\n")
-    _draw(runs, picture)
 
 
 def _named(method: str) -> str:
-    words = {
-        "nio_m fast": "nio_m `fast`",
-        "nio_m fast, float32": "nio_m `fast`, without bfloat16",
-        "nio_m fast, former": "nio_m `fast` before 2026-11-26",
-    }
-    return words.get(method, method)
+    name, _, preset = method.replace(", float32", "").partition(" ")
+    name = name.replace("_", "\\_") + (f" `{preset}`" if preset else "")
+    return f"{name}, without bfloat16" if "float32" in method else name
 
 
 def _seconds(cases: dict[str, Any], stage: str, index: int) -> float:
     return median(run["times"].get(stage, [0.0, 0.0])[index] for run in cases.values())
 
 
-def _whole(run: dict[str, Any], index: int, stages: tuple[str, ...] = STAGES) -> float:
+def _whole(run: dict[str, Any], index: int, stages: tuple[str, ...] = WRITTEN) -> float:
     return sum(run["times"].get(stage, [0.0, 0.0])[index] for stage in stages)
 
 
@@ -303,13 +318,12 @@ def _ratios(runs: dict[str, dict[str, Any]]) -> list[str]:
         return []
     head = ["ratio to the registration by greedy alone", "target", "processor seconds", "wall seconds"]
     lines = ["## Ratios", "", f"| {' | '.join(head)} |", "|---|---:|---:|---:|"]
-    way = tuple(stage for stage in STAGES if stage not in ("labels", "score"))
     for method, limit in TARGETS.items():
         if method not in runs:
             continue
         for name, stages, target in (
             ("registration and inverse", ("registration", "inverse"), limit),
-            ("the whole way to the written transforms and image", way, 1.0),
+            ("the whole way to the written transforms and image", WRITTEN, 1.0),
         ):
             found = [
                 median(
@@ -322,24 +336,68 @@ def _ratios(runs: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
+def _accuracy(results: Path) -> dict[str, tuple[float, float]]:
+    """Mean Dice and std|J| of the test scans, by method, as the pages of the experiments have them."""
+    import pandas as pd
+
+    cases = pd.concat(pd.read_csv(results / f"{page}_cases.tsv", sep="\t") for page in ("experiment_1", "adapt"))
+    cases = cases[cases["status"] == "done"].drop_duplicates(["method", "case"])
+    means = cases.groupby("method")[["dice_all", "std_jacobian"]].mean()
+    return {str(name): (dice, std) for name, dice, std in means.itertuples()}
+
+
+def _draw(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> list[str]:
+    """Draw Dice over seconds and over std|J|, and return the lines that show the figure."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    colours = ("#0072B2", "#56B4E9", "#999999", "#E69F00", "#009E73")  # Okabe and Ito's
-    for axes, index, name in zip(panels, (1, 0), ("processor seconds", "wall seconds"), strict=True):
-        for colour, (method, cases) in zip(colours, runs.items(), strict=False):
-            seconds = [_whole(run, index) for run in cases.values()]
-            axes.scatter(seconds, [run["dice"] for run in cases.values()], color=colour, label=method, s=30)
-        axes.set(xlim=(0, None), xlabel=f"{name} of the whole way")
+    results = options.page.parent
+    accuracy, points = _accuracy(results), {}
+    for method, cases in runs.items():
+        text = METHODS[method]["method"] + (f"@{options.adapted.name}" if method == ADAPTED else "")
+        if text in accuracy:
+            points[method] = (median(_whole(run, 1) for run in cases.values()), *accuracy[text])
+    slow = list(json.loads((results / "first.json").read_text())["SyN precise"].values())
+    shared = [stage for stage in WRITTEN if stage not in ("registration", "inverse")]
+    others = median(_whole(run, 1, tuple(shared)) for run in runs["greedy"].values())
+    dice, std, seconds = (mean(run[key] for run in slow) for key in ("Dice", "std of Jacobian", "processor seconds"))
+    points[SLOW] = (others + seconds, dice, std)
+
+    affine = points.pop("affine", None)
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.4), sharey=True, layout="constrained")
+    for number, (method, (spent, dice, std)) in enumerate(points.items()):
+        style: dict[str, Any] = {"marker": "osD^v"[number // 8], "color": f"C{number % 8}", "s": 46}
+        if method in (SLOW, "nio_m fast, float32"):
+            style["facecolors"] = "none"
+        panels[0].scatter(spent, dice, label=method.replace("float32", "without bfloat16"), **style)
+        panels[1].scatter(std, dice, **style)
+    panels[0].set(xscale="log", xlabel="processor seconds of the whole way", ylabel="mean Dice of the test scans")
+    panels[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].xaxis.set_major_formatter("{x:g}")
+    panels[0].xaxis.set_minor_formatter(NullFormatter())
+    panels[1].set(xlabel="std|J|, standard deviation of the Jacobian determinant")
+    for axes in panels:
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("mean Dice")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs), fontsize=8)
-    figure.savefig(path, dpi=130)
+    if affine is not None:
+        place = {"xy": (0.97, 0.03), "xycoords": "axes fraction", "ha": "right", "fontsize": 8}
+        panels[0].annotate(f"not shown: affine alone, {affine[1]:.3f} after {affine[0]:.0f} s", **place)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    picture = options.page.parents[1] / "images/whole_way.png"
+    figure.savefig(picture, dpi=130)
     pyplot.close(figure)
+    return [
+        "## Dice over seconds and over regularity",
+        "",
+        f"![Dice over processor seconds and over regularity](../images/{picture.name})",
+        "",
+        "Seconds are the medians of this page, to the written transforms and image. Dice and std|J| are means over the "
+        "eight test scans, from [experiment 1](experiment_1.md) and [the adaptation](adapt.md); without bfloat16, Dice "
+        f"is that with it. Hollow as well: `{SLOW}`, with three of the test scans only and the seconds that its "
+        "registration took on another processor ([first results](first.md)).",
+    ]
 
 
 if __name__ == "__main__":
