@@ -1,4 +1,4 @@
-"""Task of a SLURM job array: registers one scan. The batch script of `nio_pydra.workflows.slurm` starts it."""
+"""Task of a SLURM job array: registers one scan. The batch script of `nio_pydra.workflows.slurm_jobs` starts it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("pydra").setLevel(logging.CRITICAL)
 
     def action() -> int:
-        from nio_pydra.workflows.slurm import run_scan
+        from nio_pydra.workflows.slurm_jobs import run_scan
 
         # SLURM ends a job by SIGTERM, and somewhat later by SIGKILL.
         with ended_by_signals("nio-pydra"):

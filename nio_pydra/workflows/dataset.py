@@ -35,7 +35,8 @@ from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
 from nio_pydra.workflows.crash import crash_report
 from nio_pydra.workflows.progress import subject_hooks
 from nio_pydra.workflows.pydra_private import Submitter, stored_outputs, use_work_folder, warn_if_untried
-from nio_pydra.workflows.slurm import Lost, Scans, live_jobs, resources_of, run_scans
+from nio_pydra.workflows.slurm import Lost, Scans, live_jobs, run_scans
+from nio_pydra.workflows.slurm_jobs import resources_of
 from nio_pydra.workflows.subject import Subject
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
 

@@ -1,50 +1,38 @@
-"""Scans of a dataset as SLURM jobs: one task of a job array for each scan.
+"""Scans of a dataset as SLURM jobs, seen from the command: arrays are submitted, asked after, and cancelled if need be.
 
-The command that was started submits the array, asks SLURM how the tasks are doing, and cancels them if it is
-interrupted. A task runs the `Subject` workflow of one scan from beginning to end.
+What a job is, is in :mod:`nio_pydra.workflows.slurm_jobs`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import pickle
 import re
-import shlex
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nibabel.nifti1 import Nifti1Image
-
-from nio_pydra.engines.contract import Runtime
-from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.system import slurm
-from nio_pydra.system.files import HOST, write_text
+from nio_pydra.system.files import HOST
 from nio_pydra.system.slurm import JobState
 from nio_pydra.system.wording import counted
-from nio_pydra.tasks.inputs import code_version
-from nio_pydra.workflows.cache import discard_locks_of, failure_reason, in_use
-from nio_pydra.workflows.pydra_private import Submitter, own_holder, use_work_folder
-from nio_pydra.workflows.subject import Subject
-from nio_pydra.workflows.workers import SerialWorker
+from nio_pydra.workflows.cache import discard_locks_of
+from nio_pydra.workflows.slurm_jobs import Resources, same_scans, submit_array
 
-__all__ = ["Lost", "Resources", "Scans", "live_jobs", "resources_of", "run_scan", "run_scans"]
+__all__ = ["Lost", "Scans", "live_jobs", "run_scans"]
 
 log = logging.getLogger("nio_pydra")
 
 FOLDER = "slurm"
-INPUTS = "scans.pkl"
 SHORTEST_WAIT, LONGEST_WAIT = 2.0, 30.0
 """Seconds between two questions to SLURM, in the beginning and later."""
 SLOW_FILES_SECONDS = 60.0
@@ -58,13 +46,6 @@ HOPELESS_SECONDS = 120.0
 FORGOTTEN = 5
 """Number of questions after which a job counts as lost that the controller has forgotten and that the database does
 not say has ended."""
-LIBRARIES_MB, CUDA_MB, UNKNOWN_MB, LEAST_MB = 1024.0, 4096.0, 3072.0, 4096.0
-"""Memory of the process around an engine, of CUDA on the host, of engines that do not predict theirs, of any job."""
-MEMORY_MARGIN = 1.2
-BYTES_PER_SCAN_VOXEL = 100.0
-OTHER_MINUTES = 30.0
-"""Time of all but the registration: mask, affine, inverse, measures, files."""
-
 WHY = {
     "OUT_OF_MEMORY": "ran out of memory{memory}: give more by --slurm-args='--mem=...'",
     "TIMEOUT": "reached its time limit{time}: give more by --slurm-args='--time=...'",
@@ -82,35 +63,6 @@ WHY = {
 OUT_OF_MEMORY = re.compile(
     r"^slurmstepd\S* error: .*(exceeded .*memory limit|oom[-_]kill)", re.IGNORECASE | re.MULTILINE
 )
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What the job of one scan asks for.
-
-    Attributes
-    ----------
-    cpus : int
-        Number of CPUs.
-    memory_mb : int
-        Memory in MiB, a multiple of 1024.
-    minutes : int
-        Time limit.
-    gpus : int
-        Number of GPUs.
-    threads : int or None
-        Number of threads. None: the CPUs that the job was given.
-    """
-
-    cpus: int
-    memory_mb: int
-    minutes: int
-    gpus: int = 0
-    threads: int | None = None
-
-    def __str__(self) -> str:
-        gpu = ", 1 GPU" if self.gpus else ""
-        return f"{self.cpus} CPU(s), {self.memory_mb // 1024} GiB, {self.minutes} min{gpu}"
 
 
 @dataclass(frozen=True)
@@ -168,35 +120,6 @@ class _Watched:
         return self.state.ended or self.state.name in ("UNKNOWN", "HOPELESS")
 
 
-def resources_of(
-    method: Method, runtime: Runtime, fixed_object: Nifti1Image, scan_voxels: int, threads: int | None
-) -> Resources:
-    """Return what the job of one scan needs, by the engine's own prediction.
-
-    Parameters
-    ----------
-    method : Method
-        Engine and settings.
-    runtime : Runtime
-        Device. Only ``cuda`` asks for a GPU, because ``auto`` cannot know what a node has.
-    fixed_object : Nifti1Image
-        Atlas without its background.
-    scan_voxels : int
-        Voxels of the largest scan.
-    threads : int or None
-        Number of threads asked for. None: that of the engine.
-    """
-    gpu = runtime.device == "cuda"
-    # The node may have another processor than this machine, and this machine may have no GPU.
-    cautious = replace(runtime, device="cpu", precision="float32")
-    predicted = method.engine.memory_mb(fixed_object, method.settings, cautious)
-    needed = CUDA_MB if gpu else UNKNOWN_MB if predicted is None else predicted.process
-    needed = max(LEAST_MB, MEMORY_MARGIN * (needed + LIBRARIES_MB + BYTES_PER_SCAN_VOXEL * scan_voxels / 2**20))
-    cpus = threads or method.engine.threads
-    minutes = OTHER_MINUTES + method.engine.processor_minutes(method.settings) / cpus
-    return Resources(cpus, 1024 * math.ceil(needed / 1024), 5 * math.ceil(minutes / 5), int(gpu), threads)
-
-
 def run_scans(
     scans: Scans, work_dir: Path, resources: Resources, *, options: str = "", at_a_time: int | None = None
 ) -> dict[str, Lost]:
@@ -242,12 +165,14 @@ def run_scans(
             refusal = ""
             while chunks and not refusal:
                 try:
-                    number = _submit(scans, chunks[0], folder, resources, options, at_a_time)
+                    own = {name: scans.inputs[name] for name in chunks[0]}
+                    number = submit_array(own, folder, resources, options, at_a_time)
                 except ProgramError as error:
                     refusal = str(error)
                     continue
+                chunks.pop(0)
                 mine.add(number)
-                watched |= _watch(folder, number, {name: scans.inputs[name] for name in chunks.pop(0)})
+                watched |= _watch(folder, number, own)
             if refusal and not watched:
                 raise InputError(f"SLURM refuses the jobs ({refusal}): correct --slurm-args or --omp-nthreads.")
             if refusal and refusal != refused:
@@ -304,99 +229,6 @@ def live_jobs(work_dir: Path) -> bool:
     return bool(live)
 
 
-def run_scan(folder: Path, index: int) -> int:
-    """Register one scan, as a task of a job array; return the exit status.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the run, with the inputs of its scans.
-    index : int
-        Number of the scan.
-
-    Raises
-    ------
-    InputError
-        If the code has changed since the job was submitted. Its results would be stored under the name of the old code.
-    """
-    given = pickle.loads((folder / INPUTS).read_bytes())
-    if given["code"] != code_version():
-        raise InputError(
-            "The code of nio_pydra, or the version of ANTs or deepbet, was changed between the submission of this job "
-            "and its start: run the same command again."
-        )
-    name, inputs = list(given["scans"].items())[index]
-    log.info("%s on %s", name, os.uname().nodename)
-    work_dir = folder.parents[2]  # folder is <work>/slurm/<run>/<part>
-    cache = use_work_folder(work_dir)
-    key = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    (folder / f"{key}.holder").write_text(json.dumps(own_holder(folder)))
-    with in_use(work_dir, discard_locks=False), Submitter(worker=SerialWorker, cache_root=cache) as submit:
-        task = Subject(**inputs)
-        failed = submit(task, raise_errors=False).errored
-    if failed:
-        log.error("%s: %s", name, failure_reason(cache, task)[0])
-    return int(failed)
-
-
-def _submit(
-    scans: Scans, names: Sequence[str], folder: Path, resources: Resources, options: str, at_a_time: int | None
-) -> str:
-    """Submit a job array, one task for each name, and note it in the work folder; return its number."""
-    part = folder / f"part-{len(list(folder.glob('part-*'))) + 1}"
-    part.mkdir(parents=True)
-    given = {"code": code_version(), "scans": {name: scans.inputs[name] for name in names}}
-    (part / INPUTS).write_bytes(pickle.dumps(given))
-    script = part / "job.sh"
-    script.write_text(_script(part, resources, options))
-    try:
-        number = slurm.submit(
-            script, len(names), at_a_time,
-            ["--job-name=nio-pydra", f"--output={_pattern(part)}/%A_%a.log", *shlex.split(options)],
-        )  # fmt: skip
-    except ProgramError:
-        shutil.rmtree(part)
-        raise
-    write_text(json.dumps({"part": part.name, "scans": list(names)}), folder / f"array_{number}.json")
-    log.info(
-        "SLURM job %s: %s, %s for each%s; logs in %s",
-        number, counted(len(names), "scan"), resources, f", unless changed by {options}" if options else "", part,
-    )  # fmt: skip
-    return number
-
-
-def _script(folder: Path, resources: Resources, options: str) -> str:
-    """Return the batch script. Its directives yield to SBATCH_* variables and to options of sbatch."""
-    # sbatch does not let options replace directives of another name for the same thing.
-    own_memory = "--mem-per-" in options or any(name.startswith("SBATCH_MEM_PER_") for name in os.environ)
-    own_gpus = re.search(r"(^|\s)(--gpus|-G)", options) is not None
-    directives = [
-        "--nodes=1",
-        "--ntasks=1",
-        f"--cpus-per-task={resources.cpus}",
-        *([] if own_memory else [f"--mem={resources.memory_mb}M"]),
-        f"--time={resources.minutes}",
-        "--no-requeue",
-        *(["--gres=gpu:1"] if resources.gpus and not own_gpus else []),
-    ]
-    path = os.environ.get("PYTHONPATH")
-    return "\n".join([
-        "#!/bin/sh",
-        *(f"#SBATCH {directive}" for directive in directives),
-        # Without this a library would count the cores of the whole node.
-        f"export OMP_NUM_THREADS={resources.threads or f'${{SLURM_CPUS_PER_TASK:-{resources.cpus}}}'}",
-        *([f"export PYTHONPATH={shlex.quote(path)}"] if path else []),
-        f'exec {shlex.quote(sys.executable)} -P -m nio_pydra.cli.slurm_task {shlex.quote(str(folder))} '
-        '"$SLURM_ARRAY_TASK_ID"',
-        "",
-    ])  # fmt: skip
-
-
-def _pattern(folder: Path) -> str:
-    """Return a path as a pattern of SLURM that stands for this path alone."""
-    return str(folder).replace("%", "%%")
-
-
 def _watch(folder: Path, number: str, inputs: Mapping[str, dict[str, Any]]) -> dict[str, _Watched]:
     part = json.loads((folder / f"array_{number}.json").read_text())["part"]
     return {
@@ -412,13 +244,12 @@ def _adopt(scans: Scans, work_dir: Path) -> dict[str, _Watched]:
         number = record.stem.removeprefix("array_")
         with suppress(OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
             part = record.parent / json.loads(record.read_text())["part"]
-            given = pickle.loads((part / INPUTS).read_bytes())
+            same = same_scans(part, scans.inputs)
             states = slurm.queued({number}) or {}
-            for index, (name, inputs) in enumerate(given["scans"].items()):
+            for index, name in same.items():
                 state = states.get(f"{number}_{index}")
-                same = given["code"] == code_version() and scans.inputs.get(name) == inputs
-                if state is not None and not state.ended and same:
-                    found[f"{number}_{index}"] = _Watched(name, inputs, part / f"{number}_{index}.log")
+                if state is not None and not state.ended:
+                    found[f"{number}_{index}"] = _Watched(name, scans.inputs[name], part / f"{number}_{index}.log")
     if found:
         log.info("Jobs of an earlier run exist for %s", counted(len(found), "scan"))
     return found

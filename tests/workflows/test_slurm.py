@@ -20,9 +20,10 @@ from nio_pydra.engines.contract import Runtime
 from nio_pydra.engines.methods import choose_method
 from nio_pydra.errors import InputError
 from nio_pydra.system import slurm as commands
-from nio_pydra.workflows import slurm
+from nio_pydra.workflows import slurm, slurm_jobs
 from nio_pydra.workflows.cache import clean_work_folder
-from nio_pydra.workflows.slurm import Resources, Scans, live_jobs, resources_of, run_scan, run_scans
+from nio_pydra.workflows.slurm import Scans, live_jobs, run_scans
+from nio_pydra.workflows.slurm_jobs import Resources, resources_of, run_scan
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
 
@@ -158,7 +159,7 @@ def test_the_state_of_a_lost_job_is_said(fake, tmp_path, state, said, killed):
 
 def test_what_a_job_wrote_last_stands_in_the_details_and_its_own_error_is_the_reason(fake, tmp_path, monkeypatch):
     fake.set("state", "RUN")
-    monkeypatch.setattr(slurm, "_script", lambda *_: "echo started; echo 'nio-pydra: error: no cake'; exit 1\n")
+    monkeypatch.setattr(slurm_jobs, "_script", lambda *_: "echo started; echo 'nio-pydra: error: no cake'; exit 1\n")
     lost = run_scans(scans(1), tmp_path, FEW)["sub-01"]
     assert lost.reason == "no cake" and lost.details.splitlines()[0] == "started"
 
@@ -172,7 +173,7 @@ def test_what_a_job_wrote_last_stands_in_the_details_and_its_own_error_is_the_re
 )
 def test_too_little_memory_is_seen_in_the_log_where_the_state_does_not_tell(fake, tmp_path, monkeypatch, line):
     fake.set("state", "RUN")
-    monkeypatch.setattr(slurm, "_script", lambda *_: f"echo '{line}'; exit 1\n")
+    monkeypatch.setattr(slurm_jobs, "_script", lambda *_: f"echo '{line}'; exit 1\n")
     lost = run_scans(scans(1), tmp_path, FEW)["sub-01"]
     assert "SLURM job 101_0 ran out of memory (4G)" in lost.reason and lost.killed
 
@@ -339,7 +340,7 @@ def test_a_job_of_other_code_refuses_to_run(fake, tmp_path, monkeypatch):
     fake.set("state", "FAILED")
     run_scans(scans(1), tmp_path, FEW)
     (part,) = tmp_path.glob("slurm/*/part-1")
-    monkeypatch.setattr(slurm, "code_version", lambda: "edited")
+    monkeypatch.setattr(slurm_jobs, "code_version", lambda: "edited")
     with pytest.raises(InputError, match="changed between the submission of this job and its start"):
         run_scan(part, 0)
 
