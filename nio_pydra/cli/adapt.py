@@ -14,12 +14,12 @@ from nio_pydra.cli.dataset import (
     DatasetRun,
     add_dataset_options,
     clean_if_asked,
-    log_start,
     open_dataset,
     run_folders,
     settings_of,
 )
 from nio_pydra.cli.options import add_runtime_options, positive
+from nio_pydra.cli.run_log import log_start
 from nio_pydra.errors import InputError
 from nio_pydra.system.wording import counted
 

@@ -18,16 +18,14 @@ from nio_pydra.cli.dataset import (
     DatasetRun,
     add_dataset_options,
     clean_if_asked,
-    ended_by_signals,
-    log_outcomes,
-    log_start,
     open_dataset,
     refuse_loss,
     run_folders,
     settings_of,
 )
-from nio_pydra.cli.errors import exit_status
+from nio_pydra.cli.errors import ended_by_signals, exit_status
 from nio_pydra.cli.options import add_engine_options, add_jacobian_option, method_of
+from nio_pydra.cli.run_log import log_outcomes, log_start
 from nio_pydra.cli.version import ShowVersion
 from nio_pydra.engines.names import DEFAULT_ENGINE
 from nio_pydra.errors import InputError

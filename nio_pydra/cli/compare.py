@@ -17,14 +17,13 @@ from nio_pydra.cli.dataset import (
     DatasetRun,
     add_dataset_options,
     clean_if_asked,
-    ended_by_signals,
-    log_outcomes,
-    log_start,
     open_dataset,
     run_folders,
     settings_of,
 )
+from nio_pydra.cli.errors import ended_by_signals
 from nio_pydra.cli.options import add_runtime_options
+from nio_pydra.cli.run_log import log_outcomes, log_start
 from nio_pydra.errors import InputError
 from nio_pydra.system.cores import core_count, processor_name
 from nio_pydra.system.files import atomic_path, write_text

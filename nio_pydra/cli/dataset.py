@@ -1,39 +1,30 @@
-"""What the commands share that work on a BIDS dataset: options, checks, log, signals."""
+"""What the commands share that work on a BIDS dataset: options, checks, folders."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
-import signal
-import socket
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nio_pydra.cli.errors import signals_handled
 from nio_pydra.cli.options import memory, named_datasets, named_path, positive
+from nio_pydra.cli.run_log import begin_log, end_log
 from nio_pydra.cli.spaces import add_space_options, atlases_of, check_space_options
 from nio_pydra.errors import InputError
-from nio_pydra.system.processes import end_programs
-from nio_pydra.system.scratch import discard_scratch
-from nio_pydra.system.slurm import cancel_submitted, require_usable
-from nio_pydra.system.wording import counted
+from nio_pydra.system.slurm import require_usable
 
 if TYPE_CHECKING:
     from nio_pydra.bids.atlas import Atlas
     from nio_pydra.bids.inputs import Scan
     from nio_pydra.engines.methods import Method
-    from nio_pydra.workflows.dataset import DatasetSettings, Outcome
+    from nio_pydra.workflows.dataset import DatasetSettings
 
 __all__ = [
-    "DatasetRun", "add_dataset_options", "clean_if_asked", "ended_by_signals", "log_outcomes", "log_start",
-    "open_dataset", "refuse_loss", "run_folders", "settings_of",
+    "DatasetRun", "add_dataset_options", "clean_if_asked", "open_dataset", "refuse_loss", "run_folders", "settings_of",
 ]  # fmt: skip
 
 log = logging.getLogger("nio_pydra")
@@ -201,7 +192,7 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
 
     require_writable(options.out_dir, "output folder")
     require_writable(options.work_dir, "work folder")
-    log_file = _begin_log(options.out_dir, options.verbose)
+    log_file = begin_log(options.out_dir, options.verbose)
     n_scans, threads = _share_cores(options)
     if options.nprocs and n_scans < options.nprocs:
         why = "--worker debug" if options.worker == "debug" else "threads (--nthreads, --omp-nthreads) or cores"
@@ -284,34 +275,10 @@ def run_folders(options: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     finally:
-        _end_log()
+        end_log()
         for folder in absent:
             with suppress(OSError):  # only empty folders can be deleted: those of a run that was refused
                 folder.rmdir()
-
-
-def log_start(run: DatasetRun, method: str, profile_name: str) -> None:
-    """Log what will be registered, and how."""
-    from nio_pydra.version import version
-
-    scans = run.scans
-    log.info(
-        "nio_pydra %s: %s (found: %s, %s, %s) to %s by %s, %s at a time with %s threads",
-        version(), counted(len(scans), "scan"),
-        counted(sum(scan.mask is not None for scan in scans), f"{profile_name} mask"),
-        counted(sum(scan.lesion is not None for scan in scans), "lesion mask"),
-        counted(sum(scan.labels is not None for scan in scans), "label image"),
-        " and ".join(atlas.label for atlas in run.atlases), method,
-        "all" if run.worker == "slurm" and run.n_scans == 1 else run.n_scans, run.threads or "their jobs'",
-    )  # fmt: skip
-    for scan in scans:
-        log.debug("%s: %s", scan.name, scan.problem or f"{scan.image}, {_belongings(scan)}")
-
-
-def _belongings(scan: Scan) -> str:
-    found = {"mask": scan.mask, "lesion mask": scan.lesion, "labels": scan.labels}
-    texts = [f"{kind} {path or 'none'}" for kind, path in found.items()]
-    return ", ".join([*texts, "skull-stripped"] if scan.skull_stripped else texts)
 
 
 def refuse_loss(options: argparse.Namespace) -> dict[str, Path]:
@@ -354,75 +321,3 @@ def _share_cores(options: argparse.Namespace) -> tuple[int, int | None]:
         threads = core_count() // scans
     os.environ["OMP_NUM_THREADS"] = str(threads)
     return scans, threads
-
-
-def _begin_log(out_dir: Path, verbose: int = 0) -> Path:
-    """Log to stdout and to a file in OUT_DIR/logs, whose path is returned.
-
-    Messages of pydra are left out, because the report repeats them.
-    """
-    logging.getLogger("pydra").setLevel(logging.INFO if verbose > 1 else logging.CRITICAL)
-    logging.raiseExceptions = False  # otherwise a full disk gives a traceback for every line
-    folder = out_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    _end_log()
-    file = _log_file(folder)
-    log.handlers = [logging.StreamHandler(sys.stdout), file]
-    for handler in log.handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    log.propagate = False
-    log.setLevel(logging.DEBUG if verbose else logging.INFO)
-    return Path(file.baseFilename)
-
-
-def _end_log() -> None:
-    """Close the log, and delete its file if it is empty."""
-    for handler in log.handlers:
-        handler.close()
-        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).stat().st_size == 0:
-            Path(handler.baseFilename).unlink()
-    log.handlers = []
-
-
-def _log_file(folder: Path) -> logging.FileHandler:
-    """Open a file for this run alone. Another run may have the same second, or the same id in another container."""
-    name = f"nio-pydra_{time.strftime('%Y%m%d-%H%M%S')}_{socket.gethostname()}_{os.getpid()}"
-    for number in count():
-        with suppress(FileExistsError):
-            return logging.FileHandler(folder / f"{name}{f'_{number}' if number else ''}.log", "x")
-    raise AssertionError
-
-
-@contextmanager
-def ended_by_signals(program: str) -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP end this process at once.
-
-    With an exception, pydra would store the running jobs as finished, and wait for them. Nothing is lost by ending at
-    once: files are whole or absent, worker processes and their programs end with their parent, and the next run goes
-    on from the last finished task.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        cancel_submitted()
-        end_programs()
-        discard_scratch()
-        reason = "interrupted" if number == signal.SIGINT else "terminated"
-        print(f"\n{program}: {reason}; the same command goes on from here", file=sys.stderr, flush=True)
-        os._exit(128 + number)
-
-    with signals_handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop):
-        yield
-
-
-def log_outcomes(outcomes: Sequence[Outcome], out_dir: Path, seconds: float) -> int:
-    """Log what became of the scans; return the exit status."""
-    failed = [outcome for outcome in outcomes if outcome.reason]
-    several = len({outcome.atlas.label for outcome in outcomes}) > 1
-    every = counted(len(outcomes), "registration" if several else "scan")
-    log.info("%d of %s done in %.0f s: %s", len(outcomes) - len(failed), every, seconds, out_dir)
-    if failed:
-        log.error("%d failed:", sum(outcome.started for outcome in failed))
-        for outcome in failed:
-            name = f"{outcome.scan.name} to {outcome.atlas.label}" if several else outcome.scan.name
-            log.error("  %s: %s", name, outcome.reason)
-    return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -11,8 +12,11 @@ from pathlib import Path
 
 from nio_pydra.errors import ComputationError, InputError, ProgramError
 from nio_pydra.system.disk import full_disk
+from nio_pydra.system.processes import end_programs
+from nio_pydra.system.scratch import discard_scratch
+from nio_pydra.system.slurm import cancel_submitted
 
-__all__ = ["exit_status", "signals_handled"]
+__all__ = ["ended_by_signals", "exit_status", "signals_handled"]
 
 
 class _Terminated(BaseException):
@@ -71,6 +75,27 @@ def _termination_raised() -> Iterator[None]:
         raise _Terminated(number)
 
     with signals_handled((signal.SIGTERM, signal.SIGHUP), stop):
+        yield
+
+
+@contextmanager
+def ended_by_signals(program: str) -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGHUP end this process at once.
+
+    With an exception, pydra would store the running jobs as finished, and wait for them. Nothing is lost by ending at
+    once: files are whole or absent, worker processes and their programs end with their parent, and the next run goes
+    on from the last finished task.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        cancel_submitted()
+        end_programs()
+        discard_scratch()
+        reason = "interrupted" if number == signal.SIGINT else "terminated"
+        print(f"\n{program}: {reason}; the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    with signals_handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop):
         yield
 
 

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nio_pydra.cli.dataset import ended_by_signals
-from nio_pydra.cli.errors import exit_status
+from nio_pydra.cli.errors import ended_by_signals, exit_status
 
 __all__ = ["main"]
 

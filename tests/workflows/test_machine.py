@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from nio_pydra.cli import bids_app, nio
-from nio_pydra.cli.dataset import _begin_log
 from nio_pydra.cli.errors import exit_status
+from nio_pydra.cli.run_log import begin_log
 from nio_pydra.spatial.itk import read_h5
 
 APP = "import sys; from nio_pydra.cli.bids_app import main; sys.exit(main(sys.argv[1:]))"
@@ -151,7 +151,7 @@ def test_datasets_that_share_a_work_folder_get_their_own_scans(make_dataset, tmp
 def test_runs_of_the_same_second_have_a_log_each(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *_: "now")
     for number in range(3):
-        _begin_log(tmp_path)
+        begin_log(tmp_path)
         logging.getLogger("nio_pydra").info("run %d", number)
     texts = sorted(path.read_text()[-2] for path in (tmp_path / "logs").iterdir())
     assert texts == ["0", "1", "2"]
