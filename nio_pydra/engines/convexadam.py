@@ -113,7 +113,8 @@ class ConvexAdamEngine(Engine):
         fixed = pair.fixed_object
         conventions = {"orientation": "RAS", "voxel_size_mm": settings.voxel_size_mm}
         grid = grid_of(pair, fixed, conventions, math.lcm(settings.grid_spacing, settings.adam_spacing))
-        space = NetworkSpace.of(pair, grid, fixed, "percentile", torch.device("cpu"))
+        # Its descriptor of neighbourhoods does not depend on which of two tissues is the brighter one.
+        space = NetworkSpace.of(pair, grid, fixed, "percentile", torch.device("cpu"), invert=False)
         before = watch.read()
         with scratch_folder(runtime.scratch) as folder:
             for name, image in (("fixed", space.problem.fixed), ("moving", space.problem.moving)):

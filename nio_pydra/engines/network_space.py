@@ -53,7 +53,16 @@ class NetworkSpace:
     inverted: bool
 
     @classmethod
-    def of(cls, pair: Pair, grid: NetworkGrid, fixed: Nifti1Image, scaling: str, device: torch.device) -> NetworkSpace:
+    def of(
+        cls,
+        pair: Pair,
+        grid: NetworkGrid,
+        fixed: Nifti1Image,
+        scaling: str,
+        device: torch.device,
+        *,
+        invert: bool = True,
+    ) -> NetworkSpace:
         """Sample both images on a grid, the moving one through the pair's affine.
 
         Networks know images of like contrast only. So the moving image is inverted, with a warning, if its correlation
@@ -72,6 +81,8 @@ class NetworkSpace:
             Intensity scaling of the network (:func:`nio_pydra.spatial.conform.scale_intensities`).
         device : torch.device
             Device of the problem.
+        invert : bool
+            Whether a moving image of opposite contrast is inverted.
 
         Raises
         ------
@@ -96,14 +107,14 @@ class NetworkSpace:
             compared = torch.from_numpy(grid.sample(pair.fixed_region))[None, None].to(device)
         target, moved = (_scaled(image, scaling, pair.profile) for image in images)
         correlation, limit = _correlation(target, moved), pair.profile.limits.get(CONTRAST)
-        inverted = limit is not None and correlation < limit.look[0]
+        inverted = invert and limit is not None and correlation < limit.look[0]
         if inverted:
             log.warning(
                 "The moving image is bright where the fixed one is dark (correlation %.2f after the affine). It is "
                 "inverted for the registration, as networks know only images of like contrast: look at the result.",
                 correlation,
             )
-            moved = torch.where(moved > 0, (1 - moved).clamp_min(0.01), 0.0)
+            moved = _scaled(grid.sample(_inverted(moving), pair.affine), scaling, pair.profile)
         problem = Problem(target.to(device), moved.to(device), compared, weights)
         return cls(grid, problem, pair.fixed, correlation, inverted)
 
@@ -117,6 +128,14 @@ def _correlation(fixed: Tensor, moving: Tensor) -> float:
     both = (fixed > 0) & (moving > 0)
     found = torch.corrcoef(torch.stack([fixed[both], moving[both]]))[0, 1] if both.any() else torch.zeros(())
     return float(found.nan_to_num())
+
+
+def _inverted(image: Nifti1Image) -> Nifti1Image:
+    """Exchange bright and dark in an object, on the image's own grid: between voxels, its border is mixed with 0."""
+    voxels = np.asanyarray(image.dataobj)
+    inside = voxels > 0
+    top = np.percentile(voxels[inside], 99.9)
+    return Nifti1Image(np.where(inside, np.maximum(top - voxels, 0.01 * top), 0).astype(np.float32), image.affine)
 
 
 def _scaled(volume: NDArray[np.float32], scaling: str, profile: Profile) -> Tensor:
