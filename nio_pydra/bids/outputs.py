@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from nio_pydra.bids.products import PRODUCTS, Destination, Product
@@ -84,27 +85,41 @@ def sink(files: Mapping[str, Path | None], destination: Destination) -> list[Pat
     """
     if absent := [product.name for product in PRODUCTS if not product.optional and files[product.name] is None]:
         raise ValueError(f"{', '.join(absent)}: expected a file, as every scan has one")
-    written, replaced = [], set()
-    for product in PRODUCTS:
-        target = output_path(destination, product)
+    transform = PRODUCTS[0]
+    if not _same(files[transform.name], output_path(destination, transform)):
+        _discard_earlier(files, destination)
+    new_mask = not _same(files["mask"], output_path(destination, next(row for row in PRODUCTS if row.name == "mask")))
+    written = []
+    for product in (*PRODUCTS[1:], transform):  # the transform last: where it is old, the next run begins anew
         if (path := files[product.name]) is None:
-            if "forward_xfm" in replaced and product.name != "conformed_mask":
-                target.unlink(missing_ok=True)
-                output_path(destination, product, ".json").unlink(missing_ok=True)
             continue
-        if _copy(path, target):
-            replaced.add(product.name)
+        target = output_path(destination, product)
+        _copy(path, target)
         written.append(target)
         if product.sidecar is not None:
             sidecar = output_path(destination, product, ".json")
             written.append(write_changed(json.dumps(product.sidecar(destination), indent=2) + "\n", sidecar))
-    _discard_old_masks(destination, conformed="mask" in replaced and files["conformed_mask"] is None)
+    _discard_old_masks(destination, conformed=new_mask and files["conformed_mask"] is None)
     return written
 
 
 def discard_leftovers(destination: Destination) -> None:
     """Delete unfinished files of killed runs in the folder of one scan."""
     discard_dead_files(output_path(destination, PRODUCTS[0]).parent)
+
+
+def _discard_earlier(files: Mapping[str, Path | None], destination: Destination) -> None:
+    """Delete what an earlier registration has and this one has not, label images under another name among it."""
+    for product in PRODUCTS:
+        if files[product.name] is not None or product.name == "conformed_mask":
+            continue
+        for path in (output_path(destination, product), output_path(destination, product, ".json")):
+            path.unlink(missing_ok=True)
+    labels = next(product for product in PRODUCTS if product.name == "labels")
+    named = output_path(replace(destination, labels_desc="ANY"), labels)
+    for path in named.parent.glob(named.name.replace("desc-ANY", "desc-*")):
+        path.unlink()
+        path.with_name(path.name.removesuffix(labels.extension) + ".json").unlink(missing_ok=True)
 
 
 def _discard_old_masks(destination: Destination, *, conformed: bool) -> None:
@@ -122,12 +137,15 @@ def _discard_old_masks(destination: Destination, *, conformed: bool) -> None:
             sidecar.unlink(missing_ok=True)
 
 
-def _copy(source: Path, target: Path) -> bool:
-    """Copy a file unless the target has the same content; return whether it was copied."""
-    if target.exists() and filecmp.cmp(source, target):
-        return False
+def _same(source: Path | None, target: Path) -> bool:
+    return source is not None and target.exists() and filecmp.cmp(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file unless the target has the same content."""
+    if _same(source, target):
+        return
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
         times = source.stat()
         os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))  # makes the next comparison quick
-    return True

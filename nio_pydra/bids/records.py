@@ -13,8 +13,8 @@ from nio_pydra.errors import InputError
 from nio_pydra.system.files import contents_digest, read_json, write_text
 
 __all__ = [
-    "Failure", "Place", "Result", "done_records", "failures", "latest_results", "name_entities", "read_record",
-    "refuse_mixture", "value_at",
+    "Failure", "Place", "Result", "done_records", "failures", "forget_failure", "latest_results", "name_entities",
+    "read_record", "refuse_mixture", "value_at",
 ]  # fmt: skip
 
 log = logging.getLogger("nio_pydra")
@@ -53,15 +53,20 @@ class Failure:
         write_text(json.dumps(asdict(self), indent=2) + "\n", self._path(out_dir))
         write_text(report, self._path(out_dir).with_suffix(".txt"))
 
-    def forget(self, out_dir: Path) -> None:
-        """Delete the files of an earlier run, because the scan is done."""
-        self._path(out_dir).unlink(missing_ok=True)
-        self._path(out_dir).with_suffix(".txt").unlink(missing_ok=True)
-        (out_dir / "logs" / f"{self.scan}_error.txt").unlink(missing_ok=True)  # its former name
-
     def _path(self, out_dir: Path) -> Path:
-        space = "_".join(f"{key}-{value}" for key, value in self.space.items())
-        return out_dir / "logs" / f"{self.scan}_{space}_desc-{self.desc}_error.json"
+        return _failure_path(out_dir, self.scan, self.space, self.desc)
+
+
+def forget_failure(out_dir: Path, scan: str, space: Mapping[str, str], desc: str) -> None:
+    """Delete the record of a failure, because the scan is done; see :class:`Failure` for its name."""
+    path = _failure_path(out_dir, scan, space, desc)
+    for own in (path, path.with_suffix(".txt"), out_dir / "logs" / f"{scan}_error.txt"):  # the last: its former name
+        own.unlink(missing_ok=True)
+
+
+def _failure_path(out_dir: Path, scan: str, space: Mapping[str, str], desc: str) -> Path:
+    entities = "_".join(f"{key}-{value}" for key, value in space.items())
+    return out_dir / "logs" / f"{scan}_{entities}_desc-{desc}_error.json"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nio_pydra.bids.inputs import Scan
     from nio_pydra.engines.methods import Method
     from nio_pydra.training.adaptation import AdaptationSettings
-    from nio_pydra.workflows.dataset import DatasetSettings
+    from nio_pydra.workflows.settings import DatasetSettings
 
 __all__ = [
     "DEFAULT_SCANS", "adapt_network", "adapted_in_output", "add_arguments", "main", "scans_or_weights",

@@ -34,7 +34,8 @@ from nio_pydra.system.wording import counted
 if TYPE_CHECKING:
     from nio_pydra.engines.methods import Method
     from nio_pydra.report.boilerplate import Boilerplate
-    from nio_pydra.workflows.dataset import DatasetSettings, Outcome
+    from nio_pydra.workflows.outcomes import Outcome
+    from nio_pydra.workflows.settings import DatasetSettings
 
 __all__ = ["main"]
 

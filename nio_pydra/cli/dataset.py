@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nio_pydra.bids.atlas import Atlas
     from nio_pydra.bids.inputs import Scan
     from nio_pydra.engines.methods import Method
-    from nio_pydra.workflows.dataset import DatasetSettings
+    from nio_pydra.workflows.settings import DatasetSettings
 
 __all__ = [
     "DatasetRun", "add_dataset_options", "clean_if_asked", "open_dataset", "refuse_loss", "run_folders", "settings_of",
@@ -232,7 +232,7 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
 def settings_of(options: argparse.Namespace, run: DatasetRun, method: Method) -> DatasetSettings:
     """Return the settings of a run with a method."""
     from nio_pydra.engines.contract import Runtime
-    from nio_pydra.workflows.dataset import DatasetSettings
+    from nio_pydra.workflows.settings import DatasetSettings
 
     return DatasetSettings(
         method,
@@ -251,7 +251,7 @@ def settings_of(options: argparse.Namespace, run: DatasetRun, method: Method) ->
 def clean_if_asked(options: argparse.Namespace) -> None:
     """Delete what earlier runs left in the work folder, where --clean-workdir says so."""
     if options.clean_workdir:
-        from nio_pydra.workflows.cache import clean_work_folder
+        from nio_pydra.workflows.work_folder import clean_work_folder
 
         clean_work_folder(options.work_dir)
 

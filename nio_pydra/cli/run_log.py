@@ -18,7 +18,7 @@ from nio_pydra.system.wording import counted
 if TYPE_CHECKING:
     from nio_pydra.bids.inputs import Scan
     from nio_pydra.cli.dataset import DatasetRun
-    from nio_pydra.workflows.dataset import Outcome
+    from nio_pydra.workflows.outcomes import Outcome
 
 __all__ = ["begin_log", "end_log", "log_outcomes", "log_start"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from nio_pydra.errors import InputError
 
 __all__ = [
+    "UNKNOWN_MB",
     "forget_peak_memory",
     "machine_memory_mb",
     "peak_memory_mb",
@@ -33,6 +34,8 @@ BYTES_PER_VOXEL_PREDICTED = 400.0
 """The same if the highest level only predicts."""
 FLOAT32_FACTOR = 1.6
 """Factor for float32; less than 2, because not all memory holds activations."""
+UNKNOWN_MB = 3072.0
+"""Guess for engines that do not predict their memory."""
 CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 

@@ -39,13 +39,16 @@ def Sink(destination: dict, version: str = CODE_VERSION, **products: File | None
     files : list[str]
         Paths of the files written.
     """
+    from nio_pydra.bids.inputs import scan_name
     from nio_pydra.bids.outputs import sink
     from nio_pydra.bids.products import Destination
+    from nio_pydra.bids.records import forget_failure
     from nio_pydra.report.participant import write_participant_pages
 
     files = {name: None if file is None else Path(file) for name, file in products.items()}
     to = Destination(**destination)
     written = [str(path) for path in sink(files, to)]
+    forget_failure(Path(to.out_dir), scan_name(to.entities), to.space, to.desc)  # of an earlier run
     if any(files[product.name] for product in PRODUCTS if product.figure):
         write_participant_pages(Path(to.out_dir), to.kind, [f"sub-{to.entities['subject']}"], alone=True)
     return written

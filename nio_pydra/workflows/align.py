@@ -15,11 +15,13 @@ from nio_pydra.bids.inputs import Scan
 from nio_pydra.engines.contract import ScanFiles
 from nio_pydra.tasks.inputs import CODE_VERSION
 from nio_pydra.training.adaptation import Aligned
-from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use, own_folder
-from nio_pydra.workflows.dataset import DatasetSettings, atlas_mask, unreadable, worker_of
-from nio_pydra.workflows.pydra_private import Submitter, stored_outputs, use_work_folder, warn_if_untried
-from nio_pydra.workflows.slurm import live_jobs
+from nio_pydra.workflows.atlases import atlas_mask
+from nio_pydra.workflows.cache import failure_reason
+from nio_pydra.workflows.outcomes import unreadable
+from nio_pydra.workflows.pydra_private import Submitter, stored_outputs
+from nio_pydra.workflows.settings import DatasetSettings, worker_of
 from nio_pydra.workflows.subject import add_alignment
+from nio_pydra.workflows.work_folder import opened
 
 __all__ = ["Align", "align_scans"]
 
@@ -111,19 +113,16 @@ def align_scans(
     InputError
         If no object is found in the atlas.
     """
-    work_dir = own_folder(work_dir)
-    warn_if_untried()
-    cache = use_work_folder(work_dir)
-    jobs_live = live_jobs(work_dir)
     done: list[Aligned] = []
     left = list(scans)
-    with in_use(work_dir, discard_locks=not jobs_live) as alone:
-        discard_unfinished(cache, alone=alone and not jobs_live)
-        with Submitter(worker=worker_of(settings), cache_root=cache, n_procs=settings.n_procs) as submit:
-            mask = atlas_mask(atlas, settings, submit, cache).absolute()
-            while left and len(done) < wanted:
-                batch = [left.pop(0) for _ in left[: wanted - len(done)]]
-                done += _aligned(batch, (atlas, mask), settings, submit, cache)
+    with (
+        opened(work_dir) as cache,
+        Submitter(worker=worker_of(settings), cache_root=cache, n_procs=settings.n_procs) as submit,
+    ):
+        mask = atlas_mask(atlas, settings, submit, cache).absolute()
+        while left and len(done) < wanted:
+            batch = [left.pop(0) for _ in left[: wanted - len(done)]]
+            done += _aligned(batch, (atlas, mask), settings, submit, cache)
     return ScanFiles(atlas.image.absolute(), mask), done
 
 
@@ -149,7 +148,14 @@ def _aligned(
             "lesion_mask": scan.lesion,
             "own_labels": scan.labels,
         }
-    waiting = {name: own for name, own in inputs.items() if stored_outputs(Align(**common, **own), cache) is None}
+    waiting: dict[str, dict[str, Any]] = {}
+    for name, own in list(inputs.items()):
+        try:
+            if stored_outputs(Align(**common, **own), cache) is None:
+                waiting[name] = own
+        except OSError as error:  # pydra reads all of a file
+            log.warning("%s is left out: %s", name, error.strerror or error)
+            del inputs[name]
     if waiting:
         keys = tuple(next(iter(waiting.values())))
         split = Align(**common).split(keys, **{key: [own[key] for own in waiting.values()] for key in keys})

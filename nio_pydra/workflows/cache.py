@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 from filelock import Timeout
 
-from nio_pydra.errors import InputError
 from nio_pydra.system.disk import full_disk
 from nio_pydra.system.slurm import busy_hosts
 from nio_pydra.workflows.pydra_private import (
@@ -33,7 +32,7 @@ from nio_pydra.workflows.pydra_private import (
 )
 
 __all__ = [
-    "clean_work_folder", "discard_dead_hosts_locks", "discard_locks_of", "discard_unfinished", "failure_reason",
+    "discard_dead_hosts_locks", "discard_locks_of", "discard_unfinished", "failure_reason",
     "in_use", "own_folder",
 ]  # fmt: skip
 
@@ -45,7 +44,7 @@ FRESH_SECONDS = 20.0
 
 
 @contextmanager
-def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[bool]:
+def in_use(work_dir: Path, *, discard_locks: bool, stay_alone: bool = False) -> Iterator[bool]:
     """Mark a work folder as in use, and delete files in it that a killed run left and that would mislead this one.
 
     pydra locks each job by a file, and waits for ever if it cannot tell that the owner of a lock is dead. That happens
@@ -63,6 +62,8 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[bool]:
     discard_locks : bool
         Whether to delete locks. False in a process whose run was started by another one that does so, and where jobs
         may outlive the run that started them.
+    stay_alone : bool
+        Whether other runs have to wait until this one leaves the folder, if none is using it.
 
     Yields
     ------
@@ -83,7 +84,8 @@ def in_use(work_dir: Path, *, discard_locks: bool) -> Iterator[bool]:
                 lock.unlink(missing_ok=True)
         with suppress(OSError):
             # Waits while another run that has the folder to itself cleans it.
-            fcntl.flock(marker, fcntl.LOCK_SH)
+            if not (alone and stay_alone):
+                fcntl.flock(marker, fcntl.LOCK_SH)
         discard_torn_hashes(work_dir)
         if discard_locks and not alone:
             discard_dead_hosts_locks(work_dir)
@@ -154,27 +156,6 @@ def own_folder(work_dir: Path) -> Path:
     folder = work_dir.resolve() / "nio_pydra"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def clean_work_folder(work_dir: Path) -> None:
-    """Delete what earlier runs left in a work folder.
-
-    Raises
-    ------
-    InputError
-        If another run or one of its SLURM jobs uses the folder.
-    """
-    from nio_pydra.workflows.slurm import live_jobs  # which imports this module
-
-    folder = own_folder(work_dir)
-    with in_use(folder, discard_locks=False) as alone:
-        if not alone or live_jobs(folder):
-            raise InputError(
-                f"--clean-workdir cannot delete {folder}, because another run uses it: wait for that run, or give "
-                "another -w."
-            )
-        for name in ("pydra", "hashes"):
-            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def discard_unfinished(cache: Path, *, alone: bool = True) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from nibabel.nifti1 import Nifti1Image
 
 from nio_pydra.engines.contract import Runtime
+from nio_pydra.engines.memory import UNKNOWN_MB
 from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError, ProgramError
 from nio_pydra.system import slurm
@@ -38,8 +39,8 @@ __all__ = ["Resources", "resources_of", "run_scan", "same_scans", "submit_array"
 log = logging.getLogger("nio_pydra")
 
 INPUTS = "scans.pkl"
-LIBRARIES_MB, CUDA_MB, UNKNOWN_MB, LEAST_MB = 1024.0, 4096.0, 3072.0, 4096.0
-"""Memory of the process around an engine, of CUDA on the host, of engines that do not predict theirs, of any job."""
+LIBRARIES_MB, CUDA_MB, LEAST_MB = 1024.0, 4096.0, 4096.0
+"""Memory of the process around an engine, of CUDA on the host, of any job."""
 MEMORY_MARGIN = 1.2
 BYTES_PER_SCAN_VOXEL = 100.0
 OTHER_MINUTES = 30.0

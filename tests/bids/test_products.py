@@ -59,6 +59,41 @@ def test_results_of_an_earlier_transform_are_deleted_where_there_are_no_new_ones
     assert output_path(to, next(product for product in PRODUCTS if product.name == "warped")).exists()
 
 
+def test_labels_under_another_name_are_deleted_with_the_transform_that_moved_them(files, tmp_path):
+    row = next(product for product in PRODUCTS if product.name == "labels")
+    old, new = destination(tmp_path / "out"), destination(tmp_path / "out", labels_desc="aseg")
+    other_space = replace(old, space={"space": "Mine"})
+    sink(files, old)
+    sink(files, other_space)
+    files["forward_xfm"].write_text("another transform")
+    sink(files, new)
+    assert [path.name for path in (tmp_path / "out/sub-01/ses-a/anat").glob("*res-2*_dseg.*")] == [
+        path.name for path in (output_path(new, row), output_path(new, row, ".json"))
+    ]
+    assert output_path(other_space, row).exists()
+
+
+def test_what_is_left_of_a_copy_that_broke_off_is_deleted_by_the_next_one(files, tmp_path, monkeypatch):
+    to = destination(tmp_path / "out")
+    jacobian = output_path(to, next(product for product in PRODUCTS if product.name == "jacobian"))
+    sink(files, to)
+    files["forward_xfm"].write_text("another transform")
+    files["warped"].write_text("another image")
+    copy, left = outputs._copy, iter([True, True, False])
+
+    def breaks_off(source, target):
+        if not next(left):
+            raise OSError(28, "No space left on device")
+        copy(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(outputs, "_copy", breaks_off)
+        sink(files, to)
+    without = files | {"jacobian": None}
+    sink(without, to)
+    assert not jacobian.exists()
+
+
 def test_a_conformed_mask_goes_with_its_mask_but_that_of_another_program_stays(files, tmp_path):
     to = destination(tmp_path / "out")
     conformed = next(product for product in PRODUCTS if product.name == "conformed_mask")
@@ -127,7 +162,7 @@ def test_another_row_is_enough_for_sink_readme_and_bidsignore(files, tmp_path, m
     file.write_text("a picture")
     out = tmp_path / "out"
     out.mkdir()
-    *_, written, sidecar = sink({**files, "picture": file}, destination(out))
+    *_, written, sidecar, _, _ = sink({**files, "picture": file}, destination(out))  # the last two: the transform's
     assert written.read_text() == "a picture"
     assert written.relative_to(out).as_posix() == (
         "sub-01/ses-a/anat/sub-01_ses-a_space-Mine_cohort-1_res-2_desc-syn_picture.svg"

@@ -19,6 +19,7 @@ from nio_pydra.spatial.images import load_image
 from nio_pydra.spatial.itk import read_h5
 from nio_pydra.spatial.transforms import resample
 from nio_pydra.system.settings import plain
+from nio_pydra.workflows import dataset as dataset_workflow
 
 NAMES = {
     "from-T1w_to-Tiny_mode-image_xfm.h5",
@@ -159,7 +160,7 @@ def test_a_run_that_is_interrupted_after_a_scan_has_failed_keeps_the_reason(data
     def interrupt(*rest):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nio_pydra.workflows.dataset._failure", interrupt)  # where the reasons are gathered at the end
+    monkeypatch.setattr(dataset_workflow, "failure_of", interrupt)  # after all scans
     out = dataset.root.parent / "out"
     (dataset.root / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
     assert bids_app.main(dataset.command(out, "--nprocs", processes)) == 130
@@ -172,7 +173,37 @@ def test_a_run_that_is_interrupted_after_a_scan_has_failed_keeps_the_reason(data
     assert not list(out.glob("logs/sub-02*"))
 
 
-def test_a_scan_that_failed_is_in_the_group_table_until_it_is_done(dataset):
+def test_a_reason_is_kept_where_another_run_deleted_what_pydra_stored_of_it(dataset, monkeypatch):
+    lost = ("it did not run to its end, and pydra stored no error", "")
+    found = dataset_workflow.failure_of
+    monkeypatch.setattr(dataset_workflow, "failure_of", lambda *rest: lost if found(*rest)[0] else ("", ""))
+    out = dataset.root.parent / "out"
+    (dataset.root / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
+    assert bids_app.main(dataset.command(out)) == 1
+    stored = out / "logs/sub-01_space-Tiny_desc-affine_error.json"
+    assert "empty (0 bytes)" in json.loads(stored.read_text())["reason"]
+    assert "Traceback" in stored.with_suffix(".txt").read_text()
+
+
+def test_a_scan_whose_content_cannot_be_read_stops_no_other(dataset, monkeypatch):
+    found = dataset_workflow.stored_products
+
+    def read(common, own, cache):
+        if "sub-01" in str(own["scan"]):
+            raise OSError(5, "Input/output error")
+        return found(common, own, cache)
+
+    monkeypatch.setattr(dataset_workflow, "stored_products", read)
+    out = dataset.root.parent / "out"
+    assert bids_app.main(dataset.command(out)) == 1
+    assert [row["status"] for row in group_rows(dataset, out).values()] == ["failed", "done"]
+    assert (
+        "sub-01_T1w.nii.gz, or a file that belongs to it, cannot be read: Input/output error"
+        in (group_rows(dataset, out)["sub-01"]["reason"])
+    )
+
+
+def test_a_scan_that_failed_is_in_the_group_table_until_it_is_done(dataset, monkeypatch):
     out = dataset.root.parent / "out"
     scan = dataset.root / "sub-01/anat/sub-01_T1w.nii.gz"
     good = scan.read_bytes()
@@ -189,6 +220,10 @@ def test_a_scan_that_failed_is_in_the_group_table_until_it_is_done(dataset):
     assert rows["sub-02"]["reason"] == "n/a"
 
     scan.write_bytes(good)
+    with monkeypatch.context() as patch:  # interrupted after the scan is done, before the run ends
+        patch.setattr(dataset_workflow, "failure_of", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert bids_app.main(dataset.command(out)) == 130
+    assert [row["status"] for row in group_rows(dataset, out).values()] == ["done", "done"]
     assert bids_app.main(dataset.command(out)) == 0
     assert [row["status"] for row in group_rows(dataset, out).values()] == ["done", "done"]
     assert not list(out.glob("logs/*_error.*"))

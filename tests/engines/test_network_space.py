@@ -47,7 +47,9 @@ def test_a_moving_image_of_opposite_contrast_is_inverted_and_that_is_said(brains
 
 def test_the_border_of_an_inverted_object_is_as_dark_as_that_of_the_object_itself(brains):
     fixed, moving, ball = brains
-    moving = np.where(ball, moving - 0.98 * moving[ball].min(), 0)  # the darkest tissue is nearly as dark as the background
+    moving = np.where(
+        ball, moving - 0.98 * moving[ball].min(), 0
+    )  # the darkest tissue is nearly as dark as the background
     opposite = np.where(ball, moving.max() + 0.01 - moving, 0)
     plain, mended = (space_of(fixed, own, shift=0.4).problem.moving for own in (moving, opposite))
     assert (plain - mended).abs().max() < 0.1  # inverted where it is sampled, the border would be 1 - 0.3

@@ -21,9 +21,9 @@ from nio_pydra.engines.methods import choose_method
 from nio_pydra.errors import InputError
 from nio_pydra.system import slurm as commands
 from nio_pydra.workflows import slurm, slurm_jobs
-from nio_pydra.workflows.cache import clean_work_folder
 from nio_pydra.workflows.slurm import Scans, live_jobs, run_scans
 from nio_pydra.workflows.slurm_jobs import Resources, resources_of, run_scan
+from nio_pydra.workflows.work_folder import clean_work_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shell scripts")
 
