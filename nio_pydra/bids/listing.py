@@ -167,6 +167,8 @@ def list_participant(
     for folder, folders, names in os.walk(top, followlinks=True, onerror=note):
         folders[:] = sorted(name for name in folders if name not in skipped and not name.startswith("."))
         for name in sorted(names):
+            if name.startswith("."):  # as macOS leaves beside files, under names that end alike
+                continue
             if name.endswith(".json") or (name.startswith("sub-") and name.endswith((".nii", ".nii.gz"))):
                 path = Path(folder, name)
                 listing.files.append(_dataset_file(path, str(path.relative_to(root.absolute())), label))
@@ -175,7 +177,7 @@ def list_participant(
 
 def list_sidecars(root: Path) -> list[DatasetFile]:
     """List the JSON files at the root, which hold for all participants."""
-    return [_dataset_file(path, path.name, None) for path in sorted(root.absolute().glob("*.json"))]
+    return [_dataset_file(path, path.name, None) for path in sorted(root.absolute().glob("[!.]*.json"))]
 
 
 def _dataset_file(path: Path, relative: str, label: str | None) -> DatasetFile:

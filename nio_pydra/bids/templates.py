@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib.resources
+import logging
 import os
 import re
 import zipfile
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nio_pydra.bids.atlas import Atlas, check_atlas
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
-from nio_pydra.system.files import read_json
+from nio_pydra.system.files import one_at_a_time, read_json
 
 __all__ = ["atlas_from_template", "template_references"]
+
+log = logging.getLogger("nio_pydra")
 
 ARCHIVE = "https://templateflow.s3.amazonaws.com"
 Variant = tuple[int | None, int | None]
@@ -81,10 +86,15 @@ def atlas_from_template(
         paths = [Path(path) for path in ([found] if isinstance(found, str | os.PathLike) else found)]
         return next((path for path in paths if _variants([path], name, entities["suffix"], entities["desc"])), None)
 
-    image = get(suffix=suffix, desc=None)
-    if image is None:
-        raise InputError(f"The template {spec} has no {suffix} image: choose another one or give --atlas IMAGE.")
-    mask = mask or get(suffix="mask", desc=profile.name)
+    # TemplateFlow writes into the final file: another process that started meanwhile would read a part of it.
+    with ExitStack() as stack:
+        with suppress(OSError):  # a folder that cannot be written to gets no downloads either
+            waits = partial(log.info, "another run may be fetching %s: waiting for it", spec)
+            stack.enter_context(one_at_a_time(home / f".{name}.lock", waits))
+        image = get(suffix=suffix, desc=None)
+        if image is None:
+            raise InputError(f"The template {spec} has no {suffix} image: choose another one or give --atlas IMAGE.")
+        mask = mask or get(suffix="mask", desc=profile.name)
     check_atlas(image, labels, mask)
     return Atlas(
         name=name,

@@ -18,9 +18,11 @@ from nio_pydra.cli.dataset import (
     run_folders,
     settings_of,
 )
+from nio_pydra.cli.errors import ended_by_signals
 from nio_pydra.cli.options import add_runtime_options, positive
 from nio_pydra.cli.run_log import log_start
 from nio_pydra.errors import InputError
+from nio_pydra.system.files import one_at_a_time
 from nio_pydra.system.wording import counted
 
 if TYPE_CHECKING:
@@ -83,6 +85,9 @@ def _adapt(args: argparse.Namespace) -> int:
             "nio adapt runs where it is started: leave out --worker slurm, and submit the command itself as a job "
             "(sbatch --cpus-per-task=4 --wrap='nio adapt ...')."
         )
+    for name in ("mem", "stop_on_first_crash"):
+        if getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')} has no meaning for nio adapt: leave it out.")
     settings = _settings(args)
     require_writable(target.absolute().parent, "folder of the weights")
     run = open_dataset(args)
@@ -92,7 +97,8 @@ def _adapt(args: argparse.Namespace) -> int:
     clean_if_asked(args)
     log_start(run, f"adaptation of {(args.weights or Path('the default weights')).name}", args.profile.name)
     start = time.perf_counter()
-    adapted = adapt_network(run, settings_of(args, run, method), settings, args.n_scans, args.work_dir)
+    with ended_by_signals("nio adapt"):
+        adapted = adapt_network(run, settings_of(args, run, method), settings, args.n_scans, args.work_dir)
     _copy(adapted, target)
     log.info("adapted in %.0f s: %s", time.perf_counter() - start, target)
     return 0
@@ -169,7 +175,7 @@ def adapt_network(
         cache,
         schedule,
         weights=weights,
-        runtime=settings.runtime,
+        runtime=replace(settings.runtime, threads=run.n_scans * (run.threads or 1)),  # of all scans at a time together
         profile=settings.profile,
         log=lambda line: log.info("adaptation: %s", line),
     )
@@ -197,10 +203,7 @@ def adapted_in_output(run: DatasetRun, settings: DatasetSettings, wanted: int, o
     InputError
         If they were adapted from other weights or to another atlas, or cannot be made here.
     """
-    from nio_pydra.engines.methods import is_adapted_to
     from nio_pydra.engines.names import get_engine
-    from nio_pydra.networks.checkpoints import adaptation_of, default_weights, weights_digest
-    from nio_pydra.training.adaptation import AdaptationSettings
 
     if len(run.atlases) > 1:
         raise InputError("--adapt takes one atlas: run it for each atlas; the runs can share the output folder.")
@@ -209,6 +212,19 @@ def adapted_in_output(run: DatasetRun, settings: DatasetSettings, wanted: int, o
     if "weights" not in vars(method.settings) or get_engine(method.name).weights_used(method.settings) is None:
         raise InputError(f"--adapt needs an engine with a network, but {method.name} has none: use nio_m.")
     path = out_dir / "weights" / f"adapted_{atlas.label}.safetensors"
+    # Runs for parts of a dataset can share the output folder, and all of them must use the same weights.
+    lock = out_dir / "logs" / f"adapted_{atlas.label}.lock"
+    with one_at_a_time(lock, lambda: log.info("another run makes %s: waiting for it", path)):
+        _adapt_in_output(run, settings, wanted, path, work_dir)
+    return path
+
+
+def _adapt_in_output(run: DatasetRun, settings: DatasetSettings, wanted: int, path: Path, work_dir: Path) -> None:
+    from nio_pydra.engines.methods import is_adapted_to
+    from nio_pydra.networks.checkpoints import adaptation_of, default_weights, weights_digest
+    from nio_pydra.training.adaptation import AdaptationSettings
+
+    atlas, method = run.atlas, settings.method
     if path.is_file():
         adapted = adaptation_of(path) or {}
         base = weights_digest(method.settings.weights or default_weights())
@@ -218,7 +234,13 @@ def adapted_in_output(run: DatasetRun, settings: DatasetSettings, wanted: int, o
                 f"--adapt {path} to use it."
             )
         log.info("weights of an earlier run, adapted to %s: %s", counted(adapted["scans"], "scan"), path)
-        return path
+        if wanted not in (DEFAULT_SCANS, adapted["scans"]) or adapted["seed"] != settings.runtime.seed:
+            log.warning(
+                "%s was adapted to %s with the random seed %d, not to %d with %d as asked for now: delete it to adapt "
+                "anew, or give another output folder.",
+                path, counted(adapted["scans"], "scan"), adapted["seed"], wanted, settings.runtime.seed,
+            )  # fmt: skip
+        return
     if settings.worker == "slurm":
         raise InputError(
             f"--adapt {wanted} computes before the jobs are submitted: make the weights in a job of their own (sbatch "
@@ -231,7 +253,6 @@ def adapted_in_output(run: DatasetRun, settings: DatasetSettings, wanted: int, o
             "`nio adapt`, then give --adapt FILE."
         )
     _copy(adapt_network(run, settings, AdaptationSettings(), wanted, work_dir), path)
-    return path
 
 
 def _copy(weights: Path, target: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from nio_pydra.cli.run_log import log_outcomes, log_start
 from nio_pydra.errors import InputError
 from nio_pydra.system.cores import core_count, processor_name
 from nio_pydra.system.files import atomic_path, write_text
+from nio_pydra.system.wording import counted
 
 if TYPE_CHECKING:
     from nio_pydra.comparison.results import MethodDescription, Results
@@ -76,9 +76,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    if len(args.output_spaces) + len(args.atlas) > 1:
-        raise InputError("nio compare takes one atlas: give one, and run the others with folders of their own.")
     run = open_dataset(args)  # first of all, as it sets the number of threads
+    if len(run.atlases) > 1:
+        raise InputError("nio compare takes one atlas: give one, and run the others with folders of their own.")
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
@@ -139,6 +139,9 @@ def _compare(args: argparse.Namespace) -> int:
                 continue
             status |= log_outcomes(outcomes, folder, time.perf_counter() - start)
             _write(plan.results(), args.out_dir)
+            if status and args.stop_on_first_crash:
+                log.error("No other method is run (--stop-on-first-crash).")
+                break
     if len(stopped) == len(usable):
         raise next(iter(stopped.values()))
     print(args.out_dir / PAGE)
@@ -190,7 +193,8 @@ class Plan:
         folders = {name: method.folder for name, method in self.methods.items()}
         cases, labels = gather_cases(folders, scans, self.structures, self.run.atlas.space)
         return Results(
-            title=self.title or f"{_count(self.methods, 'method')}, {_count(scans, 'scan')} to {self.run.atlas.label}",
+            title=self.title
+            or f"{counted(len(self.methods), 'method')}, {counted(len(scans), 'scan')} to {self.run.atlas.label}",
             atlas=self.run.atlas,
             scans=scans,
             methods=self.methods,
@@ -207,10 +211,6 @@ class Plan:
                 "Load when the tables were written": f"{os.getloadavg()[0]:.1f}",
             },
         )
-
-
-def _count(things: Collection[str], noun: str) -> str:
-    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
 def _description(name: str, method: Method, folder: Path, *, installed: bool) -> MethodDescription:

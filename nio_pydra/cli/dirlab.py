@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `nio dirlab`."""
     parser.add_argument("dir", type=Path, metavar="DIR", help="folder with the unpacked data (Case1Pack, ...)")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
-    parser.add_argument("--cases", type=positive, nargs="+", metavar="N", help="a part of the cases (default: all)")
+    parser.add_argument(
+        "--cases", type=positive, nargs="+", action="extend", metavar="N", help="a part of the cases (default: all)"
+    )
     parser.add_argument(
         "--engines", default=METHODS, metavar="METHOD[,METHOD]",
         help="methods as in `nio compare`: ENGINE[:PRESET][@WEIGHTS][?SETTING=VALUE] (default: %(default)s)",
@@ -44,6 +46,7 @@ def main(args: argparse.Namespace) -> int:
     from nio_pydra.comparison.scope import require_own_folders
     from nio_pydra.engines.contract import Runtime
     from nio_pydra.engines.methods import parse_method, split_methods
+    from nio_pydra.profiles import LUNG
     from nio_pydra.system.files import atomic_path, write_text
 
     if not args.dir.is_dir():
@@ -53,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     numbers = sorted(set(args.cases or CASES))
     if unknown := [number for number in numbers if number not in CASES]:
         raise InputError(f"DIR-Lab has no case {unknown[0]}: expected numbers from {min(CASES)} to {max(CASES)}.")
-    methods = {name: parse_method(name) for name in split_methods(args.engines)}
+    methods = {name: parse_method(name, profile=LUNG) for name in split_methods(args.engines)}
     if not methods:
         raise InputError("--engines names no method.")
     require_own_folders(args.out, list(methods))

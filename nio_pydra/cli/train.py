@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="derivatives of the BIDS dataset, for brain masks and labels",
     )  # fmt: skip
     scans.add_argument("--labels-desc", metavar="DESC", help="their desc-DESC_dseg, for validation and label_weight")
-    scans.add_argument("--participant-label", nargs="+", default=[], metavar="LABEL", help="(default: all)")
+    scans.add_argument(
+        "--participant-label", nargs="+", action="extend", default=[], metavar="LABEL", help="(default: all)"
+    )
     scans.add_argument("--skull-stripped", action="store_true", help="all scans show brains only")
     run = parser.add_argument_group("the run")
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="takes weights, checkpoint, curves and log")

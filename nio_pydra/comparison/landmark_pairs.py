@@ -22,7 +22,7 @@ from nio_pydra.spatial.itk import read_h5
 from nio_pydra.spatial.transforms import Transform
 from nio_pydra.system.files import contents_digest, read_json, write_text
 
-__all__ = ["LandmarkPair", "initial_record", "register_landmarks"]
+__all__ = ["LandmarkPair", "initial_record", "is_done", "register_landmarks"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,10 @@ def register_landmarks(
     """
     path = out_dir / "record.json"
     record = read_json(path) if path.is_file() else {}
-    if not _is_done(record, pair, method, runtime, affine=chain.get("affine", True)):
+    if not is_done(record, pair, method, runtime, affine=chain.get("affine", True)):
         register_pair(pair.fixed, pair.moving, out_dir, method, profile=pair.profile, runtime=runtime, **chain)
-        record = read_json(path)
+        record = read_json(path) | _beyond_the_record(pair, method)
+        write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", path)
     forward = read_h5(out_dir / "forward_xfm.h5")
     measured = landmark_errors(*pair.points, forward, _image(pair.moving)).as_record()
     if record.get("landmarks") != measured:
@@ -86,10 +87,16 @@ def register_landmarks(
     return record
 
 
-def _is_done(record: Mapping[str, Any], pair: LandmarkPair, method: Method, runtime: Runtime, *, affine: bool) -> bool:
-    """Return whether a record is of these images, and of this method with these settings and weights.
+def _beyond_the_record(pair: LandmarkPair, method: Method) -> dict[str, Any]:
+    """Return what a result depends on, besides what every record says."""
+    masks = {"fixed": contents_digest(pair.fixed.mask), "moving": contents_digest(pair.moving.mask)}
+    return {"masks": masks, "fingerprint": method.fingerprint()}
 
-    Masks and the version of the code are not looked at.
+
+def is_done(record: Mapping[str, Any], pair: LandmarkPair, method: Method, runtime: Runtime, *, affine: bool) -> bool:
+    """Return whether a record is of these images and masks, and of this method with these settings and programs.
+
+    The version of this package is not looked at; the record says it.
     """
     images = {"fixed": contents_digest(pair.fixed.image), "moving": contents_digest(pair.moving.image)}
     wanted = {**method.record(), "inputs": images, "profile": pair.profile.name, "seed": runtime.seed}
@@ -97,6 +104,9 @@ def _is_done(record: Mapping[str, Any], pair: LandmarkPair, method: Method, runt
     if any(record.get(name) != value for name, value in expected.items()):
         return False
     if (record["seconds"]["affine"] is not None) != affine:
+        return False
+    beyond = _beyond_the_record(pair, method)
+    if any(record.get(name, value) != value for name, value in beyond.items()):  # older records do not say it
         return False
     weights = record.get("weights")
     return weights is None or method.fingerprint().endswith(weights["sha256"][:16])

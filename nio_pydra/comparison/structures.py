@@ -14,8 +14,8 @@ __all__ = ["CORTICAL", "SUBCORTICAL", "Structures", "read_structures"]
 CORTICAL, SUBCORTICAL = "cortical", "subcortical"
 FREESURFER_CORTEX = (3, 42)
 NEUROMORPHOMETRICS_CORTEX = range(100, 250)
-FREESURFER_PARCELLATIONS = 1000
-"""From here on FreeSurfer numbers the areas of the cortex."""
+FREESURFER_PARCELLATIONS = (range(1000, 3000), range(11100, 13000))
+"""Areas of the cortex. Between them are those of the white matter."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Structures:
         """Return the group of a label: cortical, subcortical, or one of the table."""
         if label in self.groups:
             return self.groups[label]
-        cortical = label in FREESURFER_CORTEX or label in NEUROMORPHOMETRICS_CORTEX or label >= FREESURFER_PARCELLATIONS
-        return CORTICAL if cortical else SUBCORTICAL
+        known = (FREESURFER_CORTEX, NEUROMORPHOMETRICS_CORTEX, *FREESURFER_PARCELLATIONS)
+        return CORTICAL if any(label in own for own in known) else SUBCORTICAL
 
 
 def read_structures(path: Path) -> Structures:

@@ -277,11 +277,27 @@ def cautions(results: Results) -> list[str]:
             f"Not every case is done by {', '.join(fewer)}: their means are over fewer cases than those of others. "
             "Tests pair only what both methods have done."
         )
+    found += _mixtures(results)
     if results.not_run:
         found.append(
             f"Not installed where these tables were written: {', '.join(results.not_run)}. What is shown of "
             f"{'it was' if len(results.not_run) == 1 else 'them was'} done before."
         )
+    return found
+
+
+def _mixtures(results: Results) -> list[str]:
+    """Return sentences on cases that were not all made alike: among the methods, and within one."""
+    found = []
+    done = {name: results.done(name) for name in results.methods if results.deforms(name)}
+    for column, what in (("threads", "numbers of threads"), ("device", "devices")):
+        values = _distinct(pd.concat([pd.DataFrame(), *done.values()]), column)
+        if len(values) > 1:
+            found.append(f"Cases were made with several {what} ({', '.join(values)}): times do not compare.")
+    for column, what in (("settings", "settings"), ("precision", "precisions"), ("weights_sha256", "weights")):
+        mixed = [name for name, own in done.items() if column in own and own[column].dropna().nunique() > 1]
+        if mixed:
+            found.append(f"Not all cases of {', '.join(mixed)} were made with the same {what}: run them anew.")
     return found
 
 

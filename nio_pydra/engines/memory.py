@@ -36,7 +36,8 @@ FLOAT32_FACTOR = 1.6
 """Factor for float32; less than 2, because not all memory holds activations."""
 UNKNOWN_MB = 3072.0
 """Guess for engines that do not predict their memory."""
-CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: bool) -> float:
@@ -70,10 +71,26 @@ def predicted_memory_mb(shape: tuple[int, ...], *, optimised: bool, float32: boo
 def machine_memory_mb() -> float:
     """Return the memory, in MiB, that this process and its children can use together."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in CONTAINER_LIMITS:
-        with suppress(OSError, ValueError):  # no container, or "max"
-            limits.append(int(Path(file).read_text()))
+    for file in _limit_files():
+        with suppress(OSError, ValueError):  # absent, or "max"
+            limits.append(int(file.read_text()))
     return min(limits) / 2**20
+
+
+def _limit_files() -> list[Path]:
+    """Return where limits of memory can stand: of the control group of this process, and of those that hold it.
+
+    A container sees its own group as the root; a job of SLURM sees all of them.
+    """
+    files = [CONTROL_GROUPS / "memory.max", CONTROL_GROUPS / "memory" / "memory.limit_in_bytes"]
+    with suppress(OSError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, controller, own = line.split(":", 2)
+            if controller in ("", "memory"):
+                name, root = "memory.limit_in_bytes" if controller else "memory.max", CONTROL_GROUPS / controller
+                place = root / own.lstrip("/")
+                files += [folder / name for folder in (place, *place.parents) if folder.is_relative_to(root)]
+    return files
 
 
 def forget_peak_memory() -> None:

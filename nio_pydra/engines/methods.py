@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from nio_pydra.engines.contract import Engine
 from nio_pydra.engines.names import DEFAULT_ENGINE, get_engine
 from nio_pydra.errors import InputError
-from nio_pydra.profiles import Profile
+from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import contents_digest
 from nio_pydra.system.settings import plain, read_table, with_changes
 
@@ -186,7 +186,7 @@ def split_method(text: str) -> MethodText:
     return MethodText(*form.groups())
 
 
-def parse_method(text: str, *, require_installed: bool = True) -> Method:
+def parse_method(text: str, *, profile: Profile = BRAIN, require_installed: bool = True) -> Method:
     """Return the method that a short text names, for example in a list of methods to compare.
 
     Parameters
@@ -195,6 +195,8 @@ def parse_method(text: str, *, require_installed: bool = True) -> Method:
         ``ENGINE[:PRESET][@WEIGHTS][?SETTING=VALUE[&SETTING=VALUE]]``, for example ``syn:precise``,
         ``lapirn@mine.safetensors`` or ``nio_m:fast?network.objective.weight=0.2``. Settings are written as in
         TOML.
+    profile : Profile
+        What is registered, which decides the preset where the text names none (:func:`usual_preset`).
     require_installed : bool
         See :func:`choose_method`.
 
@@ -212,7 +214,7 @@ def parse_method(text: str, *, require_installed: bool = True) -> Method:
             "with text in quotes."
         ) from None
     return choose_method(
-        engine, preset,
+        engine, preset or usual_preset(engine, profile),
         weights=Path(weights) if weights else None, changes=changes, require_installed=require_installed,
     )  # fmt: skip
 

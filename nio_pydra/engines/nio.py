@@ -25,7 +25,7 @@ from nio_pydra.engines.references import MOK_2020, MOK_2023, SIEBERT_2021, Refer
 from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.metrics import regularity
 from nio_pydra.networks import Network, load_network
-from nio_pydra.networks.checkpoints import condition_for, default_weights, weights_digest
+from nio_pydra.networks.checkpoints import adaptation_of, condition_for, default_weights, weights_digest
 from nio_pydra.networks.lapirn import SIZE_MULTIPLE
 from nio_pydra.optimize.estimate import Estimate, Refiner
 from nio_pydra.optimize.io import IOSettings
@@ -178,11 +178,14 @@ class NetworkEngine(Engine):
         return f"weights-{weights_digest(settings.weights or self._weights())[:16]}"
 
     def weights_used(self, settings: NetworkSettings) -> tuple[str, str] | None:
-        """Return the name of the weights and the training data that their metadata name."""
+        """Return the name of the weights, and the training data that their metadata name, adaptation included."""
         network, conventions = self._load(settings)
         if network is None:
             return None
-        return (settings.weights or self._weights()).name, str(conventions.get("training_data", "unknown"))
+        path, data = settings.weights or self._weights(), str(conventions.get("training_data", "unknown"))
+        if adapted := adaptation_of(path):
+            data += f"; adapted to {adapted['scans']} scans and to {adapted['atlas']['name']}"
+        return path.name, data
 
     def described(self, settings: NetworkSettings) -> str:
         """Return what is done. Without steps of the network it is no Neural Instance Optimization."""

@@ -12,6 +12,8 @@ __all__ = ["require_hounsfield"]
 AIR_HU = -500.0
 LEAST_AIR = 0.005
 """Share of voxels below `AIR_HU` in an image that shows lungs, at least."""
+PADDING_HU = -1200.0
+"""Voxels below hold no measurement: they fill the corners that a round field of view leaves."""
 GREY_VALUES = 255.0
 OFFSET = 1024
 
@@ -25,6 +27,7 @@ def require_hounsfield(image: Nifti1Image) -> None:
         If too few voxels are as dark as air.
     """
     values = np.asanyarray(image.dataobj)
+    values = values[values >= PADDING_HU] if (values >= PADDING_HU).any() else values
     if (values < AIR_HU).mean() >= LEAST_AIR:
         return
     low, high = float(values.min()), float(values.max())

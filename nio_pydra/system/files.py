@@ -10,7 +10,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = [
     "discard_leftovers",
     "locked",
     "may_be_dead",
+    "one_at_a_time",
     "read_json",
     "temporary_file",
     "write_changed",
@@ -122,6 +123,29 @@ def discard_leftovers(folder: Path) -> None:
                     leftover.unlink()
             finally:
                 os.close(handle)
+
+
+@contextmanager
+def one_at_a_time(lock: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Let other processes that use the same lock file wait. Where the file system has no locks, none waits.
+
+    Parameters
+    ----------
+    lock : Path
+        File that is made where it is absent, and stays.
+    waiting : callable
+        Called once if another process holds the lock.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
 
 
 def may_be_dead(path: Path, host: str) -> bool:

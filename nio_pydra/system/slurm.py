@@ -84,6 +84,11 @@ def require_usable(options: str) -> None:
     for before, word in zip(["", *words], words, strict=False):
         if re.match(r"(-a|--arr)", word):
             raise InputError(f"--slurm-args {word}: each scan is a task of a job array already, leave this out.")
+        if re.match(r"(-M|--clu|-W|--wait$|-o|--out|-e|--err|--test-only|--tes)", word):
+            raise InputError(
+                f"--slurm-args {word}: jobs and their logs must be found again, so that the cluster, the logs and the "
+                "way of waiting cannot be chosen: leave this out."
+            )
         if not word.startswith("-") and (not before.startswith("-") or "=" in before):
             raise InputError(f"--slurm-args {word}: expected options of sbatch, as --partition=NAME.")
 

@@ -6,13 +6,11 @@ each step on another scan. Scans that are held out tell when it no longer helps.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -35,7 +33,7 @@ from nio_pydra.optimize.problem import Objective, Problem
 from nio_pydra.optimize.resources import autocast, keep_freed_memory, limit_threads, place, return_freed_memory
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.spatial.unit_grid import upsample
-from nio_pydra.system.files import contents_digest
+from nio_pydra.system.files import contents_digest, one_at_a_time
 from nio_pydra.training.loop import Loop
 from nio_pydra.training.settings import Stage
 from nio_pydra.training.validation import Score, folded
@@ -173,7 +171,8 @@ def adapt(
     decides = json.dumps([origin, files, asdict(settings), runtime.precision, source_digest()])
     out = cache / hashlib.sha256(decides.encode()).hexdigest()[:16]
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out, log):
+    # Of two runs that adapt to the same, the later one finds it done.
+    with one_at_a_time(out / "lock", lambda: log("another run adapts to the same scans: waiting for it")):
         limit_threads(runtime.thread_count)
         device = choose_device(runtime)
         network = place(network, device)
@@ -183,20 +182,6 @@ def adapt(
         gc.collect()
         return_freed_memory()  # registrations in other processes need it
     return out / "weights.safetensors"
-
-
-@contextmanager
-def _alone(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Let runs that adapt to the same do it one after another: the later one finds it done."""
-    with (folder / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log("another run adapts to the same scans: waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # no locks on this file system
-            pass
-        yield
 
 
 def _problems(

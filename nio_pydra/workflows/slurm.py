@@ -43,6 +43,8 @@ HOPELESS = re.compile(
 """Why a job waits that will never start."""
 HOPELESS_SECONDS = 120.0
 """Time after which such a job is given up: the reason may pass while nodes come and go."""
+TEMPORARY = re.compile("contact|connect|timed out|timeout|Zero Bytes|temporar|Submit|submit limit", re.IGNORECASE)
+"""What SLURM says where it takes no job now, but may take one later: it does not answer, or a limit of jobs is met."""
 FORGOTTEN = 5
 """Number of questions after which a job counts as lost that the controller has forgotten and that the database does
 not say has ended."""
@@ -173,12 +175,12 @@ def run_scans(
                 chunks.pop(0)
                 mine.add(number)
                 watched |= _watch(folder, number, own)
-            if refusal and not watched:
+            if refusal and not watched and not TEMPORARY.search(refusal):
                 raise InputError(f"SLURM refuses the jobs ({refusal}): correct --slurm-args or --omp-nthreads.")
             if refusal and refusal != refused:
                 log.info("SLURM takes no more jobs for now (%s); they are tried again later.", refusal)
                 refused = refusal
-            states = slurm.queued({key.partition("_")[0] for key in watched})
+            states = slurm.queued({key.partition("_")[0] for key in watched}) if watched else {}
             if states is None:
                 if not silent:
                     log.warning("SLURM does not answer; waiting until it does.")

@@ -146,7 +146,11 @@ def submit_array(
     except ProgramError:
         shutil.rmtree(part)
         raise
-    write_text(json.dumps({"part": part.name, "scans": list(scans)}), folder / f"array_{number}.json")
+    try:
+        write_text(json.dumps({"part": part.name, "scans": list(scans)}), folder / f"array_{number}.json")
+    except BaseException:  # a job that nobody knows of must not go on
+        slurm.cancel([number])
+        raise
     log.info(
         "SLURM job %s: %s, %s for each%s; logs in %s",
         number, counted(len(scans), "scan"), resources, f", unless changed by {options}" if options else "", part,

@@ -29,6 +29,9 @@ def test_every_scan_of_every_session_and_run_is_found_once(dataset):
     dataset.add("sub-03_ses-b_acq-fast")
     (dataset.root / "sub-01/anat/sub-01_part-phase_T1w.nii.gz").touch()
     (dataset.root / "sub-01/anat/sub-01_T2w.nii.gz").touch()
+    for name in ("sub-01/anat/._sub-01_T1w.nii.gz", "sub-01/anat/._sub-01_T1w.json", "._T1w.json"):
+        (dataset.root / name).write_bytes(b"\0\5\x16\7")  # as macOS leaves them beside files
+    assert not any(scan.problem for scan in find_scans(dataset.root))
     assert names(dataset) == [
         "sub-01", "sub-02", "sub-03_ses-a_run-1", "sub-03_ses-a_run-2", "sub-03_ses-b_acq-fast",
     ]  # fmt: skip

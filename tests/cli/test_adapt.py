@@ -84,7 +84,8 @@ def test_a_second_run_uses_the_weights_of_the_first(finished, weights, capsys, t
     shutil.copytree(out, tmp_path / "out")
     before = (tmp_path / "out" / WEIGHTS).read_bytes()
     assert app(dataset, tmp_path / "out", "--adapt", 2, "--weights", weights, "--participant-label", "01") == 0
-    assert "weights of an earlier run, adapted to 3 scans" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "weights of an earlier run, adapted to 3 scans" in said and "not to 2 with 0 as asked for now" in said
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == before
 
 
@@ -215,6 +216,7 @@ def test_weights_of_another_architecture_are_refused_before_any_work(dataset, tm
     ("options", "sentence"),
     [
         (("--worker", "slurm"), "submit the command itself as a job"),
+        (("--stop-on-first-crash",), "--stop-on-first-crash has no meaning for nio adapt"),
         (("--budget", "-1"), "minutes is -1.0: expected a positive number"),
         (("--iterations", "0", "0", "0"), "not all zero"),
     ],

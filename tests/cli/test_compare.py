@@ -220,4 +220,7 @@ def test_a_method_that_memory_does_not_hold_does_not_stop_the_others(dataset, tm
     engines = "lapirn,affine"
     assert nio.main(command(dataset, tmp_path / "out", engines, "--nprocs", "2", "--worker", "cf")) == 1
     assert "lapirn cannot be run: " in capsys.readouterr().out
+    (dataset.root / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
+    assert nio.main(command(dataset, tmp_path / "stopped", "affine,syn", "--stop-on-first-crash")) == 1
+    assert {row["method"] for row in rows(tmp_path / "stopped/cases.tsv")} == {"affine"}
     assert {row["method"] for row in rows(tmp_path / "out/cases.tsv")} == {"affine"}

@@ -90,8 +90,16 @@ def test_groups_of_labels_follow_the_schemes_unless_the_table_says_otherwise(tmp
     table.write_text("index\tname\tgroup\n4\tLateral Ventricle\tventricle\n100\tgyrus\tn/a\n")
     structures = read_structures(table)
     assert structures.names == {4: "Lateral Ventricle", 100: "gyrus"}
-    found = [structures.group(label) for label in (4, 17, 3, 42, 100, 207, 251, 1028)]
-    assert found == ["ventricle", "subcortical", *["cortical"] * 4, "subcortical", "cortical"]
+    found = [structures.group(label) for label in (4, 17, 3, 42, 100, 207, 251, 1028, 12175, 3028, 5002)]
+    assert found == [
+        "ventricle",
+        "subcortical",
+        *["cortical"] * 4,
+        "subcortical",
+        "cortical",
+        "cortical",
+        *["subcortical"] * 2,
+    ]
     table.write_text("\ufeffindex\tname\n4\n5\tPutamen\n")  # as a spreadsheet writes it, a row without a name
     assert read_structures(table).names == {4: "4", 5: "Putamen"}
     for text, sentence in (

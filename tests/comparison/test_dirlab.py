@@ -129,11 +129,18 @@ def test_the_table_tells_the_kinds_of_deviation_apart():
     assert rows["Case"] == ["Initial", "Initial (paper)", "nio\\_m:chest", "NIO\\_m (paper)", "affine"]
     assert rows["1"] == ["5.00 ± 1.00", "3.89 ± 2.78", "2.00 ± 1.00", "0.99 ± 0.46", "2.00 ± 0.00"]
     assert rows["2"][-1] == "–"
+    # Case 2 is not among them, as one method has not done it.
+    assert rows["Mean of 1 cases"] == ["5.00", "3.89", "2.00", "0.99", "2.00"]
+    del records[1, "affine"]
+    text = summary(records, {(2, "affine"): "it broke"})
+    rows = {line.split("|")[1].strip(" *"): [cell.strip() for cell in line.split("|")[2:-1]]
+            for line in text.splitlines() if line.startswith("|")}  # fmt: skip
     assert rows["Mean of 2 cases"] == ["3.00", "4.12", "1.50", "0.98", "–"]
     assert rows["SD over all landmarks"][2] == f"{np.std([1, 3, 1, 1]):.2f}"
     assert rows["SD over cases"][2] == "0.50" and rows["Mean of the cases' SD"][2] == "0.50"
     assert rows["Mean of the cases' SD"][3] == f"{(0.46 + 0.47) / 2:.2f}"
     assert rows["Below 1.2 mm"][2] == "75%"
     assert "Case 2, affine: it broke" in text
+    records[1, "affine"] = record([2.0, 2.0])
     table = cases_table(records)
     assert len(table) == 5 and table.set_index(["case", "method"]).loc[(1, "affine"), "mean"] == 2.0

@@ -27,6 +27,8 @@ from nio_pydra.system.files import contents_digest
         ({"seconds": {"affine": 2.0}}, True, True),
         ({"weights": {"sha256": "0" * 64}}, False, False),
         ({"inputs": {}}, False, False),
+        ({"masks": {}}, False, False),
+        ({"fingerprint": "another program"}, False, False),
     ],
 )
 def test_a_pair_is_registered_anew_where_anything_differs(tmp_path, monkeypatch, change, affine, done):

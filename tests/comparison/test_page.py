@@ -223,6 +223,18 @@ def test_threads_and_devices_that_differ_are_all_named(make_results):
     facts = dict(_texts(facts_table(replace(results, cases=mixed))))
     assert facts["Device"] == "cpu, cuda" and facts["Threads"] == "2, 4"
     assert facts["Affine, common to all"] == "9.0 ± 0.0 s"
+    said = " ".join(cautions(replace(results, cases=mixed)))
+    assert "several numbers of threads (2, 4): times do not compare" in said and "several devices (cpu, cuda)" in said
+
+
+def test_cases_of_one_method_that_were_made_with_other_settings_are_said(make_results):
+    results = make_results()
+    assert not any("with the same settings" in text for text in cautions(results))
+    mixed = results.cases.copy()
+    mixed.loc[mixed.index[mixed["method"] == "best"][0], "settings"] = "{}"
+    assert "Not all cases of best were made with the same settings: run them anew." in cautions(
+        replace(results, cases=mixed)
+    )
 
 
 def test_a_reference_that_is_no_method_is_refused(make_results):

@@ -157,6 +157,7 @@ def test_a_mask_made_by_hand_of_a_real_lung_is_met(real_data):
     [
         (lambda ct: np.clip((ct + 1000) / 8, 0, 255), "like grey values of a picture"),
         (lambda ct: np.clip(ct + 1024, 0, None), "with 1024 added: subtract 1024"),
+        (lambda ct: np.where(np.indices(ct.shape)[0] < 3, -2000, np.clip(ct + 1024, 0, None)), "with 1024 added"),
         (lambda ct: np.clip(ct, -100, None), "shows air or lungs"),
     ],
 )

@@ -45,16 +45,30 @@ def test_a_registration_takes_the_memory_that_was_predicted(steps):
     assert predicted == pytest.approx(float(ended.stdout), rel=0.25)
 
 
-def test_memory_is_that_of_the_container_where_it_has_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "CONTAINER_LIMITS", ())
+@pytest.mark.parametrize(
+    ("limits", "own", "expected"),
+    [
+        ({}, "", None),
+        ({"memory.max": "max"}, "0::/", None),
+        ({"memory.max": 100}, "0::/", 100),
+        ({"memory/memory.limit_in_bytes": 200}, "", 200),
+        # In a job of SLURM the limit is on the way from its own group to the root.
+        ({"slurm/job_7/memory.max": 300, "slurm/job_7/step_0/memory.max": "max"}, "0::/slurm/job_7/step_0", 300),
+        ({"memory/slurm/job_7/memory.limit_in_bytes": 400}, "9:memory:/slurm/job_7\n3:cpu:/slurm", 400),
+        ({"slurm/job_8/memory.max": 100}, "0::/slurm/job_7", None),
+    ],
+)
+def test_memory_is_that_of_the_container_or_the_job_where_it_has_a_limit(tmp_path, monkeypatch, limits, own, expected):
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path / "none")
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
     machine = memory.machine_memory_mb()
-    assert machine > 256
-    (tmp_path / "none").write_text("max\n")
-    (tmp_path / "limit").write_text(f"{100 * 2**20}\n")
-    monkeypatch.setattr(memory, "CONTAINER_LIMITS", (tmp_path / "absent", tmp_path / "none"))
-    assert memory.machine_memory_mb() == machine
-    monkeypatch.setattr(memory, "CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "limit"))
-    assert memory.machine_memory_mb() == 100
+    assert machine > 512
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path)
+    (tmp_path / "own").write_text(own)
+    for name, limit in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{limit if limit == 'max' else limit * 2**20}\n")
+    assert memory.machine_memory_mb() == (expected or machine)
 
 
 def test_scans_that_do_not_fit_are_refused_with_the_number_that_does(monkeypatch):

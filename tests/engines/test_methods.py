@@ -11,6 +11,7 @@ from nio_pydra.cli import nio
 from nio_pydra.engines.methods import choose_method, parse_method, read_settings_file
 from nio_pydra.engines.names import ENGINES, get_engine
 from nio_pydra.errors import InputError
+from nio_pydra.profiles import LUNG
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -124,6 +125,8 @@ def test_a_short_text_names_a_method():
     found = parse_method("nio_m:fast?network.objective.weight=0.2&network.objective.window=9&field=false")
     changes = {"network": {"objective": {"weight": 0.2, "window": 9}}, "field": False}
     assert found == choose_method("nio_m", "fast", changes=changes)
+    assert parse_method("io", profile=LUNG) == parse_method("io:chest")
+    assert parse_method("greedy", profile=LUNG) == parse_method("greedy")
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -224,6 +224,24 @@ def test_a_refusal_is_a_sentence_with_what_slurm_says(fake, tmp_path):
     assert not list(tmp_path.glob("slurm/*/*"))
 
 
+def test_a_refusal_that_passes_is_waited_for(fake, tmp_path, monkeypatch):
+    fake.set(
+        "refusal", "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    )
+    pause_by(monkeypatch, lambda seconds: (fake.folder / "refusal").unlink(missing_ok=True))
+    assert run_scans(scans(1, ("sub-01",)), tmp_path, FEW) == {}
+
+
+def test_a_job_that_cannot_be_noted_is_cancelled(fake, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(slurm_jobs, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        run_scans(scans(1), tmp_path, FEW)
+    assert fake.calls("scancel") == ["scancel 101"]
+
+
 @pytest.mark.parametrize(("reason", "hopeless"), [("PartitionTimeLimit", True), ("Priority", False)])
 def test_jobs_that_can_never_start_are_given_up(fake, tmp_path, monkeypatch, reason, hopeless):
     fake.set("state", "PENDING")
@@ -353,12 +371,18 @@ def test_a_job_of_other_code_refuses_to_run(fake, tmp_path, monkeypatch):
         ("--partition=short mine.sh", "mine.sh: expected options of sbatch"),
         ("short", "short: expected options of sbatch"),
         ("--comment='x", "cannot be read"),
+        ("-M other", "cannot be chosen"),
+        ("--wait", "cannot be chosen"),
+        ("-omine.log", "cannot be chosen"),
+        ("--test-only", "cannot be chosen"),
     ],
 )
 def test_options_of_sbatch_that_cannot_work_are_refused(fake, options, said):
     with pytest.raises(InputError, match=said):
         commands.require_usable(options)
-    commands.require_usable("--partition=short -p short --gres=gpu:1 --comment='a b' -A lab --exclusive")
+    commands.require_usable(
+        "--partition=short -p short --gres=gpu:1 --comment='a b' -A lab --exclusive --oversubscribe"
+    )
 
 
 def test_without_sbatch_the_worker_is_refused_in_a_sentence(fake, monkeypatch, dataset, tmp_path, capsys):
