@@ -51,6 +51,7 @@ TARGETS = {"nio_m fast": 0.25, "nio_m fast, float32": 0.4}
 """Largest ratio of the registration's seconds to those of greedy."""
 WRITTEN = ("read", "mask", "affine", "registration", "inverse", "write")
 """Stages of the way to the written transforms and image."""
+RESULTS = Path(__file__).parents[1] / "docs/results"
 PACKAGES = ("nio-pydra", "torch", "numba", "antspyx", "picsl-greedy", "deepbet")
 Times = dict[str, list[float]]
 """Wall and processor seconds by stage."""
@@ -69,7 +70,7 @@ def main() -> None:
         shared = _result(options, "affine", case, pair)
         for method in options.methods:
             found = _result(
-                options, method.replace(", ", "_").replace(" ", "_"), case, pair | _request(options, method)
+                options, f"by_{method.replace(', ', '_').replace(' ', '_')}", case, pair | _request(options, method)
             )
             found["times"] |= shared["times"] | masking["times"]
             runs[method][case] = found
@@ -90,7 +91,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument("--adapted", type=Path, help="weights of `nio adapt`; without them their method is left out")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--page", type=Path, default=Path(__file__).parents[1] / "docs/results/whole_way.md")
+    parser.add_argument("--page", type=Path, default=RESULTS / "whole_way.md")
     options = parser.parse_args()
     if options.adapted is None:
         options.methods = [name for name in options.methods if name != ADAPTED]
@@ -336,11 +337,11 @@ def _ratios(runs: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _accuracy(results: Path) -> dict[str, tuple[float, float]]:
+def _accuracy() -> dict[str, tuple[float, float]]:
     """Mean Dice and std|J| of the test scans, by method, as the pages of the experiments have them."""
     import pandas as pd
 
-    cases = pd.concat(pd.read_csv(results / f"{page}_cases.tsv", sep="\t") for page in ("experiment_1", "adapt"))
+    cases = pd.concat(pd.read_csv(RESULTS / f"{page}_cases.tsv", sep="\t") for page in ("experiment_1", "adapt"))
     cases = cases[cases["status"] == "done"].drop_duplicates(["method", "case"])
     means = cases.groupby("method")[["dice_all", "std_jacobian"]].mean()
     return {str(name): (dice, std) for name, dice, std in means.itertuples()}
@@ -354,15 +355,14 @@ def _draw(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> list[
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    results = options.page.parent
-    accuracy, points = _accuracy(results), {}
+    accuracy, points = _accuracy(), {}
     for method, cases in runs.items():
         text = METHODS[method]["method"] + (f"@{options.adapted.name}" if method == ADAPTED else "")
         if text in accuracy:
             points[method] = (median(_whole(run, 1) for run in cases.values()), *accuracy[text])
-    slow = list(json.loads((results / "first.json").read_text())["SyN precise"].values())
-    shared = [stage for stage in WRITTEN if stage not in ("registration", "inverse")]
-    others = median(_whole(run, 1, tuple(shared)) for run in runs["greedy"].values())
+    slow = list(json.loads((RESULTS / "first.json").read_text())["SyN precise"].values())
+    shared = tuple(stage for stage in WRITTEN if stage not in ("registration", "inverse"))
+    others = median(_whole(run, 1, shared) for run in next(iter(runs.values())).values())
     dice, std, seconds = (mean(run[key] for run in slow) for key in ("Dice", "std of Jacobian", "processor seconds"))
     points[SLOW] = (others + seconds, dice, std)
 
@@ -385,7 +385,7 @@ def _draw(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> list[
         place = {"xy": (0.97, 0.03), "xycoords": "axes fraction", "ha": "right", "fontsize": 8}
         panels[0].annotate(f"not shown: affine alone, {affine[1]:.3f} after {affine[0]:.0f} s", **place)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    picture = options.page.parents[1] / "images/whole_way.png"
+    picture = RESULTS.parent / "images/whole_way.png"
     figure.savefig(picture, dpi=130)
     pyplot.close(figure)
     return [

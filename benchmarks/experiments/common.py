@@ -4,8 +4,9 @@ Every experiment takes the same options:
 
     python benchmarks/experiments/experiment_1.py --data DATA --out OUT [--weights DIR] [--methods METHOD,METHOD ...]
 
-`DATA` holds `oasis_malf` and, for experiment 3, `freesurfer_pairs`. Methods that are done are not run again, so several
-calls, on several machines even, can fill one `OUT`; `--tables-only` writes what there is.
+`DATA` holds `oasis_malf` and, for experiment 3, `freesurfer_pairs`. Methods that are done with the same settings and
+weights are not run again, whatever the version of the code. So several calls, on several machines even, can fill one
+`OUT`; `--tables-only` writes what there is.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nio_pydra.bids.records import done_records
+from nio_pydra.bids.records import done_records, read_record
 from nio_pydra.cli import compare, nio
 from nio_pydra.cli.dataset import open_dataset, settings_of
 from nio_pydra.comparison.cases import records_of
 from nio_pydra.comparison.scope import cases_of, folder_of
-from nio_pydra.engines.methods import parse_method, split_method
+from nio_pydra.engines.methods import Method, parse_method, split_method
 from nio_pydra.errors import InputError
 from nio_pydra.report.axial import axial_view
 from nio_pydra.spatial.images import load_labels
@@ -204,13 +205,14 @@ def _register(options: argparse.Namespace, comparison: Comparison) -> None:
     note_machine(options.out)
     for name in _chosen(options.methods, comparison.methods):
         folder, began = folder_of(args.out_dir, name), time.perf_counter()
-        if records_of(folder, dataset.atlas.space).keys() >= {scan.name for scan in dataset.scans}:
-            continue
         if not _weights_found(name):
             print(f"{comparison.name} {name}: its weights are not in {Path.cwd()}", flush=True)
             continue
         try:
             method = parse_method(name)
+            done = records_of(folder, dataset.atlas.space)
+            if all(scan.name in done and _is_of(done[scan.name], method) for scan in dataset.scans):
+                continue
             settings = replace(settings_of(args, dataset, method), figures=False)
             outcomes = register_dataset(
                 dataset.scans, dataset.atlases, settings, out_dir=folder, work_dir=args.work_dir
@@ -222,6 +224,14 @@ def _register(options: argparse.Namespace, comparison: Comparison) -> None:
         print(f"{comparison.name} {name}: {time.perf_counter() - began:.0f} s", *failed, sep="\n  ", flush=True)
         if options.slim and not failed:
             _slim(folder, args.work_dir, load_labels(comparison.atlas_labels))
+
+
+def _is_of(record: Path, method: Method) -> bool:
+    """Return whether a record is of a method with these settings and weights. The version of the code is not asked."""
+    found, wanted = read_record(record), json.loads(json.dumps(method.record()))
+    used = (found.get("weights") or {}).get("sha256")
+    same_weights = used is None or method.fingerprint().endswith(used[:16])
+    return same_weights and all(found.get(name) == value for name, value in wanted.items())
 
 
 def _chosen(wanted: str, methods: Sequence[str]) -> list[str]:
