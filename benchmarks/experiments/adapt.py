@@ -214,7 +214,7 @@ def _costs(options: argparse.Namespace, cases: pd.DataFrame) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     names = {
-        point.methods[1]: "adapted", point.methods[0]: "adapted, without the refinement",
+        point.methods[1]: "adapted",
         "nio_m:fast": "`fast`",
         "greedy": "greedy",
     }  # fmt: skip
@@ -223,7 +223,7 @@ def _costs(options: argparse.Namespace, cases: pd.DataFrame) -> str:
         first = once if "@" in method else 0.0
         hours = (first + MANY * each) / 3600
         lines.append(f"| {name} | {first / 60:.1f} | {each:.0f} | {hours:.1f} | {dice:.3f} |")
-    saved = numbers["nio_m:fast"][5] - numbers[point.methods[1]][5]
+    saved = numbers["nio_m:fast"][5] - numbers[point.methods[1]][5] if "nio_m:fast" in numbers else 0.0
     if saved > 0:
         lines += ["", f"The adaptation has paid for itself after {int(np.ceil(once / saved))} scans."]
     return "\n".join(lines)

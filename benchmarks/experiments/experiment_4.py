@@ -223,6 +223,8 @@ def _draw(cases: pd.DataFrame, path: Path) -> None:
 def main() -> int:
     """Run the experiment."""
     options = read_options(__doc__, changes=list(CHANGES))
+    if options.changes and not options.register_only:
+        raise SystemExit("--changes belongs to --register-only: tables are of all changes.")
     chosen = run(options, comparisons(options))
     if options.publish:
         cases = _dice(options, chosen)
