@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -17,15 +18,17 @@ from urllib.parse import quote
 from filelock import Timeout
 
 from nio_pydra.system.disk import full_disk
+from nio_pydra.system.files import write_text
 from nio_pydra.system.slurm import busy_hosts
 from nio_pydra.workflows.pydra_private import (
+    are_unchanged,
     checksum,
     discard_torn_hashes,
-    is_usable,
     job_lock,
     lock_holder,
     locks,
     own_holder,
+    result_files,
     stored_error,
     stored_results,
     workflow_error,
@@ -41,6 +44,10 @@ TORN_LOCK_SECONDS = 60.0
 late."""
 FRESH_SECONDS = 20.0
 """Age up to which another run may still need a failed result."""
+INDEX = "usable.json"
+"""File in pydra's cache that remembers which results were found usable, so that each is read once."""
+Entry = list[Any]
+"""Time and size of a result file, and the files that the result names."""
 
 
 @contextmanager
@@ -173,13 +180,51 @@ def discard_unfinished(cache: Path, *, alone: bool = True) -> None:
         Whether no other run uses the folder. If one does, failures of the last seconds are kept, because that run may
         not have read them yet.
     """
+    index = cache / INDEX
+    known, usable = _read_index(index), {}
     for stored in stored_results(cache):
-        if is_usable(stored):
+        name = stored.parent.name
+        if entry := _usable(stored, known.get(name)):
+            usable[name] = entry
             continue
         with suppress(Timeout, FileNotFoundError), job_lock(stored.parent).acquire(timeout=0):
             fresh = not alone and time.time() - stored.stat().st_mtime < FRESH_SECONDS
-            if not fresh and not is_usable(stored):
+            if not fresh and not _usable(stored, None):
                 shutil.rmtree(stored.parent, ignore_errors=True)
+    if usable != known:
+        with suppress(OSError):  # it saves time only
+            write_text(json.dumps(usable), index)
+
+
+def _usable(stored: Path, known: Entry | None) -> Entry | None:
+    """Return what to remember of a result that can be used. None of others.
+
+    Parameters
+    ----------
+    stored : Path
+        Result file of a job.
+    known : list or None
+        What an earlier run remembered of it: then the result, which takes time to read, is not read again.
+    """
+    try:
+        now = stored.stat()
+    except OSError:
+        return None
+    state = (now.st_mtime_ns, now.st_size)
+    if known is not None and tuple(known[:2]) == state:
+        return known if are_unchanged(stored, map(Path, known[2])) else None
+    files = result_files(stored)
+    if files is None or not are_unchanged(stored, files):
+        return None
+    return [*state, list(map(str, files))]
+
+
+def _read_index(path: Path) -> dict[str, Entry]:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def failure_reason(cache: Path, task: Any) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import os
 import pickle
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from pydra.engine.submitter import Submitter
 from pydra.workers.base import Worker
 
 __all__ = [
-    "TRIED", "Job", "Submitter", "TaskHooks", "Worker", "cache_root", "checksum", "discard_torn_hashes", "in_split",
-    "is_usable", "job_lock", "lock_holder", "locks", "own_holder", "stored_error", "stored_outputs", "stored_results",
-    "use_work_folder", "warn_if_untried", "workflow_error",
+    "TRIED", "Job", "Submitter", "TaskHooks", "Worker", "are_unchanged", "cache_root", "checksum",
+    "discard_torn_hashes", "in_split", "job_lock", "lock_holder", "locks", "own_holder", "result_files", "stored_error",
+    "stored_outputs", "stored_results", "use_work_folder", "warn_if_untried", "workflow_error",
 ]  # fmt: skip
 
 TRIED = ("1.0a12",)
@@ -108,28 +108,32 @@ def stored_results(cache: Path) -> Iterator[Path]:
     return cache.glob("*/_result.pklz")
 
 
-def is_usable(stored: Path) -> bool:
-    """Return whether a stored result can be read, claims success, and has its files unchanged."""
+def result_files(stored: Path) -> list[Path] | None:
+    """Return the files that a stored result names. None if it cannot be read, or does not claim success.
+
+    None as well for the workflow around all scans: it would hide that a scan in it has lost its result.
+    """
     try:
         with stored.open("rb") as stream:
             result = cloudpickle.load(stream)
-        return not result.errored and result.outputs is not None and _is_lasting(stored, result)
+        if result.errored or result.outputs is None or type(result.task).__name__ == "Split":
+            return None
+        values = [getattr(result.outputs, field.name) for field in attrs.fields(type(result.outputs))]
+        return [path for value in values if isinstance(value, FileSet) for path in value.fspaths]
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, OSError):
-        return False
+        return None
 
 
-def _is_lasting(stored: Path, result: Any) -> bool:
-    """Return whether a result that claims success has its files unchanged.
+def are_unchanged(stored: Path, files: Iterable[Path]) -> bool:
+    """Return whether the files of a stored result are as it left them.
 
-    False for the workflow around all scans: it would hide that a scan in it has lost its result. Files are written
-    before the result that names them. So a file that is newer, empty or absent was changed afterwards.
+    They are written before the result that names them. So a file that is newer, empty or absent was changed afterwards.
     """
-    if type(result.task).__name__ == "Split":
+    try:
+        written, found = stored.stat().st_mtime_ns, [path.stat() for path in files]
+    except OSError:
         return False
-    values = [getattr(result.outputs, field.name) for field in attrs.fields(type(result.outputs))]
-    files = [path.stat() for value in values if isinstance(value, FileSet) for path in value.fspaths]
-    written = stored.stat().st_mtime_ns
-    return all(file.st_size and file.st_mtime_ns <= written for file in files)
+    return all(file.st_size and file.st_mtime_ns <= written for file in found)
 
 
 def job_lock(folder: Path) -> SoftFileLock:

@@ -12,6 +12,7 @@ from pathlib import Path
 import cloudpickle
 import pydra.engine.submitter  # noqa: F401
 import pytest
+from fileformats.generic import File
 from filelock import SoftFileLock
 from pydra.compose import python
 from pydra.engine.result import load_result
@@ -19,7 +20,7 @@ from pydra.engine.submitter import Submitter
 
 from nio_pydra.tasks import inputs
 from nio_pydra.tasks.inputs import code_version
-from nio_pydra.workflows import pydra_private
+from nio_pydra.workflows import cache, pydra_private
 from nio_pydra.workflows.cache import discard_unfinished, failure_reason, in_use
 from nio_pydra.workflows.workers import ForkserverWorker, SerialWorker
 
@@ -129,6 +130,32 @@ def test_results_of_failed_and_interrupted_jobs_are_discarded_and_good_ones_kept
     discard_unfinished(tmp_path)
     assert (tmp_path / tasks[0]._checksum).exists()
     assert not any((tmp_path / name).exists() for name in (tasks[1]._checksum, tasks[2]._checksum, damaged.name))
+
+
+def test_a_result_that_was_found_usable_is_not_read_again_unless_it_or_its_files_change(tmp_path, monkeypatch):
+    @python.define
+    def Written(x: int) -> File:
+        path = Path(f"{x}.txt").absolute()
+        path.write_text(str(x))
+        return path
+
+    tasks = [Written(x=x) for x in range(3)]
+    squares(SerialWorker, tmp_path, tasks)
+    discard_unfinished(tmp_path)
+    read, found = [], cache.result_files
+    monkeypatch.setattr(cache, "result_files", lambda stored: read.append(stored.parent.name) or found(stored))
+    discard_unfinished(tmp_path)
+    assert not read
+    folders = [tmp_path / task._checksum for task in tasks]
+    (folders[0] / "0.txt").write_text("changed")
+    (folders[1] / "_result.pklz").write_bytes(b"half")
+    (tmp_path / "a_job_that_failed").mkdir()
+    discard_unfinished(tmp_path)
+    assert [folder.exists() for folder in folders] == [False, False, True]
+    assert set(read) == {folder.name for folder in folders[:2]}
+    (tmp_path / cache.INDEX).write_text("half")
+    discard_unfinished(tmp_path)
+    assert folders[2].exists() and read[-1] == folders[2].name
 
 
 def test_results_that_another_run_computes_or_may_still_read_are_not_discarded(tmp_path, failing):
