@@ -16,9 +16,9 @@ from nio_pydra.bids.outputs import output_path
 from nio_pydra.bids.products import PRODUCTS, Destination, Product
 from nio_pydra.errors import InputError
 from nio_pydra.profiles import BRAIN, Profile
-from nio_pydra.system.files import read_json, temporary_file, write_text
+from nio_pydra.system.files import read_json, write_text
 
-__all__ = ["require_writable", "write_description"]
+__all__ = ["write_description"]
 
 BIDS_VERSION = "1.10.0"
 
@@ -145,15 +145,3 @@ def _example_name(product: Product, profile: Profile) -> str:
         profile=profile.name,
     )
     return f"*{output_path(example, product).name.removeprefix('sub-X')}"
-
-
-def require_writable(folder: Path, role: str) -> None:
-    """Make a folder. Raise `InputError` if it cannot be made or written to."""
-    if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
-        what = "is a file" if folder.exists() else "is a broken link"
-        raise InputError(f"The {role} {folder} cannot be written (it {what}): choose another place.")
-    try:
-        with temporary_file(folder) as probe:
-            probe.write_text("?")
-    except OSError as error:
-        raise InputError(f"The {role} {folder} cannot be written ({error.strerror}): choose another place.") from None

@@ -72,8 +72,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _adapt(args: argparse.Namespace) -> int:
-    from nio_pydra.bids.description import require_writable
     from nio_pydra.engines.methods import choose_method
+    from nio_pydra.system.places import require_writable
 
     target: Path = args.out_file
     if target.exists():

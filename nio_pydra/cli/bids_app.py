@@ -195,10 +195,10 @@ def _report(boilerplate: Boilerplate, outcomes: Sequence[Outcome], out_dir: Path
 
 
 def _group(options: argparse.Namespace, command: str) -> int:
-    from nio_pydra.bids.description import require_writable
     from nio_pydra.bids.group import write_group_tables
     from nio_pydra.report.group import write_group_pages
     from nio_pydra.report.participant import write_participant_pages
+    from nio_pydra.system.places import require_writable
 
     if not options.out_dir.is_dir():
         raise InputError(f"{options.out_dir} is not a folder: expected the output folder of the participant level.")
@@ -211,8 +211,8 @@ def _group(options: argparse.Namespace, command: str) -> int:
 
 def _write_reports(options: argparse.Namespace) -> int:
     """Write the pages of participants from what the output folder holds; return the exit status."""
-    from nio_pydra.bids.description import require_writable
     from nio_pydra.report.participant import write_participant_pages
+    from nio_pydra.system.places import require_writable
 
     refuse_loss(options)
     require_writable(options.out_dir, "output folder")

@@ -188,7 +188,7 @@ def open_dataset(options: argparse.Namespace) -> DatasetRun:
     derivatives = refuse_loss(options)
     refuse_other_dataset(options.out_dir, options.bids_dir)
 
-    from nio_pydra.bids.description import require_writable
+    from nio_pydra.system.places import require_writable
 
     require_writable(options.out_dir, "output folder")
     require_writable(options.work_dir, "work folder")

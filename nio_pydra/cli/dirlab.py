@@ -41,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Register the cases; return 1 if one failed."""
-    from nio_pydra.bids.description import require_writable
     from nio_pydra.comparison.dirlab import CASES, INITIAL, cases_table, find_case, summary
     from nio_pydra.comparison.scope import require_own_folders
     from nio_pydra.engines.contract import Runtime
     from nio_pydra.engines.methods import parse_method, split_methods
     from nio_pydra.profiles import LUNG
     from nio_pydra.system.files import atomic_path, write_text
+    from nio_pydra.system.places import require_writable
 
     if not args.dir.is_dir():
         raise InputError(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 from nio_pydra.engines.names import ENGINES, get_engine
-from nio_pydra.system.settings import plain
+from nio_pydra.system.settings import flat, plain
 
 __all__ = ["add_arguments", "main"]
 
@@ -34,15 +32,7 @@ def main(args: argparse.Namespace) -> int:
             print(textwrap.fill(f"{title:<11}{text}", 110, initial_indent="  ", subsequent_indent=" " * 13))
         for preset in engine.presets if args.names else ():
             print(f"  settings of {preset}")
-            for setting, value in _flat(plain(engine.presets[preset])):
-                print(f"    {setting} = {json.dumps(value)}")
+            for setting, value in flat(plain(engine.presets[preset])):
+                # As `--settings` and `nio compare` take it: parts that are left out are false.
+                print(f"    {setting} = {json.dumps(False if value is None else value)}")
     return 0
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield settings by the names that `--settings` and `nio compare` take; parts that are left out are false."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, False if value is None else value

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Register one pair; return the exit status."""
-    from nio_pydra.bids.description import require_writable
+    from nio_pydra.system.places import require_writable
 
     require_writable(args.out, "output folder")
     args.profile = PROFILES[args.profile_name]

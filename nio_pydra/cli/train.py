@@ -74,11 +74,11 @@ def main(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from nio_pydra.bids.description import require_writable
     from nio_pydra.engines.contract import Runtime
     from nio_pydra.engines.devices import choose_device
     from nio_pydra.networks.checkpoints import load_network
     from nio_pydra.optimize.resources import keep_freed_memory, limit_threads
+    from nio_pydra.system.places import require_writable
     from nio_pydra.training.loop import train
 
     if args.weights is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nio_pydra.bids.records import done_records, failures, name_entities, read_record
+from nio_pydra.bids.records import done_records, failures, name_entities, read_record, value_at
 from nio_pydra.comparison.structures import Structures
 
 __all__ = ["ALL", "CASES", "gather_cases", "records_of"]
@@ -141,7 +141,5 @@ def _means(labels: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _value(record: Mapping[str, Any], column: str) -> Any:
-    found: Any = record
-    for key in CASES[column][0]:
-        found = found.get(key) if isinstance(found, dict) else None
+    found = value_at(record, CASES[column][0])
     return json.dumps(found) if isinstance(found, dict) else found

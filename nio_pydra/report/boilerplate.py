@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from nio_pydra import __version__
 from nio_pydra.bids.atlas import Atlas
@@ -27,6 +26,7 @@ from nio_pydra.engines.references import (
 from nio_pydra.networks.checkpoints import adaptation_of
 from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.system.files import write_text
+from nio_pydra.system.settings import flat
 from nio_pydra.system.wording import counted
 
 __all__ = ["Boilerplate", "write_boilerplate"]
@@ -158,7 +158,9 @@ class Boilerplate:
         if weights := engine.weights_used(self.method.settings):
             text += f", network weights {weights[0]}"
         text += f", random seed {self.runtime.seed}"
-        listed = ", ".join(f"{name} {value}" for name, value in _flat(settings) if name != "weights")
+        listed = ", ".join(
+            f"{name} {value}" for name, value in flat(settings) if value is not None and name != "weights"
+        )
         return f"{text}{f'; settings: {listed}' if listed else ''}).", engine.references
 
     def _lesions(self, scans: Sequence[Scan]) -> Iterator[tuple[str, tuple[Reference, ...]]]:
@@ -199,11 +201,3 @@ def _filled(sentence: str, references: Sequence[Reference]) -> str:
     for text in ["; ".join(cited)] if sentence.count("{}") == 1 else cited:
         sentence = sentence.replace("{}", f" ({text})", 1)
     return sentence
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield prefix + name, value

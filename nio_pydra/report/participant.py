@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from nio_pydra.profiles import BRAIN, Profile
 from nio_pydra.report.figures import FIGURES
 from nio_pydra.report.pages import render
 from nio_pydra.system.files import write_changed
+from nio_pydra.system.settings import flat
 
 __all__ = ["figure_paths", "write_participant_pages"]
 
@@ -92,21 +93,16 @@ def _shown(out_dir: Path, result: Result, verdict: Verdict, measures: Sequence[M
         "error": _error(out_dir, result) if result.failed else "",
         "figures": [{"path": path, "caption": FIGURES[kind]} for kind, path in figures.items()],
         "measures": measures,
-        "record": list(_flat(result.record)),
+        "record": [(name, _text(value)) for name, value in flat(result.record)],
     }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _error(out_dir: Path, result: Result) -> str:
     path = out_dir / "logs" / f"{result.name}_error.txt"
     return path.read_text(encoding="utf-8") if path.exists() else result.reason
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the values of a record by the path to them."""
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, float):
-            yield prefix + name, f"{value:.6g}"
-        else:
-            yield prefix + name, value if isinstance(value, str) else json.dumps(value)

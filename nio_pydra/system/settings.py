@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,9 +13,24 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from nio_pydra.errors import InputError
 
-__all__ = ["plain", "read_table", "with_changes"]
+__all__ = ["flat", "plain", "read_table", "with_changes"]
 
 T = TypeVar("T")
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings by their names, joined by dots.
+
+    Examples
+    --------
+    >>> dict(flat({"a": 1, "b": {"c": None, "d": [2]}}))
+    {'a': 1, 'b.c': None, 'b.d': [2]}
+    """
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def read_table(path: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nio_pydra.bids.description import require_writable
 from nio_pydra.bids.outputs import _copy
 from nio_pydra.errors import FullDiskError, InputError, ProgramError
 from nio_pydra.spatial.images import save_image
@@ -25,6 +24,7 @@ from nio_pydra.spatial.transforms import Transform
 from nio_pydra.system import disk, scratch
 from nio_pydra.system.disk import full_disk
 from nio_pydra.system.files import HOST, atomic_path, discard_leftovers, temporary_file
+from nio_pydra.system.places import require_writable
 from nio_pydra.system.processes import run_program
 from nio_pydra.system.scratch import private_folder, scratch_folder
 
