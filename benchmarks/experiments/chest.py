@@ -76,20 +76,21 @@ TITLES = {
     "liver": "Breathing in MR of the liver",
 }
 SUMMARIES = (
-    ("Mean", "mean", ".2f"),
-    ("Median", "median", ".2f"),
-    ("95 %", "p95", ".2f"),
-    ("Below 1.2 mm", "below_1.2mm", ".0%"),
-    ("Snapped", "snapped_mean", ".2f"),
-    ("std\\|J\\|", "std_jacobian", ".3f"),
-    ("Folds, %", "fold_percent", ".3f"),
-    ("Processor seconds", "processor_seconds", ".0f"),
+    ("Mean", "mean", "mean", ".2f"),
+    ("Median", "median", "mean", ".2f"),
+    ("95 %", "p95", "mean", ".2f"),
+    ("Below 1.2 mm", "below_1.2mm", "mean", ".0%"),
+    ("Snapped", "snapped_mean", "mean", ".2f"),
+    ("std\\|J\\|", "std_jacobian", "mean", ".3f"),
+    ("Folds, %", "fold_percent", "mean", ".3f"),
+    ("Processor seconds", "processor_seconds", "mean", ".0f"),
+    ("Worst case", "mean", "max", ".2f"),
 )
-"""Last rows of a table: title, column and format."""
+"""Last rows of a table: title, column, what is taken over the cases, and format. The last one needs several cases."""
 NOTES = f"""\
 Target registration error: fixed landmarks are pushed through the map from fixed to moving, and the distance to the
-moving landmarks is measured in mm. Means in the last rows are over the cases that all methods of a table have done,
-whose number is in brackets.
+moving landmarks is measured in mm. The last rows are over the cases, whose number is in brackets, that all methods
+have done which have done at least half of them.
 `Snapped`: the mapped landmark is first moved to the nearest voxel. Processor seconds are those of the registration,
 without the affine. `nio_m:chest`, `io:chest` and `lapirn:chest` have
 the settings of the paper for the chest, in voxels of {" / ".join(f"{mm:g}" for mm in NETWORK_MM.values())} mm
@@ -190,9 +191,11 @@ def measures(options: argparse.Namespace, case: Case, name: str) -> list[dict[st
         if not (folder / "record.json").is_file():
             return []
         record = read_json(folder / "record.json")
-        method, affine = parse_method(text_of(name, case.part)), case.prealign or name == AFFINE
-        if not is_done(record, case.pair, method, Runtime(device=options.device), affine=affine):
-            return []  # of other settings
+        method = parse_method(text_of(name, case.part), require_installed=False)
+        runtime, affine = Runtime(device=options.device), case.prealign or name == AFFINE
+        # Of a program that is not installed here, nobody can tell the version.
+        if method.engine.available() is None and not is_done(record, case.pair, method, runtime, affine=affine):
+            return []
         forward = read_h5(folder / "forward_xfm.h5")
     found = landmark_errors(*case.pair.points, forward, load_image(case.pair.moving.image))
     common = {"part": case.part, "case": case.name, "method": SHORT.get(name, name)}
@@ -306,17 +309,7 @@ def _part(options: argparse.Namespace, part: str, cases: Sequence[Case], table: 
         for case in cases:
             cells = [_cell(rows, case.name, name) for name in done]
             lines.append(f"| {case.name} | " + " | ".join(cells) + " |")
-        common = [case.name for case in cases if all((case.name, name) in rows.index for name in done)]
-        for title, column, shown in SUMMARIES:
-            cells = [f"{rows.loc[[(case, name) for case in common], column].mean():{shown}}" if common else "–"
-                     for name in done]  # fmt: skip
-            lines.append(f"| **{title}** ({len(common)}) | " + " | ".join(cells).replace("nan", "–") + " |")
-        if len(cases) == 1:
-            text.append("\n".join(lines))
-            continue
-        worst = [f"{rows.loc[[(case, name) for case in common], 'mean'].max():.2f}" if common else "–" for name in done]
-        lines.append(f"| **Worst case** ({len(common)}) | " + " | ".join(worst) + " |")
-        text.append("\n".join(lines))
+        text.append("\n".join([*lines, *_last_rows(rows, cases, done)]))
     text.append(_ablation(own, cases))
     done_by = own.groupby("method")["case"].nunique()
     wanted: dict[str, int] = {}
@@ -328,6 +321,25 @@ def _part(options: argparse.Namespace, part: str, cases: Sequence[Case], table: 
     if missing:
         text.append("Not run yet, or failed: " + ", ".join(missing).replace("_", "\\_") + ".")
     return "\n\n".join(own for own in text if own)
+
+
+def _last_rows(rows: pd.DataFrame, cases: Sequence[Case], methods: Sequence[str]) -> list[str]:
+    """Return the rows over cases: those that are done by all methods which have done at least half of them."""
+
+    def done(name: str) -> list[str]:
+        return [case.name for case in cases if (case.name, name) in rows.index]
+
+    whole = [name for name in methods if 2 * len(done(name)) >= len(cases)]
+    common = [case.name for case in cases if all(case.name in done(name) for name in whole)]
+    lines = []
+    for title, column, over, shown in SUMMARIES if len(cases) > 1 else SUMMARIES[:-1]:
+        cells = []
+        for name in methods:
+            own = common if name in whole else []
+            value = rows.loc[[(case, name) for case in own], column].astype(float).agg(over)
+            cells.append(f"{value:{shown}}" if value == value else "–")
+        lines.append(f"| **{title}** ({len(common)}) | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _cell(rows: pd.DataFrame, case: str, method: str) -> str:
