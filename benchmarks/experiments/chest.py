@@ -382,7 +382,8 @@ def _overlay(options: argparse.Namespace, cases: Sequence[Case], table: pd.DataF
     return (
         f"![The case with the largest error](../images/{path.name})\n\nAs Figure 3 of the paper: the fixed image in "
         f"red, the moving or warped one in green; grey where both agree. The case is the one with the largest error of "
-        f"{shown[0]} among the simulated ones that both methods have done ({worst}); the slice is the coronal one with most lung."
+        f"{shown[0]} among the simulated ones that both methods have done ({worst}); the slice is the coronal one with "
+        "most lung."
     )
 
 
