@@ -31,7 +31,7 @@ from nio_pydra.cli import compare, nio
 from nio_pydra.cli.dataset import open_dataset, settings_of
 from nio_pydra.comparison.cases import records_of
 from nio_pydra.comparison.scope import cases_of, folder_of
-from nio_pydra.engines.methods import Method, parse_method, split_method
+from nio_pydra.engines.methods import parse_method, split_method
 from nio_pydra.errors import InputError
 from nio_pydra.report.axial import axial_view
 from nio_pydra.spatial.images import load_labels
@@ -211,7 +211,8 @@ def _register(options: argparse.Namespace, comparison: Comparison) -> None:
         try:
             method = parse_method(name)
             done = records_of(folder, dataset.atlas.space)
-            if all(scan.name in done and _is_of(done[scan.name], method) for scan in dataset.scans):
+            # Whatever the version of the code.
+            if all(scan.name in done and method.made(read_record(done[scan.name])) for scan in dataset.scans):
                 continue
             settings = replace(settings_of(args, dataset, method), figures=False)
             outcomes = register_dataset(
@@ -224,14 +225,6 @@ def _register(options: argparse.Namespace, comparison: Comparison) -> None:
         print(f"{comparison.name} {name}: {time.perf_counter() - began:.0f} s", *failed, sep="\n  ", flush=True)
         if options.slim and not failed:
             _slim(folder, args.work_dir, load_labels(comparison.atlas_labels))
-
-
-def _is_of(record: Path, method: Method) -> bool:
-    """Return whether a record is of a method with these settings and weights. The version of the code is not asked."""
-    found, wanted = read_record(record), json.loads(json.dumps(method.record()))
-    used = (found.get("weights") or {}).get("sha256")
-    same_weights = used is None or method.fingerprint().endswith(used[:16])
-    return same_weights and all(found.get(name) == value for name, value in wanted.items())
 
 
 def _chosen(wanted: str, methods: Sequence[str]) -> list[str]:

@@ -88,7 +88,7 @@ def sink(files: Mapping[str, Path | None], destination: Destination) -> list[Pat
     transform = PRODUCTS[0]
     if not _same(files[transform.name], output_path(destination, transform)):
         _discard_earlier(files, destination)
-    new_mask = not _same(files["mask"], output_path(destination, next(row for row in PRODUCTS if row.name == "mask")))
+    new_mask = not _same(files["mask"], output_path(destination, _row("mask")))
     written = []
     for product in (*PRODUCTS[1:], transform):  # the transform last: where it is old, the next run begins anew
         if (path := files[product.name]) is None:
@@ -115,7 +115,7 @@ def _discard_earlier(files: Mapping[str, Path | None], destination: Destination)
             continue
         for path in (output_path(destination, product), output_path(destination, product, ".json")):
             path.unlink(missing_ok=True)
-    labels = next(product for product in PRODUCTS if product.name == "labels")
+    labels = _row("labels")
     named = output_path(replace(destination, labels_desc="ANY"), labels)
     for path in named.parent.glob(named.name.replace("desc-ANY", "desc-*")):
         path.unlink()
@@ -127,14 +127,18 @@ def _discard_old_masks(destination: Destination, *, conformed: bool) -> None:
 
     These are the mask under its former name, ``desc-brain_mask``, and, if `conformed`, that of an earlier mask.
     """
-    rows = {product.name: product for product in PRODUCTS if product.name in ("mask", "conformed_mask")}
-    old = [rows["mask"], rows["conformed_mask"]] if conformed else [rows["mask"]]
+    mask, conformed_mask = _row("mask"), _row("conformed_mask")
+    old = [mask, conformed_mask] if conformed else [mask]
     with suppress(InputError):  # there is none
-        sidecar = output_path(destination, rows["conformed_mask"], ".json")
+        sidecar = output_path(destination, conformed_mask, ".json")
         found = read_json(sidecar).get("Description")
         if found in [row.sidecar(destination)["Description"] for row in old if row.sidecar is not None]:
-            output_path(destination, rows["conformed_mask"]).unlink(missing_ok=True)
+            output_path(destination, conformed_mask).unlink(missing_ok=True)
             sidecar.unlink(missing_ok=True)
+
+
+def _row(name: str) -> Product:
+    return next(product for product in PRODUCTS if product.name == name)
 
 
 def _same(source: Path | None, target: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import tomllib
@@ -58,6 +59,14 @@ class Method:
     def fingerprint(self) -> str:
         """Return the version of programs and weights (:meth:`Engine.fingerprint`)."""
         return self.engine.fingerprint(self.settings)
+
+    def made(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a record is of this engine with these settings and weights."""
+        wanted = json.loads(json.dumps(self.record()))
+        if any(record.get(name) != value for name, value in wanted.items()):
+            return False
+        used = record.get("weights")
+        return used is None or self.fingerprint().endswith(used["sha256"][:16])
 
     def record(self) -> dict[str, Any]:
         """Return engine, preset and all settings as JSON values, without the folder of weights."""
