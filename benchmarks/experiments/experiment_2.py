@@ -20,7 +20,8 @@ whose neighbours the network's prediction takes for them (right parietal opercul
 three times the steps at full resolution (`nio_m:fast?field.iterations=60`) it has 0.630, from the prediction of the
 authors' weights (`nio_m:fast@LapIRN_disp_fea7.pth`) 0.635, and on a velocity (`nio_m:diffeomorphic`) 0.633. So the
 start decides, not the number of steps, and a velocity leaves it more easily. These were looked at afterwards, on
-2026-11-26; no setting was changed for them."""
+2026-11-26; no setting was changed for them. 0.630 and 0.635 are single runs of `nio register` with these methods, whose
+records are not kept here; the other numbers are in the cases beside this page."""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
