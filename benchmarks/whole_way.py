@@ -42,7 +42,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "nio_m paper": {"method": "nio_m"},
     "nio_m fast": {"method": "nio_m:fast"},
     "nio_m fast, float32": {"method": "nio_m:fast", "precision": "float32"},
-    "nio_m diffeomorphic": {"method": "nio_m:diffeomorphic"},
     ADAPTED: {"method": "nio_m:adapted"},
 }
 SLOW = "syn precise"

@@ -28,9 +28,9 @@ TWICE = ("1003", "1004", "1005")
 NETWORKS = (
     "lapirn", "lapirn@LapIRN_disp_fea7.pth", "lapirn@research.safetensors", "ulae", "mpr",
     "io?field.iterations=50", "io", "nio", "nio_m", "nio_m:precise",
-    "nio_m:fast", "nio_m:diffeomorphic",
+    "nio_m:fast",
 )  # fmt: skip
-AGAIN = ("affine", "syn:fast", "niftyreg", "greedy", "lapirn", "nio_m", "nio_m:fast", "nio_m:diffeomorphic")
+AGAIN = ("affine", "syn:fast", "niftyreg", "greedy", "lapirn", "nio_m", "nio_m:fast")
 NOTES = """\
 The manual labels are those of the dataset. None of the shipped weights saw its images; the authors' LapIRN was
 trained on OASIS, and the atlas is one of the 15 scans that the research network learned from. `io` does 200

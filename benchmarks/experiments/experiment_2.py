@@ -8,7 +8,7 @@ from common import CLASSICAL, CONVEXADAM, Comparison, oasis, publish, read_optio
 
 NETWORKS = (
     "lapirn", "lapirn@LapIRN_disp_fea7.pth", "lapirn@research.safetensors", "ulae", "mpr", "io", "nio", "nio_m",
-    "nio_m:fast", "nio_m:diffeomorphic",
+    "nio_m:fast",
 )  # fmt: skip
 NOTES = """\
 As [experiment 1](experiment_1.md), with another participant as the atlas.

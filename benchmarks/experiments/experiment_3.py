@@ -29,7 +29,7 @@ from nio_pydra.system.files import atomic_path
 
 NETWORKS = (
     "lapirn", "lapirn@LapIRN_disp_fea7.pth", "lapirn@research.safetensors", "ulae", "mpr", "io", "nio", "nio_m",
-    "nio_m:fast", "nio_m:diffeomorphic",
+    "nio_m:fast",
 )  # fmt: skip
 #: Name of a structure: its number in FreeSurfer's aseg, and its numbers in Neuromorphometrics.
 SHARED: dict[str, tuple[int, tuple[int, ...]]] = {

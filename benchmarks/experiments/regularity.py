@@ -12,8 +12,7 @@ from common import Comparison, oasis, publish, read_options, run
 SCANS = ("1001", "1006", "1011", "1015")
 #: Method: its setting, and the values, the default among them.
 SWEEPS = {
-    "nio_m:fast": ("field.objective.volume_weight", (0.0, 0.04, 0.08, 0.16)),
-    "nio_m:diffeomorphic": ("field.objective.volume_weight", (0.0, 0.08, 0.16)),
+    "nio_m:fast": ("field.objective.volume_weight", (0.0, 0.05, 0.1, 0.2)),
     "nio_m": ("network.objective.weight", (0.2, 0.4, 0.6, 0.8)),
     "io": ("field.objective.weight", (0.2, 0.4, 0.6, 0.8)),
     "syn:fast": ("field_variance", (0.0, 0.5, 1.0, 2.0)),
@@ -39,7 +38,7 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
 def main() -> int:
     """Run the sweep."""
     options = read_options(__doc__)
-    options.reference = "nio_m:fast?field.objective.volume_weight=0.08"
+    options.reference = "nio_m:fast?field.objective.volume_weight=0.1"
     chosen = run(options, comparisons(options))
     if options.publish:
         publish(options, "regularity", chosen[0], NOTES)

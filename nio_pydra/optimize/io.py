@@ -4,10 +4,16 @@ Adam optimises a control field of half the resolution, which is smoothed by repe
 network's prediction. A few steps on coarser images can come first, which cost a fraction of those at full resolution.
 Source, without these: Siebert et al., "Fast 3D registration with accurate optimisation and little learning for
 Learn2Reg 2021", as described in the NIO paper (Section 3, baselines).
+
+The diffeomorphic form hardly folds. On coarser images it optimises a stationary velocity, whose integral is the
+displacement (scaling and squaring, as in LapIRN). At full resolution, where every squaring costs about as much as the
+similarity, it composes the integral with a small displacement instead, as greedy methods do. After a few steps this
+displacement becomes a part of the field, and another one starts from zero.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,13 +24,13 @@ from nio_pydra.optimize.augmentation import RandomAffines, loss_through
 from nio_pydra.optimize.estimate import Estimate
 from nio_pydra.optimize.problem import Objective, Problem, block_means
 from nio_pydra.optimize.progress import Progress, finite_field
-from nio_pydra.spatial.unit_grid import integrate, upsample, voxel_scale
+from nio_pydra.spatial.unit_grid import compose, integrate, upsample, voxel_scale
 from nio_pydra.spatial.windows import window_means
 
 __all__ = ["IOSettings", "optimize_field"]
 
 SQUARINGS = 4  # of the velocity's integral in every step: enough for the gradient
-FINAL_SQUARINGS = 7  # as in LapIRN
+COMPOSED_STEPS = 7  # between two compositions: few enough that the displacements stay small
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,9 @@ class IOSettings:
         Distance of the control points in voxels. If it does not divide the grid's size, the last ones lie outside.
     smoothings : int
         Number of average poolings (3 voxels) of the control field.
-    form : {"displacement", "velocity"}
-        What the control field is added to: the displacement, or the stationary velocity whose integral is the
-        displacement. The integral hardly folds. A current displacement is taken as the first velocity.
+    form : {"displacement", "diffeomorphic"}
+        How the control field changes the displacement: it is added to it, or to its velocity on coarser images, and
+        composed with it at full resolution. The diffeomorphic form takes the current displacement as a velocity.
     objective : Objective
         Similarity window and regularisation weights.
     augmentation : float
@@ -60,13 +66,13 @@ class IOSettings:
     learning_rate: float = 0.1
     spacing: int = 2
     smoothings: int = 2
-    form: Literal["displacement", "velocity"] = "displacement"
+    form: Literal["displacement", "diffeomorphic"] = "displacement"
     objective: Objective = field(default_factory=Objective)
     augmentation: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.form not in ("displacement", "velocity"):
-            raise ValueError(f"form is {self.form!r}: expected 'displacement' or 'velocity'")
+        if self.form not in ("displacement", "diffeomorphic"):
+            raise ValueError(f"form is {self.form!r}: expected 'displacement' or 'diffeomorphic'")
         for name, least in (("iterations", 0), ("spacing", 1), ("smoothings", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected {least} or more")
@@ -83,7 +89,7 @@ class IOSettings:
 
 
 def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, progress: bool | None = None) -> Tensor:
-    """Refine a unit displacement field ``(1, 3, D, H, W)`` by gradient descent on the field or on its velocity.
+    """Refine a unit displacement field ``(1, 3, D, H, W)`` by gradient descent.
 
     Raises
     ------
@@ -91,20 +97,36 @@ def optimize_field(initial: Tensor, pair: Problem, settings: IOSettings, *, prog
         If the optimisation diverges.
     """
     field = initial
-    steps = (*settings.coarse_iterations, settings.iterations)
-    with Progress(sum(steps), progress) as report:
+    diffeomorphic = settings.form == "diffeomorphic"
+    with Progress(sum(settings.coarse_iterations) + settings.iterations, progress) as report:
+        steps = (*settings.coarse_iterations, settings.iterations)
         for level, (factor, count) in enumerate(zip((4, 2, 1), steps, strict=True), start=1):
+            kind = _Stage
+            if diffeomorphic:
+                kind = _VelocityStage if factor > 1 else _ComposedStage
+                if factor == 1:
+                    with torch.no_grad():
+                        field = integrate(field)
             if count:
-                stage = _Stage(field, pair, settings, factor)
-                optimizer = torch.optim.Adam([stage.control], lr=settings.learning_rate)
-                report.minimise(stage.loss, optimizer, count, level=level)
-                field = stage.result()
-    with torch.no_grad():
-        return finite_field(_displacement(field, settings, FINAL_SQUARINGS).contiguous())
+                stage = kind(field, pair, settings, factor)
+                for done in range(0, count, kind.longest):
+                    report.minimise(stage.loss, stage.optimizer, min(kind.longest, count - done), level=level)
+                    stage.accept()
+                field = stage.field
+    return finite_field(field.contiguous())
 
 
 class _Stage:
-    """Steps at 1 / `factor` of the resolution that improve a displacement or velocity of the full one."""
+    """Steps at 1 / `factor` of the resolution that change a field of the full one by adding to it.
+
+    Attributes
+    ----------
+    field : Tensor
+        ``(1, 3, D, H, W)``, with the changes that were accepted.
+    """
+
+    longest = sys.maxsize
+    """Number of steps after which the change must be accepted."""
 
     def __init__(self, field: Tensor, pair: Problem, settings: IOSettings, factor: int) -> None:
         self.field, self.settings, self.factor = field, settings, factor
@@ -116,20 +138,33 @@ class _Stage:
         self.spacing = -(-settings.spacing // factor)  # in voxels of the coarse grid
         size = [-(-n // self.spacing) for n in self.coarse_field.shape[2:]]
         self.control = torch.zeros(1, 3, *size, device=field.device, requires_grad=True)
+        self.optimizer = torch.optim.Adam([self.control], lr=settings.learning_rate)
         self.affines = None
         if settings.augmentation:
             self.affines = RandomAffines(settings.augmentation, self.coarse_field.shape[2:], field.device)
 
     def loss(self) -> Tensor:
-        changed = self.coarse_field + self._change(self.coarse_unit, self.spacing, self.coarse_field.shape)
-        displacement = _displacement(changed, self.settings, SQUARINGS)
+        change = self._change(self.coarse_unit, self.spacing, self.coarse_field.shape)
+        displacement = self.displacement(self.changed(self.coarse_field, change))
         if self.affines is None:
             return self.pair.loss(displacement, self.objective)
         return loss_through(self.affines.next(), self.pair, displacement, self.objective)
 
-    def result(self) -> Tensor:
+    def accept(self) -> None:
+        """Make the change a part of the field, and start another one from zero."""
         with torch.no_grad():
-            return self.field + self._change(self.unit, self.spacing * self.factor, self.field.shape)
+            change = self._change(self.unit, self.spacing * self.factor, self.field.shape)
+            self.field = self.changed(self.field, change)
+            self.coarse_field = block_means(self.field * self.unit, self.factor) / self.coarse_unit
+            self.control.zero_()
+
+    def changed(self, field: Tensor, change: Tensor) -> Tensor:
+        """Return a field with a change."""
+        return field + change
+
+    def displacement(self, field: Tensor) -> Tensor:
+        """Return the displacement that a field stands for."""
+        return field
 
     def _change(self, unit: Tensor, spacing: int, shape: torch.Size) -> Tensor:
         smooth: Tensor = self.control
@@ -139,5 +174,17 @@ class _Stage:
         return upsample(smooth / unit, spacing)[:, :, :depth, :height, :width]
 
 
-def _displacement(field: Tensor, settings: IOSettings, squarings: int) -> Tensor:
-    return integrate(field, squarings) if settings.form == "velocity" else field
+class _VelocityStage(_Stage):
+    """Steps that add to a stationary velocity."""
+
+    def displacement(self, field: Tensor) -> Tensor:
+        return integrate(field, SQUARINGS)
+
+
+class _ComposedStage(_Stage):
+    """Steps that deform the fixed space before a displacement."""
+
+    longest = COMPOSED_STEPS
+
+    def changed(self, field: Tensor, change: Tensor) -> Tensor:
+        return compose(change, field)

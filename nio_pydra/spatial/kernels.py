@@ -15,13 +15,14 @@ from nio_pydra.system.compiled import compiled
 
 __all__ = [
     "affine_points",
+    "compose_adjoint",
+    "compose_fields",
     "invert_displacement",
     "sample_linear",
     "smallest_determinants",
     "smoothed_at",
     "spread_round_trip",
     "square_adjoint",
-    "square_field",
     "upsample_adjoint",
     "upsample_linear",
     "warp_with_slope",
@@ -491,31 +492,62 @@ def upsample_adjoint(fine, factor, coarse):
 
 
 @compiled(parallel=True, fastmath={"contract", "nsz"})
-def square_field(field, out):
-    """Apply a displacement twice: ``u(x) + u(x + u(x))``.
+def compose_fields(first, then, out):
+    """Compute the displacement of one field followed by another: ``first(x) + then(x + first(x))``.
 
     Parameters
     ----------
-    field : (3, D, H, W)
-        Unit field u, channel 0 along W.
+    first, then : (3, D, H, W)
+        Unit fields, channel 0 along W.
     out : (3, D, H, W)
         Output.
     """
-    _, depth, height, width = field.shape
+    _, depth, height, width = first.shape
     per_z, per_y, per_x = np.float32((depth - 1) / 2), np.float32((height - 1) / 2), np.float32((width - 1) / 2)
     for d in numba.prange(depth):
         for h in range(height):
             for w in range(width):
-                z, fz, _ = _corner(d + field[2, d, h, w] * per_z, depth)
-                y, fy, _ = _corner(h + field[1, d, h, w] * per_y, height)
-                x, fx, _ = _corner(w + field[0, d, h, w] * per_x, width)
+                z, fz, _ = _corner(d + first[2, d, h, w] * per_z, depth)
+                y, fy, _ = _corner(h + first[1, d, h, w] * per_y, height)
+                x, fx, _ = _corner(w + first[0, d, h, w] * per_x, width)
                 for c in range(3):
-                    out[c, d, h, w] = field[c, d, h, w] + _linear(field[c], z, y, x, fz, fy, fx)[0]
+                    out[c, d, h, w] = first[c, d, h, w] + _linear(then[c], z, y, x, fz, fy, fx)[0]
+
+
+@compiled(parallel=True, fastmath={"contract", "nsz"})
+def compose_adjoint(first, then, upstream, gradient):
+    """Compute the gradient of `compose_fields` by its first field.
+
+    Parameters
+    ----------
+    first, then, upstream : (3, D, H, W)
+        Inputs of `compose_fields`, and the derivative by its output.
+    gradient : (3, D, H, W)
+        Output.
+    """
+    _, depth, height, width = first.shape
+    per_z, per_y, per_x = np.float32((depth - 1) / 2), np.float32((height - 1) / 2), np.float32((width - 1) / 2)
+    for d in numba.prange(depth):
+        for h in range(height):
+            for w in range(width):
+                z, fz, free_z = _corner(d + first[2, d, h, w] * per_z, depth)
+                y, fy, free_y = _corner(h + first[1, d, h, w] * per_y, height)
+                x, fx, free_x = _corner(w + first[0, d, h, w] * per_x, width)
+                by_x = by_y = by_z = np.float32(0)
+                for c in range(3):
+                    g = upstream[c, d, h, w]
+                    _, to_z, to_y, to_x = _linear(then[c], z, y, x, fz, fy, fx)
+                    by_x += g * to_x
+                    by_y += g * to_y
+                    by_z += g * to_z
+                gradient[0, d, h, w] = upstream[0, d, h, w] + free_x * per_x * by_x
+                gradient[1, d, h, w] = upstream[1, d, h, w] + free_y * per_y * by_y
+                gradient[2, d, h, w] = upstream[2, d, h, w] + free_z * per_z * by_z
 
 
 @compiled(parallel=True, fastmath={"contract", "nsz"})
 def square_adjoint(field, upstream, slabs, reach, gradient):
-    """Compute the gradient of `square_field` by its input from that by its output.
+    """Compute the gradient of a field followed by itself (`compose_fields`) by that field.
 
     A slab of the gradient is written by one thread, which visits all voxels that can reach it, in order. So the sums
     do not depend on the number of slabs.
@@ -523,7 +555,7 @@ def square_adjoint(field, upstream, slabs, reach, gradient):
     Parameters
     ----------
     field, upstream : (3, D, H, W)
-        Input of `square_field`, and the derivative by its output.
+        Both inputs of `compose_fields`, and the derivative by its output.
     slabs : int
         Number of slabs along D.
     reach : int

@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["identity_grid", "integrate", "unit_to_voxel", "upsample", "voxel_scale", "voxel_to_unit", "warp"]
+__all__ = [
+    "compose",
+    "identity_grid",
+    "integrate",
+    "unit_to_voxel",
+    "upsample",
+    "voxel_scale",
+    "voxel_to_unit",
+    "warp",
+]
 
 
 def identity_grid(shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -46,7 +55,7 @@ def voxel_to_unit(field: Tensor) -> Tensor:
     return field.flip(1) / voxel_scale(field.shape[2:], device=field.device, dtype=field.dtype)
 
 
-def warp(image: Tensor, field: Tensor, *, mode: str = "bilinear", grid: Tensor | None = None) -> Tensor:
+def warp(image: Tensor, field: Tensor, *, mode: str = "bilinear") -> Tensor:
     """Resample an image through a unit field.
 
     Parameters
@@ -57,8 +66,6 @@ def warp(image: Tensor, field: Tensor, *, mode: str = "bilinear", grid: Tensor |
         Unit field ``(N, 3, D, H, W)``.
     mode : {"bilinear", "nearest"}
         "bilinear" is trilinear for volumes.
-    grid : Tensor, optional
-        :func:`identity_grid` of the field's shape, if the caller has one.
 
     Returns
     -------
@@ -67,8 +74,7 @@ def warp(image: Tensor, field: Tensor, *, mode: str = "bilinear", grid: Tensor |
     """
     if mode == "bilinear" and _kernel_serves(image, field):
         return _CompiledWarp.apply(image, field)
-    if grid is None:
-        grid = identity_grid(field.shape[2:], device=field.device, dtype=field.dtype)
+    grid = identity_grid(field.shape[2:], device=field.device, dtype=field.dtype)
     positions = grid + field.permute(0, 2, 3, 4, 1)
     return functional.grid_sample(image, positions, mode=mode, padding_mode="border", align_corners=True)
 
@@ -105,6 +111,47 @@ class _CompiledWarp(torch.autograd.Function):
         return None, slope[None] * gradient
 
 
+def compose(first: Tensor, then: Tensor) -> Tensor:
+    """Return the displacement of one field followed by another: ``first(x) + then(x + first(x))``.
+
+    Parameters
+    ----------
+    first, then : Tensor
+        Unit fields ``(N, 3, D, H, W)``. `then` is sampled with the nearest voxel beyond the border.
+    """
+    if _kernels_serve(first) and not then.requires_grad:
+        return _CompiledComposition.apply(first, then)
+    return first + warp(then, first)
+
+
+def _kernels_serve(field: Tensor) -> bool:
+    return field.device.type == "cpu" and field.dtype == torch.float32 and len(field) == 1 and min(field.shape[2:]) > 1
+
+
+class _CompiledComposition(torch.autograd.Function):
+    """One displacement after another one, which is constant, on the CPU."""
+
+    @staticmethod
+    def forward(ctx, first: Tensor, then: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        from nio_pydra.spatial.kernels import compose_fields
+
+        first, then = first.detach().contiguous(), then.contiguous()
+        composed = torch.empty_like(first)
+        compose_fields(first[0].numpy(), then[0].numpy(), composed[0].numpy())
+        ctx.save_for_backward(first, then)
+        return composed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        from nio_pydra.spatial.kernels import compose_adjoint
+
+        first, then = ctx.saved_tensors
+        gradient = torch.empty_like(first)
+        compose_adjoint(first[0].numpy(), then[0].numpy(), upstream[0].contiguous().numpy(), gradient[0].numpy())
+        return gradient, None
+
+
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     """Return the displacement of a stationary velocity field at time 1, by scaling and squaring.
 
@@ -116,13 +163,8 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
         Number of squarings; LapIRN uses 7.
     """
     field = velocity / 2**steps
-    if field.device.type == "cpu" and field.dtype == torch.float32 and len(field) == 1 and min(field.shape[2:]) > 1:
-        for _ in range(steps):
-            field = _CompiledSquaring.apply(field)
-        return field
-    grid = identity_grid(velocity.shape[2:], device=velocity.device, dtype=velocity.dtype)
     for _ in range(steps):
-        field = field + warp(field, field, grid=grid)
+        field = _CompiledSquaring.apply(field) if _kernels_serve(field) else field + warp(field, field)
     return field
 
 
@@ -131,11 +173,11 @@ class _CompiledSquaring(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, field: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        from nio_pydra.spatial.kernels import square_field
+        from nio_pydra.spatial.kernels import compose_fields
 
         field = field.detach().contiguous()
         squared = torch.empty_like(field)
-        square_field(field[0].numpy(), squared[0].numpy())
+        compose_fields(field[0].numpy(), field[0].numpy(), squared[0].numpy())
         ctx.save_for_backward(field)
         return squared
 

@@ -52,7 +52,7 @@ def test_settings_that_differ_are_set_in_nested_parts_and_the_rest_stays():
         (
             ("nio_m", "magic"),
             {},
-            "has no preset magic: choose one of paper, precise, fast, diffeomorphic, adapted, draft",
+            "has no preset magic: choose one of paper, precise, fast, adapted, draft",
         ),
         (("nio_m",), {"netwrok": {}}, r"there is no setting netwrok: choose one of start, network"),
         (("nio_m",), {"network": {"iterations": "many"}}, "network.iterations is 'many': expected a list"),

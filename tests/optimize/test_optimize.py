@@ -135,7 +135,7 @@ def test_coarse_steps_before_fine_ones_improve_on_the_same_fine_ones(pair):
     fine = IOSettings(iterations=3, learning_rate=0.3)
     values = [
         pair.similarity(optimize_field(ZERO, pair, replace(fine, coarse_iterations=n, form=form))).item()
-        for form in ("displacement", "velocity") for n in ((0, 0), (20, 20))
+        for form in ("displacement", "diffeomorphic") for n in ((0, 0), (20, 20))
     ]  # fmt: skip
     assert values[1] < values[0] - 0.005 and values[3] < values[2] - 0.005
 
@@ -169,16 +169,16 @@ def test_a_loss_at_the_resolution_of_the_level_teaches_the_network_as_well(pair,
     ), "the last level has the full resolution"
 
 
-def test_a_velocity_and_a_penalty_of_volume_change_prevent_folds(pair):
+def test_the_diffeomorphic_form_and_a_penalty_of_volume_change_prevent_folds(pair):
     rough = IOSettings(iterations=40, learning_rate=0.6, smoothings=0, objective=Objective(weight=0))
     penalised = replace(rough, objective=Objective(weight=0, volume_weight=0.05))
     folds, gained = [], []
-    for settings in (rough, penalised, replace(rough, form="velocity"), replace(penalised, form="velocity")):
+    for settings in (rough, penalised, replace(rough, form="diffeomorphic"), replace(penalised, form="diffeomorphic")):
         field = optimize_field(ZERO, pair, settings)
         world = DisplacementField.from_voxels(unit_to_voxel(field)[0].numpy(), np.eye(4))
         folds.append(regularity(world, np.ones(SHAPE, bool)).fold_percent)
         gained.append(pair.similarity(ZERO).item() - pair.similarity(field).item())
-    assert folds[0] > 2 and max(folds[1:3]) < folds[0] / 8 and folds[3] == 0
+    assert folds[0] > 2 and max(folds[1:3]) < folds[0] / 6 and folds[3] == 0
     assert min(gained) > 0.9 * max(gained)
 
 
@@ -261,7 +261,7 @@ def test_an_optimisation_that_diverges_says_so_and_returns_nothing(pair, network
     with pytest.raises(ComputationError, match="diverged: its loss is nan at step 1"):
         optimize_field(torch.full_like(ZERO, float("nan")), pair, IOSettings(iterations=3))
     with pytest.raises(ComputationError, match="diverged"):
-        optimize_field(torch.full_like(ZERO, float("nan")), pair, IOSettings(iterations=3, form="velocity"))
+        optimize_field(torch.full_like(ZERO, float("nan")), pair, IOSettings(iterations=3, form="diffeomorphic"))
 
 
 def test_only_lapirn_can_be_optimised_and_others_are_named(pair):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nio_pydra.spatial.unit_grid import identity_grid, integrate, unit_to_voxel, upsample, voxel_to_unit, warp
+from nio_pydra.spatial.unit_grid import compose, identity_grid, integrate, unit_to_voxel, upsample, voxel_to_unit, warp
 
 SHAPE = (9, 11, 10)
 
@@ -88,6 +88,26 @@ def test_compiled_integral_and_its_gradient_equal_torch(shape, size):
         results.append((field.detach().double(), leaf.grad.double()))
     assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
     assert (results[0][1] - results[1][1]).abs().max() < 1e-5 * results[1][1].abs().max()
+
+
+@pytest.mark.parametrize("size", [0.05, 0.6])  # the larger one points beyond the border
+def test_compiled_composition_and_its_gradient_equal_torch(size):
+    shape = (18, 5, 9)
+    first, then = torch.randn(2, 1, 3, *shape, generator=torch.Generator().manual_seed(4)) * size
+    results = []
+    for dtype in (torch.float32, torch.float64):  # only float32 is compiled
+        leaf = first.to(dtype, copy=True).requires_grad_()
+        field = compose(leaf, then.to(dtype))
+        (field * torch.linspace(-1, 1, field.numel(), dtype=dtype).view_as(field)).sum().backward()
+        results.append((field.detach().double(), leaf.grad.double()))
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
+    assert (results[0][1] - results[1][1]).abs().max() < 1e-5 * results[1][1].abs().max()
+
+
+def test_a_field_after_zero_and_zero_after_a_field_are_the_field():
+    field = torch.randn(1, 3, 6, 7, 8, generator=torch.Generator().manual_seed(4)) * 0.2
+    zero = torch.zeros_like(field)
+    assert torch.equal(compose(field, zero), field) and torch.allclose(compose(zero, field), field, atol=1e-6)
 
 
 def test_gradient_of_the_integral_does_not_depend_on_the_number_of_threads():
