@@ -13,15 +13,9 @@ NETWORKS = (
 NOTES = """\
 As [experiment 1](experiment_1.md), with another participant as the atlas.
 
-`nio_m:fast` has a higher mean Dice than greedy, but not significantly, and a lower DSC30: in the cortex they are
-alike. `nio_m:diffeomorphic` is first in both. What `fast` lacks is in some gyri of few scans, most of all of sub-1004,
-whose neighbours the network's prediction takes for them (right parietal operculum: LapIRN 0.48, `fast` 0.50, greedy
-0.58, mean of all scans), and `fast` starts from that prediction. For sub-1004 greedy has 0.639 and `fast` 0.629; with
-three times the steps at full resolution (`nio_m:fast?field.iterations=60`) it has 0.630, from the prediction of the
-authors' weights (`nio_m:fast@LapIRN_disp_fea7.pth`) 0.635, and on a velocity (`nio_m:diffeomorphic`) 0.633. So the
-start decides, not the number of steps, and a velocity leaves it more easily. These were looked at afterwards, on
-2026-11-26; no setting was changed for them. 0.630 and 0.635 are single runs of `nio register` with these methods, whose
-records are not kept here; the other numbers are in the cases beside this page."""
+What `nio_m:fast` gains over greedy is less than in experiment 1. In the cortex they are nearly alike, and greedy is
+better on sub-1004 (0.639, `fast` 0.631): the network's prediction takes some of its gyri for their neighbours (right
+parietal operculum: LapIRN 0.48, greedy 0.58, mean of all scans), and `fast` starts from that prediction."""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
