@@ -15,12 +15,11 @@ from nio_pydra.cli.dataset import (
     add_dataset_options,
     clean_if_asked,
     open_dataset,
-    run_folders,
     settings_of,
 )
 from nio_pydra.cli.errors import ended_by_signals
 from nio_pydra.cli.options import add_runtime_options, positive
-from nio_pydra.cli.run_log import log_start
+from nio_pydra.cli.run_log import log_ended, log_start
 from nio_pydra.errors import InputError
 from nio_pydra.system.files import one_at_a_time
 from nio_pydra.system.wording import counted
@@ -67,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Adapt a network; return the exit status."""
     args.out_dir = args.work_dir / "nio_pydra" / "adapt"  # takes the log
-    with run_folders(args):
+    with log_ended():
         return _adapt(args)
 
 

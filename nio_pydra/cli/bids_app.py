@@ -20,12 +20,11 @@ from nio_pydra.cli.dataset import (
     clean_if_asked,
     open_dataset,
     refuse_loss,
-    run_folders,
     settings_of,
 )
 from nio_pydra.cli.errors import ended_by_signals, exit_status
 from nio_pydra.cli.options import add_engine_options, add_jacobian_option, method_of
-from nio_pydra.cli.run_log import log_outcomes, log_start
+from nio_pydra.cli.run_log import log_ended, log_outcomes, log_start
 from nio_pydra.cli.version import ShowVersion
 from nio_pydra.engines.names import DEFAULT_ENGINE
 from nio_pydra.errors import InputError
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def action() -> int:
         chosen = with_config_file(parser, arguments, options)
-        with run_folders(chosen):
+        with log_ended():
             return level(chosen, shlex.join(["nio-pydra", *arguments]))
 
     return exit_status("nio-pydra", action, [options.out_dir, options.work_dir])

@@ -17,12 +17,11 @@ from nio_pydra.cli.dataset import (
     add_dataset_options,
     clean_if_asked,
     open_dataset,
-    run_folders,
     settings_of,
 )
 from nio_pydra.cli.errors import ended_by_signals
 from nio_pydra.cli.options import add_runtime_options
-from nio_pydra.cli.run_log import log_outcomes, log_start
+from nio_pydra.cli.run_log import log_ended, log_outcomes, log_start
 from nio_pydra.errors import InputError
 from nio_pydra.system.cores import core_count, processor_name
 from nio_pydra.system.files import atomic_path, write_text
@@ -71,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Compare methods; return the exit status."""
-    with run_folders(args):
+    with log_ended():
         return _compare(args)
 
 

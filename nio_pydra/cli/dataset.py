@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nio_pydra.cli.options import memory, named_datasets, named_path, positive
-from nio_pydra.cli.run_log import begin_log, end_log
+from nio_pydra.cli.run_log import begin_log
 from nio_pydra.cli.spaces import add_space_options, atlases_of, check_space_options
 from nio_pydra.errors import InputError
 from nio_pydra.system.slurm import require_usable
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from nio_pydra.workflows.settings import DatasetSettings
 
 __all__ = [
-    "DatasetRun", "add_dataset_options", "clean_if_asked", "open_dataset", "refuse_loss", "run_folders", "settings_of",
+    "DatasetRun", "add_dataset_options", "clean_if_asked", "open_dataset", "refuse_loss", "settings_of",
 ]  # fmt: skip
 
 log = logging.getLogger("nio_pydra")
@@ -265,20 +263,6 @@ def _skull_stripped(scan: Scan, options: argparse.Namespace) -> bool:
 
         return not scan.problem and background_is_zero(scan.image)
     return scan.skull_stripped and options.skull_strip_t1w != "force"
-
-
-@contextmanager
-def run_folders(options: argparse.Namespace) -> Iterator[None]:
-    """End the log after a command, and delete the folders that it made if they are still empty."""
-    folders = (options.out_dir / "logs", options.out_dir, options.work_dir)
-    absent = [folder for folder in folders if not folder.exists()]
-    try:
-        yield
-    finally:
-        end_log()
-        for folder in absent:
-            with suppress(OSError):  # only empty folders can be deleted: those of a run that was refused
-                folder.rmdir()
 
 
 def refuse_loss(options: argparse.Namespace) -> dict[str, Path]:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nio_pydra.errors import ComputationError, InputError, ProgramError
@@ -37,7 +37,8 @@ def exit_status(program: str, action: Callable[[], int], folders: Sequence[Path]
     action : callable
         Function that runs the command and returns the exit status.
     folders : sequence of Path
-        Folders that it writes to. The message about a full disk names one of them.
+        Folders that it writes to. One that it made is deleted if it is empty in the end, as after a refusal. The
+        message about a full disk names one of them.
 
     Returns
     -------
@@ -46,7 +47,7 @@ def exit_status(program: str, action: Callable[[], int], folders: Sequence[Path]
         (SIGINT), 143 after SIGTERM, 129 after SIGHUP.
     """
     try:
-        with _termination_raised():
+        with _empty_folders_deleted(folders), _termination_raised():
             return action()
     except (ComputationError, InputError, ProgramError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
@@ -65,6 +66,18 @@ def exit_status(program: str, action: Callable[[], int], folders: Sequence[Path]
     except _Terminated as error:
         print(f"{program}: terminated", file=sys.stderr)
         return 128 + error.number
+
+
+@contextmanager
+def _empty_folders_deleted(folders: Sequence[Path]) -> Iterator[None]:
+    """Delete folders that are made meanwhile, if they are empty."""
+    absent = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in absent:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 @contextmanager

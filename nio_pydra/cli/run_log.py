@@ -7,8 +7,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nio_pydra.cli.dataset import DatasetRun
     from nio_pydra.workflows.outcomes import Outcome
 
-__all__ = ["begin_log", "end_log", "log_outcomes", "log_start"]
+__all__ = ["begin_log", "log_ended", "log_outcomes", "log_start"]
 
 log = logging.getLogger("nio_pydra")
 
@@ -34,7 +34,7 @@ def begin_log(out_dir: Path, verbose: int = 0) -> Path:
     logging.raiseExceptions = False  # otherwise a full disk gives a traceback for every line
     folder = out_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    end_log()
+    _end_log()
     file = _log_file(folder)
     log.handlers = [logging.StreamHandler(sys.stdout), file]
     for handler in log.handlers:
@@ -44,12 +44,25 @@ def begin_log(out_dir: Path, verbose: int = 0) -> Path:
     return Path(file.baseFilename)
 
 
-def end_log() -> None:
-    """Close the log, and delete its file if it is empty."""
+@contextmanager
+def log_ended() -> Iterator[None]:
+    """End the log after a command."""
+    try:
+        yield
+    finally:
+        _end_log()
+
+
+def _end_log() -> None:
+    """Close the log, and delete its file if it is empty, as after a refusal, and then its folder."""
     for handler in log.handlers:
         handler.close()
-        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).stat().st_size == 0:
-            Path(handler.baseFilename).unlink()
+        if isinstance(handler, logging.FileHandler):
+            path = Path(handler.baseFilename)
+            if path.stat().st_size == 0:
+                path.unlink()
+                with suppress(OSError):  # it holds other logs
+                    path.parent.rmdir()
     log.handlers = []
 
 

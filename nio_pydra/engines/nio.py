@@ -251,7 +251,8 @@ CHEST_SMOOTHINGS, CHEST_AUGMENTATION = 3, 0.035
 """The deformation model and the augmentation of Mok et al. for the chest."""
 
 #: "paper" is the schedule of Mok et al. "precise" adds the refinement of the field, and "fast" puts it in the place of
-#: most steps. "adapted" is for weights of `nio adapt`: the network takes no steps, and the field fewer. "draft" is "fast" with fewer steps of both.
+#: most steps. "adapted" is for weights of `nio adapt`: the network takes no steps, and the field fewer. "draft" is
+#: "fast" with fewer steps of both.
 #: "chest" is the paper's for lungs. "chest_fast" is "fast" for lungs, whose volume breathing changes. It is smoother,
 #: since breathing is, and since most of a lung has little texture but noise.
 NIO_M = NetworkEngine(

@@ -104,6 +104,7 @@ def test_wrong_cases_are_one_sentence(unpacked, tmp_path, capsys, words, sentenc
     assert run(unpacked, tmp_path / "out", *words) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(sentence, said)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_images_is_one_sentence(tmp_path, capsys):
