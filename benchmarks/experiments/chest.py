@@ -97,8 +97,9 @@ the settings of the paper for the chest, in voxels of {" / ".join(f"{mm:g}" for 
 (elastix / breathing / liver). They start from the package's weights, which were trained on brains: there are
 none of the chest. So `lapirn:chest` is not the LapIRN of the paper's Table 2, which was trained on chests.
 `nio_m:chest_fast` has the cheap schedule of the brain's `fast`. Its smoothness (control points 3 voxels apart, weight
-0.8, no penalty of volume change) was chosen among twelve settings on the pair of elastix and on the simulated motions
-1 to 3, so its numbers there are those of a choice; motions 4 to 10 are a test. No other method was tuned."""
+0.8, no penalty of volume change) and number of steps were chosen among sixteen settings on the pair of elastix and on
+the simulated motions 1 to 3, so its numbers there are those of a choice; motions 4 to 10 are a test. No other method
+was tuned."""
 PART_NOTES = {
     "elastix": f"""\
 Baseline (fixed, at half resolution) and follow-up (moving) of one right lung, 51 landmarks, after an affine by ANTs

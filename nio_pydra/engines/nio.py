@@ -275,10 +275,9 @@ NIO_M = NetworkEngine(
             network=FEW_STEPS,
             field=replace(
                 REFINEMENT,
-                iterations=20,
+                iterations=28,
                 spacing=3,
                 smoothings=2,
-                form="displacement",
                 objective=replace(REFINEMENT.objective, weight=0.8, volume_weight=0.0),
             ),
             smoothings=CHEST_SMOOTHINGS,
