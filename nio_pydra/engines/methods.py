@@ -61,9 +61,16 @@ class Method:
         return self.engine.fingerprint(self.settings)
 
     def made(self, record: Mapping[str, Any]) -> bool:
-        """Return whether a record is of this engine with these settings and weights."""
+        """Return whether a record is of this engine with these settings and weights.
+
+        A setting that the record does not know had its default: what a new setting does by default was done before.
+        """
         wanted = json.loads(json.dumps(self.record()))
-        if any(record.get(name) != value for name, value in wanted.items()):
+        try:
+            settings = plain(with_changes(type(self.settings)(), record.get("settings", {})))
+        except ValueError:  # settings that are no more
+            return False
+        if settings != wanted["settings"] or any(record.get(name) != wanted[name] for name in ("engine", "preset")):
             return False
         used = record.get("weights")
         return used is None or self.fingerprint().endswith(used["sha256"][:16])

@@ -42,6 +42,9 @@ class NIOSettings:
     iterations : tuple of int
         Number of steps at levels 1, 2 and 3. ``(100, 60, 30)`` is NIO_m, ``(0, 0, 50)`` NIO, ``(0, 0, 0)`` LapIRN.
         Levels without steps predict with their trained weights.
+    levels : int
+        Number of levels that predict the field. With fewer than three, the last one's field is upsampled. Level 3
+        works at full resolution and costs more than the others together.
     learning_rate : float
         Learning rate of Adam.
     compared : {"full", "level"}
@@ -56,6 +59,7 @@ class NIOSettings:
     """
 
     iterations: tuple[int, int, int] = (100, 60, 30)
+    levels: int = LEVELS
     learning_rate: float = 1e-4
     compared: Literal["full", "level"] = "full"
     objective: Objective = field(default_factory=Objective)
@@ -66,6 +70,10 @@ class NIOSettings:
             raise ValueError(f"compared is {self.compared!r}: expected 'full' or 'level'")
         if len(self.iterations) != LEVELS or min(self.iterations) < 0:
             raise ValueError(f"iterations is {self.iterations}: expected {LEVELS} numbers, none negative")
+        if not 1 <= self.levels <= LEVELS:
+            raise ValueError(f"levels is {self.levels}: expected a number from 1 to {LEVELS}")
+        if any(self.iterations[self.levels :]):
+            raise ValueError(f"iterations is {self.iterations}: expected no steps above level {self.levels} (levels)")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: expected a positive number")
         if not 0 <= self.augmentation < 0.5:
@@ -160,4 +168,4 @@ def optimize_network(
             optimizer = torch.optim.Adam(network.levels[:level].parameters(), lr=settings.learning_rate)
             report.minimise(partial(loss, level, factor, pair.coarser(factor)), optimizer, steps, level=level)
     with torch.no_grad():
-        return finite_field(predict(LEVELS, *pyramids, pair.fixed.shape[2:]).contiguous())
+        return finite_field(predict(settings.levels, *pyramids, pair.fixed.shape[2:]).contiguous())

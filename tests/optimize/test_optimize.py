@@ -155,6 +155,22 @@ def test_windows_of_coarser_images_are_smaller_but_no_less_than_five_voxels():
     ]  # fmt: skip
 
 
+def test_the_field_of_fewer_levels_is_upsampled(pair, network):
+    found = optimize_network(network, pair, NIOSettings(iterations=(0, 0, 0), levels=2))
+    with torch.no_grad():
+        second = network(pair.moving, pair.fixed, levels=2)[-1].field
+    assert torch.allclose(found, upsample(second), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"levels": 4}, "levels is 4"), ({"levels": 2, "iterations": (5, 5, 1)}, "no steps above level 2")],
+)
+def test_levels_that_do_not_exist_or_do_not_predict_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        NIOSettings(**changes)
+
+
 def test_a_loss_at_the_resolution_of_the_level_teaches_the_network_as_well(pair, network):
     at_level = replace(FAST, iterations=(10, 8, 0), compared="level")
     predicted = optimize_network(network, pair, NIOSettings(iterations=(0, 0, 0)))
