@@ -42,6 +42,10 @@ NOTES = "Networks, by what they were trained on:\n\n" + "\n".join(
     f"- **{name}** (`{weights.removeprefix('@') or 'default.safetensors'}`): {data}"
     for name, (weights, data) in REGIMES.items()
 )
+NOTES += """
+
+`NIO_m fast` is that of commit 2331cdd, with the network's highest level and 14 steps of the field at full resolution.
+Later commits leave that level out and take 21 steps: 0.6482 before and 0.6480 after in experiment 1."""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
