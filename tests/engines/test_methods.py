@@ -38,9 +38,9 @@ def test_a_method_is_the_first_preset_unless_another_is_chosen():
 
 
 def test_settings_that_differ_are_set_in_nested_parts_and_the_rest_stays():
-    changes = {"network": {"iterations": [3, 2, 0], "objective": {"weight": 0.2}}, "field": False}
+    changes = {"network": {"iterations": [3, 2, 1], "objective": {"weight": 0.2}}, "field": False}
     method = choose_method("nio_m", "fast", changes=changes)
-    assert method.settings.network.iterations == (3, 2, 0)
+    assert method.settings.network.iterations == (3, 2, 1)
     assert method.settings.network.objective.weight == 0.2 and method.settings.network.objective.window == 7
     assert method.settings.field is None
     assert get_engine("nio_m").presets["fast"].field is not None
@@ -163,11 +163,11 @@ def test_nio_engines_shows_the_settings_of_one_engine_as_files_take_them(capsys,
 
 
 def test_a_record_is_of_a_method_if_all_settings_agree_and_absent_ones_are_the_default():
-    method = parse_method("nio_m:fast?field.iterations=5")
+    method = parse_method("nio_m:draft?field.iterations=5")
     record = json.loads(json.dumps(method.record()))
-    assert method.made(record) and not parse_method("nio_m:fast").made(record)
+    assert method.made(record) and not parse_method("nio_m:draft").made(record)
     del record["settings"]["network"]["augmentation"]  # an older package did not have it
-    assert method.made(record) and not parse_method("nio_m:fast?network.augmentation=0.1").made(record)
+    assert method.made(record) and not parse_method("nio_m:draft?field.iterations=5&network.augmentation=0.1").made(record)
     del record["settings"]["network"]["levels"]
     assert not method.made(record), "it has another value than the default"
     record["settings"]["unheard_of"] = 1
