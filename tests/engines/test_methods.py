@@ -167,7 +167,9 @@ def test_a_record_is_of_a_method_if_all_settings_agree_and_absent_ones_are_the_d
     record = json.loads(json.dumps(method.record()))
     assert method.made(record) and not parse_method("nio_m:draft").made(record)
     del record["settings"]["network"]["augmentation"]  # an older package did not have it
-    assert method.made(record) and not parse_method("nio_m:draft?field.iterations=5&network.augmentation=0.1").made(record)
+    assert method.made(record) and not parse_method("nio_m:draft?field.iterations=5&network.augmentation=0.1").made(
+        record
+    )
     del record["settings"]["network"]["levels"]
     assert not method.made(record), "it has another value than the default"
     record["settings"]["unheard_of"] = 1
