@@ -46,8 +46,7 @@ once they were run.
 
 The refinement of `nio_m:fast` is under a penalty of volume change. Until commit 84c0208 that was weaker and of another
 form, (J - 1)^2, which kept large ventricles small: a mean Dice of 0.645, and of 0.630 for sub-1125, aged 83. Until
-commit 2331cdd it was not diffeomorphic: 0.647, a std|J| of 0.495, and 0.0013 % folds before repair; no voxel folds
-now. Until commit 7c38e17 the network's highest level predicted as well: 0.6482, now 0.6480."""
+commit 2331cdd it was not diffeomorphic: 0.647, a std|J| of 0.495, and 0.0013 % folds before repair."""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:

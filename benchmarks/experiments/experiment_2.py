@@ -13,11 +13,9 @@ NETWORKS = (
 NOTES = """\
 As [experiment 1](experiment_1.md), with another participant as the atlas.
 
-`nio_m:fast` has a higher mean Dice than greedy, but not significantly. It is worse on sub-1004 (0.628, greedy 0.639),
-whose gyri the network's prediction takes for their neighbours (right parietal operculum: LapIRN 0.48, greedy 0.58, mean
-of all scans): `fast` starts from that prediction. Until commit 7c38e17 the network's highest level predicted as well:
-0.6455 instead of 0.6448, better than greedy in seven of the eight scans, p after Holm's correction 0.039. That level was
-given up for its time without bfloat16, on training scans to sub-1000, on which it made no difference."""
+What `nio_m:fast` gains over greedy is less than in experiment 1. It is worse on sub-1004, whose gyri the network's
+prediction takes for their neighbours (right parietal operculum: LapIRN 0.48, greedy 0.58, mean of all scans): `fast`
+starts from that prediction."""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:

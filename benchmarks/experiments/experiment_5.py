@@ -44,8 +44,7 @@ NOTES = "Networks, by what they were trained on:\n\n" + "\n".join(
 )
 NOTES += """
 
-`NIO_m fast` is that of commit 2331cdd, with the network's highest level and 14 steps of the field at full resolution.
-Later commits leave that level out and take 21 steps: 0.6482 before and 0.6480 after in experiment 1."""
+`NIO_m fast` is that of commit 2331cdd, with 14 steps of the field at full resolution; later it takes 21."""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
