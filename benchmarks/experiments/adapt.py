@@ -56,7 +56,10 @@ label is used. `lapirn` is the network alone, `nio_m:adapted` adds the short ref
 
 Methods without `@` come from [experiment 1](experiment_1.md), elsewhere from experiments 2 to 4, with the same affines
 (same seed). Some of them ran on another machine with a GPU, so their processor seconds stand in the tables of `nio
-compare` only. Processor seconds are those of loaded machines."""
+compare` only. Processor seconds are those of loaded machines.
+
+Elsewhere than on the test scans to sub-{ATLAS}, `nio_m:adapted` is that of before commit 2331cdd, whose refinement was
+not diffeomorphic."""
 
 
 @dataclass(frozen=True)
