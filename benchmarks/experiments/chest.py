@@ -99,7 +99,7 @@ none of the chest. So `lapirn:chest` is not the LapIRN of the paper's Table 2, w
 `nio_m:chest_fast` has the cheap schedule of the brain's `fast`. Its smoothness (control points 3 voxels apart, weight
 0.8, no penalty of volume change) and number of steps were chosen among sixteen settings on the pair of elastix and on
 the simulated motions 1 to 3, so its numbers there are those of a choice; motions 4 to 10 are a test. No other method
-was tuned. Its processor seconds, by two threads on a loaded machine, are too many: with one thread it took 19 for motion 1."""
+was tuned."""
 PART_NOTES = {
     "elastix": f"""\
 Baseline (fixed, at half resolution) and follow-up (moving) of one right lung, 51 landmarks, after an affine by ANTs
