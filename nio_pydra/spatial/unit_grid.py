@@ -164,7 +164,7 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     """
     field = velocity / 2**steps
     for _ in range(steps):
-        field = _CompiledSquaring.apply(field) if _kernels_serve(field) else field + warp(field, field)
+        field = _CompiledSquaring.apply(field) if _kernels_serve(field) else compose(field, field)
     return field
 
 

@@ -186,7 +186,7 @@ def test_a_loss_at_the_resolution_of_the_level_teaches_the_network_as_well(pair,
 
 
 def test_the_diffeomorphic_form_and_a_penalty_of_volume_change_prevent_folds(pair):
-    rough = IOSettings(iterations=40, learning_rate=0.6, smoothings=0, objective=Objective(weight=0))
+    rough = IOSettings(iterations=40, learning_rate=0.5, smoothings=0, objective=Objective(weight=0))
     penalised = replace(rough, objective=Objective(weight=0, volume_weight=0.05))
     folds, gained = [], []
     for settings in (rough, penalised, replace(rough, form="diffeomorphic"), replace(penalised, form="diffeomorphic")):
@@ -194,7 +194,7 @@ def test_the_diffeomorphic_form_and_a_penalty_of_volume_change_prevent_folds(pai
         world = DisplacementField.from_voxels(unit_to_voxel(field)[0].numpy(), np.eye(4))
         folds.append(regularity(world, np.ones(SHAPE, bool)).fold_percent)
         gained.append(pair.similarity(ZERO).item() - pair.similarity(field).item())
-    assert folds[0] > 2 and max(folds[1:3]) < folds[0] / 6 and folds[3] == 0
+    assert folds[0] > 2 and max(folds[1:3]) < folds[0] / 8 and folds[3] == 0
     assert min(gained) > 0.9 * max(gained)
 
 
