@@ -40,6 +40,19 @@ def _corner(position, size):
 
 
 @numba.njit(inline="always")
+def _target(field, d, h, w, depth, height, width):
+    """Return where a unit field takes a voxel: for z, y and x the lower neighbour, the distance, and voxels per unit.
+
+    Beyond the border a unit moves nothing.
+    """
+    per_z, per_y, per_x = np.float32((depth - 1) / 2), np.float32((height - 1) / 2), np.float32((width - 1) / 2)
+    z, fz, free_z = _corner(d + field[2, d, h, w] * per_z, depth)
+    y, fy, free_y = _corner(h + field[1, d, h, w] * per_y, height)
+    x, fx, free_x = _corner(w + field[0, d, h, w] * per_x, width)
+    return z, fz, free_z * per_z, y, fy, free_y * per_y, x, fx, free_x * per_x
+
+
+@numba.njit(inline="always")
 def _linear(volume, z, y, x, fz, fy, fx):
     """Return the trilinear value between the corner ``z, y, x`` and the next ones, and its slopes along the axes."""
     a = volume[z, y, x]
@@ -503,13 +516,10 @@ def compose_fields(first, then, out):
         Output.
     """
     _, depth, height, width = first.shape
-    per_z, per_y, per_x = np.float32((depth - 1) / 2), np.float32((height - 1) / 2), np.float32((width - 1) / 2)
     for d in numba.prange(depth):
         for h in range(height):
             for w in range(width):
-                z, fz, _ = _corner(d + first[2, d, h, w] * per_z, depth)
-                y, fy, _ = _corner(h + first[1, d, h, w] * per_y, height)
-                x, fx, _ = _corner(w + first[0, d, h, w] * per_x, width)
+                z, fz, _, y, fy, _, x, fx, _ = _target(first, d, h, w, depth, height, width)
                 for c in range(3):
                     out[c, d, h, w] = first[c, d, h, w] + _linear(then[c], z, y, x, fz, fy, fx)[0]
 
@@ -526,13 +536,10 @@ def compose_adjoint(first, then, upstream, gradient):
         Output.
     """
     _, depth, height, width = first.shape
-    per_z, per_y, per_x = np.float32((depth - 1) / 2), np.float32((height - 1) / 2), np.float32((width - 1) / 2)
     for d in numba.prange(depth):
         for h in range(height):
             for w in range(width):
-                z, fz, free_z = _corner(d + first[2, d, h, w] * per_z, depth)
-                y, fy, free_y = _corner(h + first[1, d, h, w] * per_y, height)
-                x, fx, free_x = _corner(w + first[0, d, h, w] * per_x, width)
+                z, fz, slope_z, y, fy, slope_y, x, fx, slope_x = _target(first, d, h, w, depth, height, width)
                 by_x = by_y = by_z = np.float32(0)
                 for c in range(3):
                     g = upstream[c, d, h, w]
@@ -540,9 +547,9 @@ def compose_adjoint(first, then, upstream, gradient):
                     by_x += g * to_x
                     by_y += g * to_y
                     by_z += g * to_z
-                gradient[0, d, h, w] = upstream[0, d, h, w] + free_x * per_x * by_x
-                gradient[1, d, h, w] = upstream[1, d, h, w] + free_y * per_y * by_y
-                gradient[2, d, h, w] = upstream[2, d, h, w] + free_z * per_z * by_z
+                gradient[0, d, h, w] = upstream[0, d, h, w] + slope_x * by_x
+                gradient[1, d, h, w] = upstream[1, d, h, w] + slope_y * by_y
+                gradient[2, d, h, w] = upstream[2, d, h, w] + slope_z * by_z
 
 
 @compiled(parallel=True, fastmath={"contract", "nsz"})
