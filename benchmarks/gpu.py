@@ -6,7 +6,8 @@
 PAIRS holds ``fixed.nii.gz`` and ``fixed_dseg.nii.gz``, and for each scan ``NAME.nii.gz``, ``NAME_dseg.nii.gz`` and
 ``NAME_affine.h5`` (fixed to moving points; work/nio_pydra of `nio compare` holds those of its scans). All are
 skull-stripped. Each method registers the first pair once before its times are taken, as a GPU's first run is slow. What
-is timed is what `seconds.registration` of a record is: from images in memory to both transforms in memory.
+is timed is what `seconds.registration` of a record is: from images in memory to both transforms in memory. Weights that
+a METHOD names are looked up in the current folder.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _run(folder: Path, results: Path, methods: list[str]) -> None:
     cases: list[dict[str, Any]] = []
     for text in methods:
         method = parse_method(text)
-        method.engine.run(pairs[names[0]], method.settings, RUNTIME)
+        _register(method, pairs[names[0]], truth, labels[names[0]])
         for name, pair in pairs.items():
             cases.append({"method": text, "case": name, **_register(method, pair, truth, labels[name])})
             print(text, name, {key: value for key, value in cases[-1].items() if key != "dice"}, flush=True)
@@ -117,8 +118,9 @@ def _write(results: dict[str, Any], path: Path) -> None:
         "# On a GPU",
         "",
         f"Written by `benchmarks/gpu.py`, nio_pydra {results['version']}, on {results['machine']}. {count} scans, one "
-        "affine for all methods. Seconds are those from images in memory to both transforms in memory; the field is "
-        "brought back, freed of folds and inverted on the processor. Each method ran once before its times were taken. "
+        "affine for all methods. Times are those from images in memory to both transforms in memory; the field is "
+        "brought back, freed of folds and inverted on the processor. Seconds are medians over the scans, all else is "
+        "means. Each method ran once before its times were taken. "
         "DSC30 is the mean of the lowest 30 % of the cases' Dice. Folds are those of the network's field, before they "
         "are removed.",
         "",
@@ -129,10 +131,12 @@ def _write(results: dict[str, Any], path: Path) -> None:
         own = [case for case in cases if case["method"] == method]
         mean = {key: float(np.mean([case[key] for case in own])) for key in own[0] if isinstance(own[0][key], float)}
         overlap = [case["dice_mean"] for case in own]
+        seconds = float(np.median([case["seconds"] for case in own]))
+        inversion = float(np.median([case["seconds"] - case["network_seconds"] for case in own]))
         lines.append(
             f"| {method} | {mean['dice_mean']:.3f} ± {np.std(overlap, ddof=1):.3f} | {mean_of_lowest(overlap):.3f} "
-            f"| {mean['std_jacobian']:.3f} | {mean['fold_percent_raw']:.2f} | {mean['seconds']:.1f} "
-            f"| {mean['seconds'] - mean['network_seconds']:.1f} | {mean['device_memory_mb']:.0f} |"
+            f"| {mean['std_jacobian']:.3f} | {mean['fold_percent_raw']:.2f} | {seconds:.1f} "
+            f"| {inversion:.1f} | {mean['device_memory_mb']:.0f} |"
         )
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from common import DOCS, Comparison, cases_of_tables, not_run, oasis, publish, read_options, run, table
 from experiment_3 import comparisons as of_other_origin
 from experiment_4 import CHANGES
@@ -135,6 +136,7 @@ def adapt(options: argparse.Namespace, home: Comparison, point: Point) -> None:
         "processor_seconds": _processor_seconds() - before,
         "load": os.getloadavg()[1],
         "processor": processor_name(),
+        "gpu": torch.cuda.get_device_name() if options.device != "cpu" and torch.cuda.is_available() else None,
     }
     write_text(json.dumps(spent, indent=1) + "\n", out.with_suffix(".json"))
 
@@ -179,8 +181,8 @@ def _adaptations(options: argparse.Namespace) -> str:
         "## What the adaptations cost", "",
         "The affines of the scans come before: they are used again by the registration. The score is the loss "
         "of the held-out scans with the opposite sign.", "",
-        "| Weights | scans | held out | steps kept | score before | after | processor minutes | minutes | load |",
-        "| --- " * 9 + "|",
+        "| Weights | scans | held out | steps kept | score before | after | processor minutes | minutes | load | on |",
+        "| --- " * 10 + "|",
     ]  # fmt: skip
     for point in POINTS:
         path = options.weights / point.file
@@ -194,6 +196,7 @@ def _adaptations(options: argparse.Namespace) -> str:
             *(f"{adapted[key]:.4f}" if key in adapted else "–" for key in ("score_before", "score")),
             *(f"{spent[key] / 60:.1f}" if spent else "–" for key in ("processor_seconds", "seconds")),
             f"{spent['load']:.1f}" if spent else "–",
+            spent.get("gpu") or spent["processor"] if spent else "–",
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

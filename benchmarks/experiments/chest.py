@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -34,10 +35,12 @@ from nio_pydra.networks import LapIRN, load_network, save_network
 from nio_pydra.spatial.images import load_image
 from nio_pydra.spatial.itk import read_h5
 from nio_pydra.spatial.transforms import Transform
-from nio_pydra.system.files import atomic_path, read_json
+from nio_pydra.system.files import atomic_path, read_json, write_text
 
 INITIAL = "no registration"
 AFFINE = "affine"
+MEASURES = "measures.json"
+"""Beside a record, instead of the transforms."""
 RANDOM = "random.safetensors"
 """Weights that were never trained, written into OUT."""
 METHODS = (
@@ -132,6 +135,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, metavar="N", help="the first N cases of each part")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--slim", action="store_true", help="keep what is measured and warped images, no transforms")
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--register-only", action="store_true", help="write no tables")
     steps.add_argument("--tables-only", action="store_true", help="register nothing")
@@ -180,6 +184,8 @@ def register(options: argparse.Namespace, cases: Sequence[Case]) -> None:
             print(f"{case.part} {case.name}, {name}: {error}", flush=True)
             continue
         spent = time.process_time() - began
+        if options.slim:
+            slim(options, case, name)
         print(f"{case.part} {case.name}, {name}: {record['landmarks']['mean']:.2f} mm ({spent:.0f} s)", flush=True)
 
 
@@ -197,6 +203,8 @@ def measures(options: argparse.Namespace, case: Case, name: str) -> list[dict[st
         # Of a program that is not installed here, nobody can tell the version.
         if method.engine.available() is None and not is_done(record, case.pair, method, runtime, affine=affine):
             return []
+        if (folder / MEASURES).is_file():
+            return list(read_json(folder / MEASURES)["rows"])
         forward = read_h5(folder / "forward_xfm.h5")
     found = landmark_errors(*case.pair.points, forward, load_image(case.pair.moving.image))
     common = {"part": case.part, "case": case.name, "method": SHORT.get(name, name)}
@@ -220,6 +228,14 @@ def measures(options: argparse.Namespace, case: Case, name: str) -> list[dict[st
             {**common, "points": "everywhere", **_plain(left), "snapped_mean": None, **spent}
         )
     return rows
+
+
+def slim(options: argparse.Namespace, case: Case, name: str) -> None:
+    """Keep beside its record what is measured of a registration, and delete its transforms."""
+    folder = out_of(options, case, name)
+    write_text(json.dumps({"rows": measures(options, case, name)}) + "\n", folder / MEASURES)
+    for path in folder.glob("*_xfm.h5"):
+        path.unlink()
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:

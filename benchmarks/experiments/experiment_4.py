@@ -79,9 +79,6 @@ percentile. The affine is computed anew for each change, and is common to all me
 [experiment 1](experiment_1.md). The tables by change come first; those of `nio compare`, after them, are over all
 changes together.
 
-On changed scans `nio_m:fast` is that of commit 2331cdd, with 14 steps of the field at full resolution; on unchanged
-ones it takes 21.
-
 Networks of this package see an `inverted` scan the right way round, because a scan that is bright where the atlas is
 dark is inverted for them. Until that was so (commit 5266a03), LapIRN had a Dice of 0.194 there, `nio_m:fast` 0.203,
 and the affine alone 0.424: both took white matter for grey matter, and the similarity rose while they did, since it is

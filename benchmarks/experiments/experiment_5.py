@@ -42,9 +42,6 @@ NOTES = "Networks, by what they were trained on:\n\n" + "\n".join(
     f"- **{name}** (`{weights.removeprefix('@') or 'default.safetensors'}`): {data}"
     for name, (weights, data) in REGIMES.items()
 )
-NOTES += """
-
-`NIO_m fast` is that of commit 2331cdd, with 14 steps of the field at full resolution; later it takes 21."""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
