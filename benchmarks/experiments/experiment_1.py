@@ -44,8 +44,8 @@ that [first results](first.md) hold, made with version 0.1.0 of this package: a 
 below, for all methods. Second visits to first ones, the same brain labelled anew, are a ceiling: they stand below
 once they were run.
 
-The refinement of `nio_m:fast` is under a penalty of volume change. Until commit 84c0208 that was weaker and of another
-form, (J - 1)^2, which kept large ventricles small: a mean Dice of 0.645, and of 0.630 for sub-1125, aged 83. Until
+The refinement of `nio_m:fast` is under a penalty of volume change. Until commit aa1cc7c that was of another form,
+(J - 1)^2, which kept large ventricles small: a mean Dice of 0.645, and of 0.630 for sub-1125, aged 83. Until
 commit 2331cdd it was not diffeomorphic: 0.647, a std|J| of 0.495, and 0.0013 % folds before repair."""
 
 

@@ -31,6 +31,7 @@ __all__ = [
 NONE = "–"
 
 FOOTNOTES = {
+    "bold": "Best number of a column, of the methods that have done the most cases.",
     "Dice": "Overlap of the moving image's labels, propagated to the atlas, with the atlas's own: twice the common "
     "voxels over the sum of both. Labels absent from either map are skipped; a label that gets lost on the way counts "
     "0. First the mean over the structures of a case, then the mean over cases, ± standard deviation (of a sample) if "
@@ -345,11 +346,17 @@ def _dice(results: Results, row: pd.Series) -> str:
 
 
 def _best(results: Results, column: _Column, shown: dict[str, pd.Series]) -> set[str]:
-    """Return the methods with the best number of a column, as its digits show it; none where all are the same."""
+    """Return the methods with the best number of a column, as its digits show it; none where all are the same.
+
+    Methods that have done fewer cases than others are out of it: those that they lack can be the hard ones.
+    """
+    most = max((len(results.done(name)) for name in shown), default=0)
     kept = {
         name: row
         for name, row in shown.items()
-        if (column not in DEFORMATION or results.deforms(name)) and np.isfinite(column.value(row))
+        if len(results.done(name)) == most
+        and (column not in DEFORMATION or results.deforms(name))
+        and np.isfinite(column.value(row))
     }
     means = {name: column.text(row).split(" ± ")[0].rstrip("†*") for name, row in kept.items()}
     if len(set(means.values())) < 2:

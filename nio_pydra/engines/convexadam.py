@@ -161,7 +161,7 @@ class ConvexAdamEngine(Engine):
     def available(self) -> str | None:
         """Say how to install convexAdam where it is missing."""
         if find_spec("convexAdam") is None:
-            return "convexAdam is not installed; install it by `pip install nio-pydra[convexadam]`."
+            return "convexAdam is not installed; install it by `pip install convexAdam`."
         return None
 
 

@@ -111,7 +111,7 @@ class GreedyEngine(Engine):
     def available(self) -> str | None:
         """Return how to install picsl-greedy if it is missing."""
         if find_spec("picsl_greedy") is None:
-            return "picsl-greedy is not installed. Install it with `pip install nio-pydra[greedy]`."
+            return "picsl-greedy is not installed. Install it with `pip install picsl-greedy`."
         return None
 
 

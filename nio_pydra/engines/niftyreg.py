@@ -31,7 +31,7 @@ __all__ = ["NIFTYREG", "NiftyRegSettings"]
 PROGRAMS = ("reg_f3d", "reg_transform")
 HOW_TO_GET_IT = (
     "name its folder in the environment variable NIFTYREGDIR, or put the folder of its programs on PATH, or build it "
-    "by `CMAKE_POLICY_VERSION_MINIMUM=3.5 pip install nio-pydra[niftyreg]`."
+    "by `CMAKE_POLICY_VERSION_MINIMUM=3.5 pip install niftyreg`."
 )
 
 

@@ -17,7 +17,7 @@ from nio_pydra.interfaces.inputs import EngineInputSpec, optional_path
 try:
     from niworkflows.interfaces.norm import SpatialNormalization
 except ImportError as error:
-    raise ImportError(f"This needs niworkflows ({error}): run pip install 'nio-pydra[smriprep]'.") from error
+    raise ImportError(f"This needs niworkflows ({error}): run pip install 'smriprep>=0.18'.") from error
 
 if TYPE_CHECKING:
     from nio_pydra.engines.contract import ScanFiles

@@ -22,7 +22,7 @@ try:
     from templateflow.api import get_metadata
 except ImportError as error:
     raise ImportError(
-        f"This needs sMRIPrep 0.18 or newer, as in fMRIPrep 25.1 ({error}): run pip install 'nio-pydra[smriprep]'."
+        f"This needs sMRIPrep 0.18 or newer, as in fMRIPrep 25.1 ({error}): run pip install 'smriprep>=0.18'."
     ) from error
 
 if TYPE_CHECKING:

@@ -190,7 +190,7 @@ def test_a_method_that_is_not_installed_is_left_out_with_the_line_that_says_how_
     monkeypatch.setattr(greedy, "find_spec", lambda name: None)
     assert nio.main(command(dataset, tmp_path / "out", "affine,greedy", "--participant-label", "01")) == 0
     assert "greedy is left out: picsl-greedy is not installed" in capsys.readouterr().out
-    assert "pip install nio-pydra[greedy]" in (tmp_path / "out/summary.md").read_text()
+    assert "pip install picsl-greedy" in (tmp_path / "out/summary.md").read_text()
 
 
 def test_a_method_whose_folder_would_have_too_long_a_name_is_refused(dataset, tmp_path, capsys):

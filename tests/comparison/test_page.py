@@ -195,6 +195,14 @@ def test_cases_without_a_common_label_are_said(make_results):
     assert not any("No label of" in text for text in cautions(results))
 
 
+def test_a_method_with_fewer_cases_than_others_is_never_the_best(make_results):
+    results = make_results()
+    dropped = results.cases[results.cases["method"] == "best"].index[0]
+    fewer = replace(results, cases=results.cases.drop(dropped))
+    assert [row[0].text for row in scores_table(results).rows if row[1].best] == ["best"]
+    assert "best" not in [row[0].text for row in scores_table(fewer).rows if row[1].best]
+
+
 def test_missing_cases_are_said(make_results):
     assert any("network" in text and "fewer cases" in text for text in cautions(make_results()))
     results = make_results()
