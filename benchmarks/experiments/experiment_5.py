@@ -42,6 +42,11 @@ NOTES = "Networks, by what they were trained on:\n\n" + "\n".join(
     f"- **{name}** (`{weights.removeprefix('@') or 'default.safetensors'}`): {data}"
     for name, (weights, data) in REGIMES.items()
 )
+NOTES += """
+
+The regimes of the paper are `like`, `others` and `few`; the network of LapIRN's authors stands beside them.
+`research.safetensors` was trained anew for these experiments: it is not the network of that name in
+[the weights](weights.md)."""
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
