@@ -46,6 +46,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "nio_m adapted": {"method": ADAPTED},
     "nio_m adapted, float32": {"method": ADAPTED, "precision": "float32"},
 }
+ONCE = ("nio_m paper",)
+"""Take minutes: timed on the first scan alone."""
 SLOW = "syn precise"
 """Takes an hour of processor time a pair: its numbers are those of an earlier page, `first.json`."""
 TARGETS = {
@@ -72,6 +74,8 @@ def main() -> None:
         pair = _pair(options, case)
         shared = _result(options, "affine", case, pair)
         for method in options.methods:
+            if method in ONCE and case != options.scans[0]:
+                continue
             found = _result(
                 options, f"by_{method.replace(', ', '_').replace(' ', '_')}", case, pair | _request(options, method)
             )
@@ -268,6 +272,7 @@ def write_page(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> 
         f"{versions}, commit {', '.join(dict.fromkeys(run['commit'] for run in some))}.",
         "",
         f"Scans {', '.join('sub-' + case for case in options.scans)} (split `train`) to sub-{options.atlas}; medians. "
+        f"{' and '.join(ONCE)}: sub-{options.scans[0]} only. "
         "One mask and one affine per scan serve all methods. Processor seconds add up all threads; wall seconds are "
         "upper bounds where the load was above 1. Without bfloat16 stands for processors that do not compute it: here "
         "the same processor computes in float32 (`--precision float32`).",

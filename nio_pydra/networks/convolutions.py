@@ -9,6 +9,7 @@ into one tensor, and activated inputs are computed again instead of kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch.nn import functional
 __all__ = ["after_upsampling", "two_convolutions"]
 
 SLAB_VOXELS = 400_000  # large enough to keep every core busy, small beside the volume
+SLICE_VOXELS = 4000  # of a slice for each slice of a slab, at most: see `_slabs`
 LAYOUT = torch.channels_last_3d  # slabs of it are contiguous
 LANES = 16  # output channels that a CPU's convolution computes at once, wanted or not
 
@@ -210,6 +212,12 @@ def _correlate(result: Tensor, x: Tensor, kernel: Tensor, stride: int = 1) -> Te
     """
     total = torch.zeros_like(kernel)
     cast = _cast(kernel, x)
+    missing = _fewest_slices(result) - result.shape[2]
+    if missing > 0:  # zeros in the result add nothing, whatever they meet
+        result, x = (
+            functional.pad(volume, (0, 0, 0, 0, 0, count)).contiguous(memory_format=LAYOUT)
+            for volume, count in ((result, missing), (x, stride * missing))
+        )
     for slab in _slabs(result, SLAB_VOXELS // stride**3):
         part = _with_halo(x, slice(stride * slab.start, stride * slab.stop))
         total += torch.ops.aten.convolution_backward(
@@ -220,10 +228,21 @@ def _correlate(result: Tensor, x: Tensor, kernel: Tensor, stride: int = 1) -> Te
 
 
 def _slabs(volume: Tensor, voxels: int) -> list[slice]:
-    """Parts of about so many voxels along the first axis."""
+    """Parts of at least about so many voxels along the first axis, of equal thickness.
+
+    None is thin for the size of its slices. On processors with AMX, oneDNN 3.12 (torch 2.13) crashes or hangs in the
+    gradient of a bfloat16 convolution by its kernel, where slices are few for their size: 6 of 160 x 200 voxels, or 8
+    of 256 x 256.
+    """
     depth, height, width = volume.shape[2:]
-    thickness = max(1, voxels // (height * width))
-    return [slice(d, min(d + thickness, depth)) for d in range(0, depth, thickness)]
+    count = max(1, depth // max(voxels // (height * width), _fewest_slices(volume)))
+    ends = [number * depth // count for number in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
+
+
+def _fewest_slices(volume: Tensor) -> int:
+    """Smallest thickness of a slab: see `_slabs`."""
+    return -(-volume.shape[3] * volume.shape[4] // SLICE_VOXELS)
 
 
 def _with_halo(volume: Tensor, slab: slice) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from nio_pydra.networks import convolutions
-from nio_pydra.networks.convolutions import _left_to_autograd, after_upsampling, two_convolutions
+from nio_pydra.networks.convolutions import LAYOUT, _left_to_autograd, after_upsampling, two_convolutions
 
 SLOPE = 0.2
 
@@ -88,3 +88,25 @@ def test_an_input_that_needs_no_gradient_gets_none(operands):
     inputs[0].requires_grad_(False)
     two_convolutions(inputs, first, second, SLOPE).sum().backward()
     assert inputs[0].grad is None and inputs[1].grad is not None
+
+
+@pytest.mark.parametrize("depth", [2, 16])
+def test_gradient_by_the_kernel_of_large_slices_is_right_in_bfloat16(depth):
+    # oneDNN crashed here on processors with AMX, where a slab had few slices for their size: the last one, of 4.
+    torch.manual_seed(0)
+    gradient, x = torch.randn(1, 8, depth, 160, 200), torch.randn(1, 3, depth, 160, 200)
+    kernel = torch.zeros(8, 3, 3, 3, 3)
+    found = convolutions._correlate(
+        *(each.bfloat16().contiguous(memory_format=LAYOUT) for each in (gradient, x)), kernel
+    )
+    expected = torch.nn.grad.conv3d_weight(x, kernel.shape, gradient, padding=1)
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("shape", [(160, 160, 200), (7, 256, 256), (1, 8, 8), (144, 152, 192)])
+def test_slabs_cover_a_volume_and_none_is_thin_for_its_slices(shape):
+    volume = torch.empty(1, 1, *shape, device="meta")
+    slabs = convolutions._slabs(volume, convolutions.SLAB_VOXELS)
+    assert [place for slab in slabs for place in range(slab.start, slab.stop)] == list(range(shape[0]))
+    least = min(shape[0], shape[1] * shape[2] / convolutions.SLICE_VOXELS)
+    assert min(slab.stop - slab.start for slab in slabs) >= least
