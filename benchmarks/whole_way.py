@@ -272,8 +272,8 @@ def write_page(options: argparse.Namespace, runs: dict[str, dict[str, Any]]) -> 
         f"{versions}, commit {', '.join(dict.fromkeys(run['commit'] for run in some))}.",
         "",
         f"Scans {', '.join('sub-' + case for case in options.scans)} (split `train`) to sub-{options.atlas}; medians. "
-        f"{' and '.join(ONCE)}: sub-{options.scans[0]} only. "
-        "One mask and one affine per scan serve all methods. Processor seconds add up all threads; wall seconds are "
+        + "".join(f"{method}: sub-{options.scans[0]} only. " for method in ONCE if method in runs)
+        + "One mask and one affine per scan serve all methods. Processor seconds add up all threads; wall seconds are "
         "upper bounds where the load was above 1. Without bfloat16 stands for processors that do not compute it: here "
         "the same processor computes in float32 (`--precision float32`).",
         "",

@@ -175,6 +175,8 @@ def register(options: argparse.Namespace, cases: Sequence[Case]) -> None:
             continue
         began = time.process_time()
         runtime = Runtime(device=options.device, threads=options.threads, progress=False)
+        if _is_slim(out_of(options, case, name)) and measures(options, case, name):
+            continue
         try:
             record = register_landmarks(
                 case.pair, out_of(options, case, name), parse_method(text_of(name, case.part)), runtime,
@@ -203,7 +205,7 @@ def measures(options: argparse.Namespace, case: Case, name: str) -> list[dict[st
         # Of a program that is not installed here, nobody can tell the version.
         if method.engine.available() is None and not is_done(record, case.pair, method, runtime, affine=affine):
             return []
-        if (folder / MEASURES).is_file():
+        if _is_slim(folder):
             return list(read_json(folder / MEASURES)["rows"])
         forward = read_h5(folder / "forward_xfm.h5")
     found = landmark_errors(*case.pair.points, forward, load_image(case.pair.moving.image))
@@ -228,6 +230,11 @@ def measures(options: argparse.Namespace, case: Case, name: str) -> list[dict[st
             {**common, "points": "everywhere", **_plain(left), "snapped_mean": None, **spent}
         )
     return rows
+
+
+def _is_slim(folder: Path) -> bool:
+    """Return whether only measures are left of a registration; one that was done anew has transforms again."""
+    return (folder / MEASURES).is_file() and not (folder / "forward_xfm.h5").is_file()
 
 
 def slim(options: argparse.Namespace, case: Case, name: str) -> None:

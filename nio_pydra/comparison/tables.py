@@ -155,7 +155,10 @@ def scores_table(results: Results, group: str = ALL) -> Table:
         for name in results.methods
         if (name, group) in results.summary.index and len(results.done(name))
     }
-    best = {column.heading: _best(results, column, shown) for column in columns}
+    # Cases that a method lacks can be the hard ones: it is never the best.
+    most = max((len(results.done(name)) for name in shown), default=0)
+    compared = {name: row for name, row in shown.items() if len(results.done(name)) == most}
+    best = {column.heading: _best(results, column, compared) for column in columns}
     rows: list[tuple[Cell, ...]] = []
     for name, method in results.methods.items():
         if name not in shown:
@@ -346,17 +349,11 @@ def _dice(results: Results, row: pd.Series) -> str:
 
 
 def _best(results: Results, column: _Column, shown: dict[str, pd.Series]) -> set[str]:
-    """Return the methods with the best number of a column, as its digits show it; none where all are the same.
-
-    Methods that have done fewer cases than others are out of it: those that they lack can be the hard ones.
-    """
-    most = max((len(results.done(name)) for name in shown), default=0)
+    """Return the methods with the best number of a column, as its digits show it; none where all are the same."""
     kept = {
         name: row
         for name, row in shown.items()
-        if len(results.done(name)) == most
-        and (column not in DEFORMATION or results.deforms(name))
-        and np.isfinite(column.value(row))
+        if (column not in DEFORMATION or results.deforms(name)) and np.isfinite(column.value(row))
     }
     means = {name: column.text(row).split(" ± ")[0].rstrip("†*") for name, row in kept.items()}
     if len(set(means.values())) < 2:
