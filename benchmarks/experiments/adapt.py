@@ -2,7 +2,7 @@
 
 Weights are adapted by `nio adapt` to 1, 2, 5, 10 and 14 scans of the `train` split, which are kept in
 `OUT/adapt_weights`, and tried on the eight test scans, on another atlas, on scans of other origin and on changed
-scans. Methods that experiment 1 has in the same `OUT` are taken over from it.
+scans. Cases of other methods are those of experiments 1 to 4.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from experiment_3 import comparisons as of_other_origin
 from experiment_4 import CHANGES
 from experiment_4 import comparisons as with_changes
 
-from nio_pydra.comparison.scope import folder_of
 from nio_pydra.comparison.statistics import mean_of_lowest
 from nio_pydra.networks.checkpoints import adaptation_of
 from nio_pydra.report.canvas import new_figure
@@ -41,8 +39,6 @@ TRAIN = (
 """The `train` split without the atlas."""
 USUAL = 5
 """Number of scans of the weights that are tried elsewhere."""
-SOURCES = {"adapt": "experiment_1", "adapt_atlas": "experiment_2", "adapt_origin": "experiment_3"}
-"""Experiments of the same scans and atlas, by comparison."""
 KNOWN = ("affine", "niftyreg", "greedy", "lapirn", "io", "nio_m", "nio_m:fast")
 MANY = 2000
 MARKS = ("<!-- costs -->", "<!-- end of costs -->")
@@ -55,12 +51,9 @@ label is used. `lapirn` is the network alone, `nio_m:adapted` adds the short ref
 `adapted` has; neither takes steps of the network. Default weights, schedule and number of steps were chosen on the
 `train` split: sub-1036 as a hidden scan, with five others to learn from.
 
-Methods without `@` come from [experiment 1](experiment_1.md), elsewhere from experiments 2 to 4, with the same affines
-(same seed). Some of them ran on another machine with a GPU, so their processor seconds stand in the tables of `nio
-compare` only. Processor seconds are those of loaded machines.
-
-Elsewhere than on the test scans to sub-{ATLAS}, `nio_m:adapted` is that of before commit 2331cdd, whose refinement was
-not diffeomorphic."""
+Methods without `@` come from [experiment 1](experiment_1.md), elsewhere from experiments 2 to 4, with the same seed of
+the affine. Some of them ran on another machine with a GPU, so their processor seconds stand in the tables of `nio
+compare` only. Processor seconds are those of loaded machines."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +122,9 @@ def adapt(options: argparse.Namespace, home: Comparison, point: Point) -> None:
     if not aligned.is_file():
         _nio("adapt", *words, str(aligned), "--iterations", "1", "0", "0", "--nprocs", "2", "--omp-nthreads", "1")
     steps = [] if point.iterations is None else ["--iterations", *map(str, point.iterations)]
+    cores = options.nprocs * options.threads
     began, before = time.perf_counter(), _processor_seconds()
-    _nio("adapt", *words, str(out), *steps, "--nprocs", "1", "--omp-nthreads", str(options.threads))
+    _nio("adapt", *words, str(out), *steps, "--nprocs", "1", "--omp-nthreads", str(cores))
     spent = {
         "seconds": time.perf_counter() - began,
         "processor_seconds": _processor_seconds() - before,
@@ -149,16 +143,6 @@ def _nio(*words: str) -> None:
 def _processor_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _take_over(options: argparse.Namespace, planned: Iterable[Comparison]) -> None:
-    """Copy what other experiments have done by methods whose weights are not adapted."""
-    for own in planned:
-        for method in own.methods:
-            source = folder_of(options.out / SOURCES.get(own.name, "experiment_4"), method)
-            target = folder_of(options.out / own.name, method)
-            if source.is_dir() and not target.exists():
-                shutil.copytree(source, target)
 
 
 def _rows(cases: pd.DataFrame) -> Iterator[tuple[str, list[float]]]:
@@ -298,7 +282,6 @@ def main() -> int:
     planned = comparisons(options)
     home = planned[0]
     home.options(options)  # writes the filter of first visits
-    _take_over(options, planned)
     if not options.tables_only:
         whole = argparse.Namespace(**{**vars(options), "register_only": True})
         for point in POINTS:
@@ -327,7 +310,7 @@ def main() -> int:
                 _elsewhere(options, written[1:]),
             )
         )
-        publish(options, "adapt", home, NOTES, before=own)
+        publish(options, "adapt", home, NOTES, before=own, others=written[1:])
         _write_costs(_costs(options, cases))
     return 0
 

@@ -4,9 +4,9 @@ Every experiment takes the same options:
 
     python benchmarks/experiments/experiment_1.py --data DATA --out OUT [--weights DIR] [--methods METHOD,METHOD ...]
 
-`DATA` holds `oasis_malf` and, for experiment 3, `freesurfer_pairs`. Methods that are done with the same settings and
-weights are not run again, whatever the version of the code. So several calls, on several machines even, can fill one
-`OUT`; `--tables-only` writes what there is.
+`DATA` holds `oasis_malf` and, for experiment 3, `freesurfer_pairs`. Cases that are done with the same images, settings
+and weights, in `OUT` or in the tables of `docs/results`, are not run again, whatever the version of the code. So
+several calls, on several machines even, can add to what is published; `--tables-only` writes what there is.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from nio_pydra.bids.records import done_records, read_record
 from nio_pydra.cli import compare, nio
 from nio_pydra.cli.dataset import open_dataset, settings_of
 from nio_pydra.comparison.cases import records_of
+from nio_pydra.comparison.earlier import NO_CASES, read_earlier
 from nio_pydra.comparison.scope import cases_of, folder_of
 from nio_pydra.engines.methods import parse_method, split_method
 from nio_pydra.errors import InputError
 from nio_pydra.report.axial import axial_view
 from nio_pydra.spatial.images import load_labels
 from nio_pydra.system.cores import core_count, processor_name
-from nio_pydra.system.files import atomic_path
+from nio_pydra.system.files import atomic_path, contents_digest
 from nio_pydra.workflows.dataset import register_dataset
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -182,7 +183,11 @@ def run(options: argparse.Namespace, comparisons: Iterable[Comparison]) -> list[
     for comparison in kept:
         missing = not_run(options, comparison)
         usable = replace(comparison, methods=tuple(name for name in comparison.methods if name not in missing))
-        if nio.main(["compare", *usable.options(options), "--tables-only"]) == 0:
+        if not usable.methods:
+            continue
+        path = published(options, comparison)
+        earlier = ["--earlier", str(path)] if path else []
+        if nio.main(["compare", *usable.options(options), *earlier, "--tables-only"]) == 0:
             written.append(comparison)
     if not written:
         raise SystemExit(1)
@@ -191,8 +196,35 @@ def run(options: argparse.Namespace, comparisons: Iterable[Comparison]) -> list[
 
 def not_run(options: argparse.Namespace, comparison: Comparison) -> list[str]:
     """Return the methods of which nothing is done yet."""
-    out = options.out / comparison.name
-    return [name for name in comparison.methods if not done_records(folder_of(out, name))]
+    out, path = options.out / comparison.name, published(options, comparison)
+    known = set(_table(path)["method"]) if path else set()
+    return [name for name in comparison.methods if name not in known and not done_records(folder_of(out, name))]
+
+
+def published(options: argparse.Namespace, comparison: Comparison) -> Path | None:
+    """Write what the tables of all experiments hold of a comparison as one table; return its path, None if nothing."""
+    paths = sorted(
+        (DOCS / "results").glob("*_cases.tsv"),
+        key=lambda path: (path.name != f"{comparison.name}_cases.tsv", path.name),  # its own first
+    )
+    tables = [_table(path) for path in paths]
+    known = pd.concat([table for table in tables if "fixed_digest" in table], ignore_index=True)
+    known = known[
+        (known["fixed_digest"] == contents_digest(comparison.atlas))
+        & known["method"].isin(comparison.methods)
+        & known["participant"].isin([f"sub-{name}" for name in comparison.participants])
+        & known["case"].map(lambda case: any(comparison.dataset.glob(f"{case.split('_')[0]}/**/{case}_T1w.nii.gz")))
+    ]
+    if known.empty:
+        return None
+    path = options.out / f"{comparison.name}_published.tsv"
+    with atomic_path(path) as temporary:
+        known.fillna("n/a").to_csv(temporary, sep="\t", index=False)
+    return path
+
+
+def _table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
 
 
 def _register(options: argparse.Namespace, comparison: Comparison) -> None:
@@ -203,21 +235,25 @@ def _register(options: argparse.Namespace, comparison: Comparison) -> None:
     dataset = open_dataset(args)
     dataset = replace(dataset, scans=cases_of(dataset.scans, dataset.atlas))
     note_machine(options.out)
+    path = published(options, comparison)
+    earlier = read_earlier(path, dataset.scans, dataset.atlas) if path else NO_CASES
     for name in _chosen(options.methods, comparison.methods):
         folder, began = folder_of(args.out_dir, name), time.perf_counter()
-        if not _weights_found(name):
-            print(f"{comparison.name} {name}: its weights are not in {Path.cwd()}", flush=True)
-            continue
         try:
-            method = parse_method(name)
-            done = records_of(folder, dataset.atlas.space)
+            method = parse_method(name, require_installed=False)
+            known = earlier.kept_for({name: method}).of(name)
+            scans = [scan for scan in dataset.scans if scan.name not in known]
+            if not scans:
+                continue
+            if not _weights_found(name):
+                print(f"{comparison.name} {name}: its weights are not in {Path.cwd()}", flush=True)
+                continue
+            method, done = parse_method(name), records_of(folder, dataset.atlas.space)
             # Whatever the version of the code.
-            if all(scan.name in done and method.made(read_record(done[scan.name])) for scan in dataset.scans):
+            if all(scan.name in done and method.made(read_record(done[scan.name])) for scan in scans):
                 continue
             settings = replace(settings_of(args, dataset, method), figures=False)
-            outcomes = register_dataset(
-                dataset.scans, dataset.atlases, settings, out_dir=folder, work_dir=args.work_dir
-            )
+            outcomes = register_dataset(scans, dataset.atlases, settings, out_dir=folder, work_dir=args.work_dir)
         except InputError as error:  # the other methods go on
             print(f"{comparison.name} {name}: {error}", flush=True)
             continue
@@ -281,7 +317,14 @@ def _slim(folder: Path, work: Path, atlas_labels: nib.Nifti1Image) -> None:
 
 
 def publish(
-    options: argparse.Namespace, page: str, comparison: Comparison, notes: str, *, before: str = "", after: str = ""
+    options: argparse.Namespace,
+    page: str,
+    comparison: Comparison,
+    notes: str,
+    *,
+    before: str = "",
+    after: str = "",
+    others: Sequence[Comparison] = (),
 ) -> None:
     """Write ``docs/results/<page>.md``, the cases beside it, and the pictures.
 
@@ -296,6 +339,8 @@ def publish(
         What to know, in Markdown.
     before, after : str
         Tables of the experiment's own, in Markdown, before and after those of `nio compare`.
+    others : sequence of Comparison
+        Their cases are kept beside the page as well.
     """
     source = options.out / comparison.name
     title, _, rest = (source / "summary.md").read_text().partition("\n")
@@ -309,12 +354,13 @@ def publish(
         if (source / "figures" / f"{figure}.png").is_file():  # without a method that deforms there is one alone
             shutil.copy(source / "figures" / f"{figure}.png", DOCS / "images" / f"{name}.png")
             pictures.append(f"![{shown}](../images/{name}.png)")
-    machines = (options.out / "machines.txt").read_text().splitlines()
+    path = DOCS / "results" / f"{page}.md"
+    machines = [*_machines(path), *(options.out / "machines.txt").read_text().splitlines()]
     missing = not_run(options, comparison)
     parts = [
         title,
         f"Written by `benchmarks/experiments/{Path(sys.argv[0]).name}`, which calls `nio compare`. Registered on:",
-        "\n".join(f"- {line}" for line in machines),
+        "\n".join(f"- {line}" for line in dict.fromkeys(machines)),
         notes,
         f"Not run yet: {', '.join(f'`{name}`' for name in missing)}." if missing else "",
         *pictures,
@@ -322,9 +368,19 @@ def publish(
         rest.strip(),
         after,
     ]
-    with atomic_path(DOCS / "results" / f"{page}.md") as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text("\n\n".join(part for part in parts if part) + "\n")
-    shutil.copy(source / "cases.tsv", DOCS / "results" / f"{page}_cases.tsv")
+    tables = [_table(options.out / own.name / "cases.tsv") for own in (comparison, *others)]
+    cases = pd.concat(tables).drop_duplicates(["method", "case", "fixed_digest"])
+    with atomic_path(DOCS / "results" / f"{page}_cases.tsv") as temporary:
+        cases.fillna("n/a").to_csv(temporary, sep="\t", index=False)
+
+
+def _machines(page: Path) -> list[str]:
+    """Return the machines that a page names: cases that are kept in its table were made on them."""
+    text = page.read_text() if page.is_file() else ""
+    lines = text.partition("Registered on:\n\n")[2].partition("\n\n")[0].splitlines()
+    return [line.removeprefix("- ") for line in lines]
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[float]]], digits: int = 3) -> str:

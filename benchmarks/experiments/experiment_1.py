@@ -99,7 +99,7 @@ def main() -> int:
     chosen = run(options, comparisons(options))
     if options.publish:
         own = "\n\n".join((_syn_precise(options, chosen[0]), _ceiling(options, chosen)))
-        publish(options, "experiment_1", chosen[0], NOTES, after=own)
+        publish(options, "experiment_1", chosen[0], NOTES, after=own, others=chosen[1:])
     return 0
 
 

@@ -154,7 +154,7 @@ def main() -> int:
     options = read_options(__doc__)
     chosen = run(options, comparisons(options))
     if options.publish:
-        publish(options, "experiment_3", chosen[0], NOTES, before=_pairs(options, chosen))
+        publish(options, "experiment_3", chosen[0], NOTES, before=_pairs(options, chosen), others=chosen[1:])
     return 0
 
 

@@ -28,6 +28,9 @@ from nio_pydra.system.files import atomic_path, write_text
 from nio_pydra.system.wording import counted
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from nio_pydra.comparison.earlier import EarlierCases
     from nio_pydra.comparison.results import MethodDescription, Results
     from nio_pydra.comparison.structures import Structures
     from nio_pydra.engines.methods import Method
@@ -65,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tables-only", action="store_true", help="register nothing: write tables, pictures and page of what is done"
     )
+    group.add_argument(
+        "--earlier", type=Path, metavar="TSV",
+        help="cases.tsv of another run, by another machine for example: its cases of the same images, settings and "
+        "weights stand in the tables and are not run again",
+    )  # fmt: skip
     group.add_argument("--title", help="title of the page (default: made of the names)")
 
 
@@ -81,13 +89,15 @@ def _compare(args: argparse.Namespace) -> int:
 
     from nio_pydra.bids.description import write_description
     from nio_pydra.bids.records import refuse_mixture
+    from nio_pydra.comparison.earlier import NO_CASES, read_earlier
     from nio_pydra.comparison.scope import cases_of, folder_of, require_own_folders
     from nio_pydra.engines.methods import split_methods, warn_if_adapted_to_others
     from nio_pydra.workflows.dataset import register_dataset
 
     names = split_methods(args.engines)
     found, run = run.scans, replace(run, scans=cases_of(run.scans, run.atlas))
-    methods, absent, left_out = _methods(names, run, args.out_dir)
+    earlier = NO_CASES if args.earlier is None else read_earlier(args.earlier, run.scans, run.atlas)
+    methods, absent, left_out, earlier = _methods(names, run, args.out_dir, earlier)
     require_own_folders(args.out_dir, list(methods))
     reference = _reference(args.reference, list(methods))
     tested = _tested(args.test, reference, names)
@@ -100,11 +110,12 @@ def _compare(args: argparse.Namespace) -> int:
     for name, reason in absent.items():
         log.warning("%s is not run, only its earlier results are shown: %s", name, reason)
     described = {
-        name: _description(name, method, folder_of(args.out_dir, name), installed=name not in absent)
+        name: _description(name, method, folder_of(args.out_dir, name), runs=name not in absent)
         for name, method in methods.items()
     }
-    plan = Plan(run, described, list(absent), left_out, reference, tested, structures, args.title, command)
-    usable = {name: method for name, method in methods.items() if name not in absent}
+    plan = Plan(run, described, list(absent), left_out, reference, tested, structures, earlier, args.title, command)
+    missing = {name: [scan for scan in run.scans if scan.name not in earlier.of(name)] for name in methods}
+    usable = {name: method for name, method in methods.items() if name not in absent and missing[name]}
     if args.tables_only or not usable:
         results = plan.results()
         if results.cases.empty:
@@ -131,7 +142,9 @@ def _compare(args: argparse.Namespace) -> int:
             settings = replace(settings_of(args, run, method), figures=False)  # the comparison draws its own
             folder, start = folder_of(args.out_dir, name), time.perf_counter()
             try:
-                outcomes = register_dataset(run.scans, run.atlases, settings, out_dir=folder, work_dir=args.work_dir)
+                outcomes = register_dataset(
+                    missing[name], run.atlases, settings, out_dir=folder, work_dir=args.work_dir
+                )
             except InputError as error:  # the other methods go on
                 stopped[name] = error
                 log.error("%s cannot be run: %s", name, error)
@@ -158,7 +171,7 @@ class Plan:
     methods : dict of str to MethodDescription
         Methods by name.
     not_run : list of str
-        Those of them whose program is not installed: only their earlier results are shown.
+        Those of them whose program or weights are not here: only their earlier results are shown.
     left_out : dict of str to str
         Why other methods have neither been run nor have results, by name.
     reference : str
@@ -167,6 +180,8 @@ class Plan:
         Methods that are tested.
     structures : Structures
         Names and groups of labels.
+    earlier : EarlierCases
+        Cases of another run.
     title : str or None
         Title of the page.
     command : str
@@ -180,6 +195,7 @@ class Plan:
     reference: str
     tested: list[str]
     structures: Structures
+    earlier: EarlierCases
     title: str | None
     command: str
 
@@ -190,13 +206,15 @@ class Plan:
 
         scans = [scan.name for scan in self.run.scans]
         folders = {name: method.folder for name, method in self.methods.items()}
-        cases, labels = gather_cases(folders, scans, self.structures, self.run.atlas.space)
+        cases, labels = self.earlier.added_to(
+            *gather_cases(folders, scans, self.structures, self.run.atlas.space), list(self.methods), scans
+        )
         return Results(
             title=self.title
             or f"{counted(len(self.methods), 'method')}, {counted(len(scans), 'scan')} to {self.run.atlas.label}",
             atlas=self.run.atlas,
             scans=scans,
-            methods=self.methods,
+            methods={name: _with_weights(own, name, cases) for name, own in self.methods.items()},
             reference=self.reference,
             tested=self.tested,
             cases=cases,
@@ -212,25 +230,28 @@ class Plan:
         )
 
 
-def _description(name: str, method: Method, folder: Path, *, installed: bool) -> MethodDescription:
-    from nio_pydra.bids.records import done_records, read_record
+def _description(name: str, method: Method, folder: Path, *, runs: bool) -> MethodDescription:
     from nio_pydra.comparison.results import MethodDescription
     from nio_pydra.engines.methods import split_method
 
-    if installed:
-        weights, training_data = method.engine.weights_used(method.settings) or (None, None)
-    else:  # its weights can be a part of what is not installed
-        used = read_record(done_records(folder)[0]).get("weights") or {}
-        weights, training_data = used.get("name"), None
+    # The weights of a method that does not run here can be absent: its cases tell of them.
+    weights, training_data = (runs and method.engine.weights_used(method.settings)) or (None, None)
+    changes = split_method(name).settings or ""
     return MethodDescription(
-        folder,
-        method.name,
-        method.preset,
-        method.engine.citation,
-        split_method(name).settings or "",
-        weights,
-        training_data,
+        folder, method.name, method.preset, method.engine.citation, changes, weights, training_data
     )
+
+
+def _with_weights(method: MethodDescription, name: str, cases: pd.DataFrame) -> MethodDescription:
+    """Return the description with the weights of its cases, if it names none itself."""
+    if method.weights is not None or "weights" not in cases:
+        return method
+    own = cases[cases["method"] == name]
+    used = own.dropna(subset="weights")
+    if used.empty:
+        return method
+    data = used["training_data"].dropna()
+    return replace(method, weights=used["weights"].iloc[0], training_data=data.iloc[0] if len(data) else None)
 
 
 def _write(results: Results, out_dir: Path) -> None:
@@ -262,35 +283,46 @@ def _structures(args: argparse.Namespace, run: DatasetRun) -> Structures:
 
 
 def _methods(
-    names: list[str], run: DatasetRun, out_dir: Path
-) -> tuple[dict[str, Method], dict[str, str], dict[str, str]]:
-    """Return the methods by name, and which programs are not installed: of methods with results, and of others.
+    names: list[str], run: DatasetRun, out_dir: Path, earlier: EarlierCases
+) -> tuple[dict[str, Method], dict[str, str], dict[str, str], EarlierCases]:
+    """Return the methods by name, and what is not here to run them: of methods with results, and of others.
 
-    The former belong to the methods as well.
+    The former belong to the methods as well. Last come the earlier cases that were made by these methods.
     """
     from nio_pydra.comparison.cases import records_of
     from nio_pydra.comparison.scope import folder_of
-    from nio_pydra.engines.methods import parse_method, split_method
-    from nio_pydra.engines.names import get_engine
+    from nio_pydra.engines.methods import parse_method
 
     methods, absent, left_out = {}, {}, {}
     scans = {scan.name for scan in run.scans}
-    for name in names:
-        reason = get_engine(split_method(name).engine).available()
-        if reason and not scans & set(records_of(folder_of(out_dir, name), run.atlas.space)):
+    parsed = {name: parse_method(name, require_installed=False) for name in names}
+    earlier = earlier.kept_for(parsed)
+    for name, method in parsed.items():
+        not_installed = method.engine.available()
+        reason = not_installed or _missing_weights(method)
+        if reason and not (earlier.of(name) or scans & set(records_of(folder_of(out_dir, name), run.atlas.space))):
+            if not not_installed:
+                raise InputError(reason)
             left_out[name] = reason
             continue
-        methods[name] = parse_method(name, require_installed=False)
+        methods[name] = method
         if reason:
             absent[name] = reason
-        else:
-            methods[name].fingerprint()
         if twin := next((other for other in methods if other != name and methods[other] == methods[name]), None):
             raise InputError(f"{name} and {twin} are the same method: leave one of them out of --engines.")
     if not methods:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "--engines names none."
         raise InputError(f"There is no method to compare: {why}")
-    return methods, absent, left_out
+    return methods, absent, left_out, earlier
+
+
+def _missing_weights(method: Method) -> str | None:
+    """Return why the weights of a method cannot be used; None if they can, or if it has none."""
+    try:
+        method.fingerprint()
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _reference(chosen: str | None, names: list[str]) -> str:

@@ -37,8 +37,11 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "preset": (("preset",), "Preset"),
     "weights": (("weights", "name"), "Network weights"),
     "weights_sha256": (("weights", "sha256"), "Digest of the weights"),
+    "training_data": (("weights", "training_data"), "What the weights were trained on"),
     "settings": (("settings",), "Settings, JSON"),
     "versions": (("versions",), "Versions, JSON"),
+    "fixed_digest": (("inputs", "fixed"), "Digest of the atlas's image"),
+    "moving_digest": (("inputs", "moving"), "Digest of the scan's image"),
 }
 
 

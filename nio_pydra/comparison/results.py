@@ -65,7 +65,7 @@ class Results:
     tested : sequence of str or None
         Methods that are tested against the reference. None: all others.
     not_run : sequence of str
-        Methods whose program is not installed: their results are those of earlier runs.
+        Methods whose program or weights are not here: their results are those of earlier runs.
     left_out : mapping of str to str
         Why a method that was asked for has neither been run nor has results, by its name.
     command : str
@@ -99,7 +99,7 @@ class Results:
     @cached_property
     def groups(self) -> list[str]:
         """All structures, and the groups that they belong to where there are several."""
-        found = group_names(self.labels)
+        found = group_names(self.cases)
         return found if len(found) > 2 else [ALL]
 
     @cached_property

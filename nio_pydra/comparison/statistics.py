@@ -177,6 +177,7 @@ def _holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in found]
 
 
-def group_names(labels: pd.DataFrame) -> list[str]:
-    """Return `ALL` and the groups that labels belong to."""
-    return [ALL, *sorted(labels["group"].unique())] if len(labels) else [ALL]
+def group_names(cases: pd.DataFrame) -> list[str]:
+    """Return `ALL` and the groups of structures that cases have a Dice of."""
+    found = (name.removeprefix("dice_") for name in cases if name.startswith("dice_") and cases[name].notna().any())
+    return [ALL, *sorted(set(found) - {ALL})]

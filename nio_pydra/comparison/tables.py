@@ -174,7 +174,8 @@ def scores_table(results: Results, group: str = ALL) -> Table:
         rows.append((Cell(name), *cells, Cell(_counts(results, name)), *trained))
     rows += [(Cell(name), Cell(f"left out: {reason}")) for name, reason in results.left_out.items()]
     headings = [column.heading for column in columns] + ["cases"] + (["trained on"] if whole else [])
-    return Table(f"{_group(group)}: {results.structure_count(group)}", ("Method", *headings), tuple(rows))
+    count = results.structure_count(group)  # not known of earlier cases alone
+    return Table(f"{_group(group)}: {count}" if count else _group(group), ("Method", *headings), tuple(rows))
 
 
 def statistics_table(results: Results, group: str = ALL) -> Table | None:
@@ -284,7 +285,7 @@ def cautions(results: Results) -> list[str]:
     found += _mixtures(results)
     if results.not_run:
         found.append(
-            f"Not installed where these tables were written: {', '.join(results.not_run)}. What is shown of "
+            f"Not run where these tables were written: {', '.join(results.not_run)}. What is shown of "
             f"{'it was' if len(results.not_run) == 1 else 'them was'} done before."
         )
     return found

@@ -65,15 +65,21 @@ class Method:
 
         A setting that the record does not know had its default: what a new setting does by default was done before.
         """
+        used = record.get("weights")
+        return self.has_settings(record) and (used is None or self.has_weights(used["sha256"]))
+
+    def has_settings(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a record is of this engine with these settings, whatever its weights."""
         wanted = json.loads(json.dumps(self.record()))
         try:
             settings = plain(with_changes(type(self.settings)(), record.get("settings", {})))
         except ValueError:  # settings that are no more
             return False
-        if settings != wanted["settings"] or any(record.get(name) != wanted[name] for name in ("engine", "preset")):
-            return False
-        used = record.get("weights")
-        return used is None or self.fingerprint().endswith(used["sha256"][:16])
+        return settings == wanted["settings"] and all(record.get(name) == wanted[name] for name in ("engine", "preset"))
+
+    def has_weights(self, sha256: str) -> bool:
+        """Return whether weights with this digest are those of this method; `InputError` if it has none to read."""
+        return self.fingerprint().endswith(sha256[:16])
 
     def record(self) -> dict[str, Any]:
         """Return engine, preset and all settings as JSON values, without the folder of weights."""

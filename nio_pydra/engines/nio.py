@@ -25,7 +25,7 @@ from nio_pydra.engines.references import MOK_2020, MOK_2023, SIEBERT_2021, Refer
 from nio_pydra.engines.stopwatch import Stopwatch
 from nio_pydra.metrics import regularity
 from nio_pydra.networks import Network, load_network
-from nio_pydra.networks.checkpoints import adaptation_of, condition_for, default_weights, weights_digest
+from nio_pydra.networks.checkpoints import condition_for, default_weights, weights_digest
 from nio_pydra.networks.lapirn import SIZE_MULTIPLE
 from nio_pydra.optimize.estimate import Estimate, Refiner
 from nio_pydra.optimize.io import IOSettings
@@ -168,8 +168,12 @@ class NetworkEngine(Engine):
         }
         if network is not None:
             path = settings.weights or self._weights()
-            adapted = conventions.get("adapted")
-            details["weights"] = {"name": path.name, "sha256": weights_digest(path), "adapted": adapted}
+            details["weights"] = {
+                "name": path.name,
+                "sha256": weights_digest(path),
+                "training_data": _training_data(conventions),
+                "adapted": conventions.get("adapted"),
+            }
         if condition is not None:
             details["condition"] = condition
         if device.type == "cuda":
@@ -187,10 +191,8 @@ class NetworkEngine(Engine):
         network, conventions = self._load(settings)
         if network is None:
             return None
-        path, data = settings.weights or self._weights(), str(conventions.get("training_data", "unknown"))
-        if adapted := adaptation_of(path):
-            data += f"; adapted to {adapted['scans']} scans and to {adapted['atlas']['name']}"
-        return path.name, data
+        path = settings.weights or self._weights()
+        return path.name, _training_data(conventions)
 
     def described(self, settings: NetworkSettings) -> str:
         """Return what is done. Without steps of the network it is no Neural Instance Optimization."""
@@ -229,6 +231,14 @@ class NetworkEngine(Engine):
         if settings.network is not None:
             settings.network.require(network)
         return network, conventions
+
+
+def _training_data(conventions: Mapping[str, Any]) -> str:
+    """Return what weights were trained on, and adapted to, as their metadata say."""
+    data = str(conventions.get("training_data", "unknown"))
+    if adapted := conventions.get("adapted"):
+        data += f"; adapted to {adapted['scans']} scans and to {adapted['atlas']['name']}"
+    return data
 
 
 def _multiple(network: Network | None) -> int:

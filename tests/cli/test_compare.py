@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nio_pydra.cli import nio
+from nio_pydra.engines.methods import parse_method
 from nio_pydra.engines.names import get_engine
 
 
@@ -105,13 +106,86 @@ def test_results_of_a_program_that_is_gone_stay_in_the_tables(compared, monkeypa
     for more, status in (([], 1), (["--tables-only"], 0)):  # one scan cannot be read
         assert nio.main(command(dataset, out, f"affine,{SYN}", *more)) == status
         assert (rows(out / "cases.tsv"), rows(out / "summary.tsv")) == before
-        assert f"Not installed where these tables were written: {SYN}." in (out / "index.html").read_text()
+        assert f"Not run where these tables were written: {SYN}." in (out / "index.html").read_text()
     shown = capsys.readouterr()
     assert f"{SYN} is not run, only its earlier results are shown: ANTs is not installed" in shown.out + shown.err
     assert description.stat().st_mtime_ns == made  # it tells only of runs that happened
     (out / "index.html").unlink()
     assert nio.main(command(dataset, out, SYN)) == 0  # there is nothing to run
     assert {row["method"] for row in rows(out / "cases.tsv")} == {SYN} and (out / "index.html").is_file()
+
+
+def test_cases_of_another_run_are_taken_over_and_not_run_again(compared, tmp_path, capsys):
+    dataset, out, _ = compared
+    assert nio.main(command(dataset, out, f"affine,{SYN}", "--tables-only")) == 0
+    words = command(dataset, tmp_path / "out", f"affine,{SYN}", "--earlier", str(out / "cases.tsv"))
+    assert nio.main(words) == 1
+    said = capsys.readouterr().out
+    assert "sub-01: started" not in said and "sub-03: started" in said  # which could not be read
+    assert not list((tmp_path / "out").rglob("*_xfm.h5"))
+    assert rows(tmp_path / "out/cases.tsv") == rows(out / "cases.tsv")
+    assert rows(tmp_path / "out/summary.tsv") == rows(out / "summary.tsv")
+    assert rows(tmp_path / "out/labels.tsv") == rows(out / "labels.tsv")
+
+
+def test_the_table_of_another_run_serves_without_its_labels(compared, tmp_path):
+    dataset, out, _ = compared
+    assert nio.main(command(dataset, out, f"affine,{SYN}", "--tables-only")) == 0
+    shutil.copy(out / "cases.tsv", tmp_path)
+    words = command(dataset, tmp_path / "out", SYN, "--earlier", str(tmp_path / "cases.tsv"), "--tables-only")
+    assert nio.main(words) == 0
+    summary = {(row["method"], row["group"]): row["dice_mean"] for row in rows(out / "summary.tsv")}
+    taken = {(row["method"], row["group"]): row["dice_mean"] for row in rows(tmp_path / "out/summary.tsv")}
+    assert taken == {key: value for key, value in summary.items() if key[0] == SYN}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "sentence"),
+    [
+        ("moving_digest", "0" * 12, "cases.tsv (earlier cases) holds no case of these scans to "),
+        ("fixed_digest", "0" * 12, "cases.tsv (earlier cases) holds no case of these scans to "),
+        ("settings", '{"iterations": [99]}', f"2 earlier cases of {SYN} are left out: they were made with other"),
+        ("settings", None, "cases.tsv (earlier cases) has no column settings: expected cases.tsv of `nio compare`"),
+    ],
+)
+def test_cases_of_other_images_or_settings_are_not_taken_over(compared, tmp_path, capsys, column, value, sentence):
+    dataset, out, _ = compared
+    assert nio.main(command(dataset, out, SYN, "--tables-only")) == 0
+    with (tmp_path / "cases.tsv").open("w", newline="") as file:
+        own = [{**row, column: value} for row in rows(out / "cases.tsv")]
+        names = [name for name in own[0] if name != column or value is not None]
+        writer = csv.DictWriter(file, names, delimiter="\t", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(own)
+    words = command(dataset, tmp_path / "out", SYN, "--earlier", str(tmp_path / "cases.tsv"), "--tables-only")
+    assert nio.main(words) == 1
+    said = capsys.readouterr()
+    assert sentence in said.out + said.err and "Traceback" not in said.err
+
+
+def test_earlier_cases_that_are_absent_are_one_sentence(dataset, tmp_path, capsys):
+    assert nio.main(command(dataset, tmp_path / "out", "affine", "--earlier", str(tmp_path / "none.tsv"))) == 1
+    said = capsys.readouterr().err
+    assert "none.tsv (earlier cases) cannot be read" in said and said.count("\n") == 1
+
+
+def test_earlier_cases_are_shown_where_their_weights_are_gone(compared, tmp_path, capsys):
+    dataset, out, _ = compared
+    assert nio.main(command(dataset, out, "affine", "--tables-only")) == 0
+    method = f"lapirn@{tmp_path / 'gone.safetensors'}"
+    settings = json.dumps(parse_method(method).record()["settings"])
+    known = {"method": method, "engine": "lapirn", "preset": "paper", "settings": settings, "weights_sha256": "ab" * 32}
+    known |= {"weights": "gone.safetensors", "training_data": "cats"}
+    with (tmp_path / "cases.tsv").open("w", newline="") as file:
+        own = [{**row, **known} for row in rows(out / "cases.tsv")]
+        writer = csv.DictWriter(file, list(own[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(own)
+    words = command(dataset, tmp_path / "out", method, "--earlier", str(tmp_path / "cases.tsv"), "--tables-only")
+    assert nio.main(words) == 0
+    assert "cats (gone.safetensors)" in (tmp_path / "out/index.html").read_text()
+    said = capsys.readouterr()
+    assert "is not run, only its earlier results are shown: " in said.out + said.err
 
 
 def test_a_program_that_is_gone_and_did_nothing_to_this_atlas_is_left_out(compared, monkeypatch, capsys):

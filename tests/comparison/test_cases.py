@@ -65,7 +65,7 @@ def test_cases_and_labels_are_read_from_records_and_failures_are_counted(tmp_pat
     assert json.loads(done["versions"]) == {"torch": "2"}
     assert cases.iloc[1]["status"] == "failed" and cases.iloc[1]["reason"] == "it lies beside the atlas"
     assert list(labels["name"]) == ["Hippocampus", "101", "1002"]
-    assert group_names(labels) == ["all", "cortical", "subcortical"]
+    assert group_names(cases) == ["all", "cortical", "subcortical"]
 
 
 def test_a_scan_that_failed_in_the_latest_run_is_not_shown_by_its_earlier_record(tmp_path):

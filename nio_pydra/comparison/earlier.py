@@ -1,0 +1,163 @@
+"""Cases of another run of a comparison, by their table alone: made on another machine, or kept without their images."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nio_pydra.bids.atlas import Atlas
+from nio_pydra.bids.inputs import Scan
+from nio_pydra.engines.methods import Method
+from nio_pydra.errors import InputError
+from nio_pydra.system.files import contents_digest
+
+__all__ = ["NO_CASES", "EarlierCases", "read_earlier"]
+
+log = logging.getLogger("nio_pydra")
+
+NEEDED = ("method", "case", "participant", "status", "fixed_digest", "moving_digest", "engine", "preset", "settings")
+
+
+@dataclass(frozen=True)
+class EarlierCases:
+    """Cases that are taken over.
+
+    Attributes
+    ----------
+    cases, labels : DataFrame
+        As those of :func:`nio_pydra.comparison.cases.gather_cases`.
+    """
+
+    cases: pd.DataFrame
+    labels: pd.DataFrame
+
+    def of(self, method: str) -> set[str]:
+        """Return the names of the scans that a method has done."""
+        return set() if self.cases.empty else set(self.cases.loc[self.cases["method"] == method, "case"])
+
+    def kept_for(self, methods: Mapping[str, Method]) -> EarlierCases:
+        """Return the cases that were made by these methods as they are now: with the same settings and weights.
+
+        Parameters
+        ----------
+        methods : mapping of str to Method
+            By name. Of one whose weights are not here, settings alone are compared.
+        """
+        if self.cases.empty:
+            return self
+        same = np.array([self._is_of(row, methods.get(str(row["method"]))) for _, row in self.cases.iterrows()])
+        changed = self.cases[~same & self.cases["method"].isin(list(methods)).to_numpy()]
+        for method, own in changed.groupby("method", sort=False):
+            log.warning(
+                "%d earlier cases of %s are left out: they were made with other settings or weights.", len(own), method
+            )
+        return EarlierCases(self.cases[same], self.labels)
+
+    def added_to(
+        self, cases: pd.DataFrame, labels: pd.DataFrame, methods: Sequence[str], scans: Sequence[str]
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return cases and labels of this run, and earlier ones where this run has none.
+
+        Parameters
+        ----------
+        cases, labels : DataFrame
+            Of :func:`nio_pydra.comparison.cases.gather_cases`.
+        methods, scans : sequence of str
+            Their order in the result; other methods are left out.
+        """
+        if self.cases.empty:
+            return cases, labels
+        places = {pair: place for place, pair in enumerate(product(methods, scans))}
+        known = self.cases[self.cases["method"].isin(methods)]
+
+        def joined(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+            if theirs.empty:
+                return ours
+            theirs = theirs.merge(known[["method", "case"]], on=["method", "case"])
+            if len(ours):
+                theirs = theirs.merge(cases[["method", "case"]], on=["method", "case"], how="left", indicator=True)
+                theirs = theirs[theirs.pop("_merge") == "left_only"]
+            both = pd.concat([ours, theirs], ignore_index=True)
+            order = [places[pair] for pair in zip(both["method"], both["case"], strict=True)]
+            return both.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+
+        return joined(cases, known.drop_duplicates(["method", "case"])), joined(labels, self.labels)
+
+    @staticmethod
+    def _is_of(row: pd.Series, method: Method | None) -> bool:
+        if method is None:
+            return False
+        record: dict[str, Any] = {"engine": row["engine"], "settings": json.loads(row["settings"])}
+        record["preset"] = row["preset"] if isinstance(row["preset"], str) else None
+        if not method.has_settings(record):
+            return False
+        digest = row.get("weights_sha256")
+        try:
+            return not isinstance(digest, str) or method.has_weights(digest)
+        except InputError:  # weights that are not here
+            return True
+
+
+NO_CASES = EarlierCases(pd.DataFrame(), pd.DataFrame())
+
+
+def read_earlier(path: Path, scans: Sequence[Scan], atlas: Atlas) -> EarlierCases:
+    """Read the cases of another run that are of the same images.
+
+    Parameters
+    ----------
+    path : Path
+        ``cases.tsv`` of that run. Labels come from ``labels.tsv`` beside it, if that is there.
+    scans : sequence of Scan
+    atlas : Atlas
+
+    Returns
+    -------
+    EarlierCases
+        Those that were done, with a moving image as that of the scan and a fixed image as that of the atlas.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read, lacks a column, or holds no such case.
+    """
+    cases = _read(path)
+    if absent := [name for name in NEEDED if name not in cases]:
+        raise InputError(
+            f"{path} (earlier cases) has no column {', '.join(absent)}: expected cases.tsv of `nio compare` of this "
+            "version."
+        )
+    ours = {scan.name: scan for scan in scans}
+    here = cases[
+        cases["case"].isin(list(ours))
+        & (cases["status"] == "done")
+        & (cases["fixed_digest"] == contents_digest(atlas.image))
+    ]
+    digests = {name: contents_digest(ours[name].image) for name in here["case"].unique()}
+    here = here[here["moving_digest"] == here["case"].map(digests)]
+    if here.empty:
+        raise InputError(
+            f"{path} (earlier cases) holds no case of these scans to {atlas.image.name}: expected cases of the same "
+            "image files that are compared now."
+        )
+    beside = path.with_name("labels.tsv")
+    labels = _read(beside) if beside.is_file() else pd.DataFrame()
+    if len(labels):
+        labels = labels.merge(here[["method", "case"]], on=["method", "case"])
+    return EarlierCases(here.reset_index(drop=True), labels)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        words = dict.fromkeys((*NEEDED, "weights_sha256"), str)
+        return pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a"], dtype=words)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise InputError(f"{path} (earlier cases) cannot be read ({error}): expected a table between tabs.") from None
