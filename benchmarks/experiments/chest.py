@@ -2,7 +2,8 @@
 
     python benchmarks/experiments/chest.py --data DATA --out OUT [--parts PART,PART] [--methods METHOD,METHOD]
 
-`DATA` holds `lung` and `liver_4dmri`. What is done is not done again, so several calls can fill one `OUT`.
+`DATA` holds `lung` and `liver_4dmri`. What is done, in `OUT` or in the table of `docs/results`, is not done again, so
+several calls, on several machines even, can add to what is published.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from typing import Any
 import pandas as pd
 import torch
 from chest_cases import NOISE_HU, PARTS, WRONG_POINT, Case
-from chest_figures import draw_boxes, draw_overlay
-from common import DOCS, note_machine
+from chest_figures import draw_errors, draw_overlay
+from common import DOCS, machines_of, note_machine
 
 from nio_pydra import __version__
-from nio_pydra.comparison.landmark_pairs import initial_record, is_done, register_landmarks
+from nio_pydra.comparison.earlier import is_made_by, read_cases
+from nio_pydra.comparison.landmark_pairs import LandmarkPair, initial_record, is_done, register_landmarks
 from nio_pydra.comparison.scope import folder_of
 from nio_pydra.engines.contract import Runtime
 from nio_pydra.engines.methods import parse_method
@@ -35,12 +37,10 @@ from nio_pydra.networks import LapIRN, load_network, save_network
 from nio_pydra.spatial.images import load_image
 from nio_pydra.spatial.itk import read_h5
 from nio_pydra.spatial.transforms import Transform
-from nio_pydra.system.files import atomic_path, read_json, write_text
+from nio_pydra.system.files import atomic_path, contents_digest, read_json
 
 INITIAL = "no registration"
 AFFINE = "affine"
-MEASURES = "measures.json"
-"""Beside a record, instead of the transforms."""
 RANDOM = "random.safetensors"
 """Weights that were never trained, written into OUT."""
 METHODS = (
@@ -135,7 +135,6 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, metavar="N", help="the first N cases of each part")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--slim", action="store_true", help="keep what is measured and warped images, no transforms")
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--register-only", action="store_true", help="write no tables")
     steps.add_argument("--tables-only", action="store_true", help="register nothing")
@@ -175,7 +174,7 @@ def register(options: argparse.Namespace, cases: Sequence[Case]) -> None:
             continue
         began = time.process_time()
         runtime = Runtime(device=options.device, threads=options.threads, progress=False)
-        if _is_slim(out_of(options, case, name)) and measures(options, case, name):
+        if published(case, name):
             continue
         try:
             record = register_landmarks(
@@ -186,8 +185,6 @@ def register(options: argparse.Namespace, cases: Sequence[Case]) -> None:
             print(f"{case.part} {case.name}, {name}: {error}", flush=True)
             continue
         spent = time.process_time() - began
-        if options.slim:
-            slim(options, case, name)
         print(f"{case.part} {case.name}, {name}: {record['landmarks']['mean']:.2f} mm ({spent:.0f} s)", flush=True)
 
 
@@ -198,31 +195,27 @@ def measures(options: argparse.Namespace, case: Case, name: str) -> list[dict[st
     else:
         folder = out_of(options, case, name)
         if not (folder / "record.json").is_file():
-            return []
+            return published(case, name)
         record = read_json(folder / "record.json")
         method = parse_method(text_of(name, case.part), require_installed=False)
         runtime, affine = Runtime(device=options.device), case.prealign or name == AFFINE
         # Of a program that is not installed here, nobody can tell the version.
         if method.engine.available() is None and not is_done(record, case.pair, method, runtime, affine=affine):
-            return []
-        if _is_slim(folder):
-            return list(read_json(folder / MEASURES)["rows"])
+            return published(case, name)
         forward = read_h5(folder / "forward_xfm.h5")
     found = landmark_errors(*case.pair.points, forward, load_image(case.pair.moving.image))
     common = {"part": case.part, "case": case.name, "method": SHORT.get(name, name)}
     spent = {
         "std_jacobian": record.get("std_jacobian"), "fold_percent": record.get("fold_percent"),
         "processor_seconds": record.get("seconds", {}).get("registration_processor"), "device": record.get("device"),
+        "engine": record.get("engine"), "preset": record.get("preset"),
+        "settings": json.dumps(record["settings"]) if "settings" in record else None,
+        "weights_sha256": (record.get("weights") or {}).get("sha256"), **_digests(case.pair),
     }  # fmt: skip
     rows = []
     for group, numbers in case.groups.items():
         part = replace(found, errors=found.errors[numbers], snapped=found.snapped[numbers]).as_record()
-        rows.append(
-            {
-                **common, "points": group, **_plain(part), "snapped_mean": part["snapped"]["mean"], **spent,
-                "errors": part["errors"],
-            }
-        )  # fmt: skip
+        rows.append({**common, "points": group, **_plain(part), "snapped_mean": part["snapped"]["mean"], **spent})
     if case.everywhere is not None:
         left = landmark_errors(*case.everywhere, forward, load_image(case.pair.moving.image)).as_record()
         rows.append(
@@ -232,17 +225,20 @@ def measures(options: argparse.Namespace, case: Case, name: str) -> list[dict[st
     return rows
 
 
-def _is_slim(folder: Path) -> bool:
-    """Return whether only measures are left of a registration; one that was done anew has transforms again."""
-    return (folder / MEASURES).is_file() and not (folder / "forward_xfm.h5").is_file()
+def published(case: Case, name: str) -> list[dict[str, Any]]:
+    """Return the rows of the published table that this method, as it is now, has for the images of a case."""
+    path = DOCS / "results" / "chest_cases.tsv"
+    if name == INITIAL or not path.is_file():
+        return []
+    table = read_cases(path)
+    method = parse_method(text_of(name, case.part), require_installed=False)
+    wanted = {"part": case.part, "case": case.name, "method": SHORT.get(name, name), **_digests(case.pair)}
+    table = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    return [row.to_dict() for _, row in table.iterrows() if is_made_by(row, method)]
 
 
-def slim(options: argparse.Namespace, case: Case, name: str) -> None:
-    """Keep beside its record what is measured of a registration, and delete its transforms."""
-    folder = out_of(options, case, name)
-    write_text(json.dumps({"rows": measures(options, case, name)}) + "\n", folder / MEASURES)
-    for path in folder.glob("*_xfm.h5"):
-        path.unlink()
+def _digests(pair: LandmarkPair) -> dict[str, str]:
+    return {"fixed_digest": contents_digest(pair.fixed.image), "moving_digest": contents_digest(pair.moving.image)}
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +279,7 @@ def main() -> None:
             rows += measures(options, case, name)
     table = pd.DataFrame(rows)
     with atomic_path(options.out / "chest_cases.tsv") as temporary:
-        table.drop(columns="errors").to_csv(temporary, sep="\t", index=False, float_format="%.4f", na_rep="n/a")
+        table.to_csv(temporary, sep="\t", index=False, float_format="%.4f", na_rep="n/a")
     write_page(options, cases, table)
 
 
@@ -293,20 +289,20 @@ def write_page(options: argparse.Namespace, cases: Sequence[Case], table: pd.Dat
     results, images = docs / "results", docs / "images"
     for folder in (results, images):
         folder.mkdir(parents=True, exist_ok=True)
-    draw_boxes(table, list(PARTS), images / "chest_boxes.png")
+    draw_errors(table, list(PARTS), images / "chest_errors.png")
     overlay = _overlay(options, cases, table, images / "chest_overlay.png")
-    noted = options.out / "machines.txt"
-    machines = noted.read_text().splitlines() if noted.is_file() else []
     parts = [
         "# The chest: landmarks brought together",
         "Written by `benchmarks/experiments/chest.py`. Registered on:",
-        "\n".join(f"- {line}" for line in machines) + f"\n- nio_pydra {__version__} when the page was written",
+        machines_of(DOCS / "results" / "chest.md", options.out),
+        f"Written by nio_pydra {__version__}.",
         NOTES,
         f"Only the first {options.cases} of the cases of each part: the others were not asked for."
         if options.cases
         else "",
-        "![Errors of the landmarks](../images/chest_boxes.png)\n\nEvery box holds the landmarks of all cases that "
-        "a method has done (for `liver`, those in it): quartiles, median, whiskers at 5 % and 95 %. Points: cases.",
+        "![Errors of the landmarks](../images/chest_errors.png)\n\nPoints: the mean error of every case that a method "
+        "has done (for `liver`, in it). Bars: from the median of the landmarks to their 95th percentile, each the mean "
+        "over cases.",
         overlay,
         *(_part(options, part, [case for case in cases if case.part == part], table) for part in PARTS),
     ]
@@ -395,14 +391,21 @@ def _ablation(own: pd.DataFrame, cases: Sequence[Case]) -> str:
 def _overlay(options: argparse.Namespace, cases: Sequence[Case], table: pd.DataFrame, path: Path) -> str:
     """Draw the worst case as Figure 3 of the paper does; return the picture with its caption."""
     shown = ("lapirn:chest", "nio_m:chest")
+    files = {
+        case.name: [(name, out_of(options, case, name) / "warped.nii.gz") for name in shown]
+        for case in cases
+        if case.part == "breathing"
+    }
+    here = [case for case, pictures in files.items() if all(file.is_file() for _, file in pictures)]
     done = table[(table["method"] == shown[0]) & (table["part"] == "breathing") & (table["points"] == "landmarks")]
-    finished = set(table[(table["method"] == shown[1]) & (table["part"] == "breathing")]["case"])
-    done = done[done["case"].isin(finished)]
-    if done.empty:
-        return ""
+    done = done[done["case"].isin(here)]
+    if done.empty:  # the picture of an earlier run
+        text = (DOCS / "results" / "chest.md").read_text()
+        found = re.search(r"!\[The case with the largest error\].*?\n\n.*?(?=\n\n)", text, re.DOTALL)
+        return found[0] if found else ""
     worst = done.sort_values("mean")["case"].iloc[-1]
     case = next(own for own in cases if own.part == "breathing" and own.name == worst)
-    draw_overlay(case.pair, [(name, out_of(options, case, name) / "warped.nii.gz") for name in shown], path)
+    draw_overlay(case.pair, files[worst], path)
     return (
         f"![The case with the largest error](../images/{path.name})\n\nAs Figure 3 of the paper: the fixed image in "
         f"red, the moving or warped one in green; grey where both agree. The case is the one with the largest error of "

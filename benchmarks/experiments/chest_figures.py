@@ -20,8 +20,8 @@ WINDOW_HU = (-1000.0, 200.0)
 HIGHLIGHT = "nio_m"
 
 
-def draw_boxes(table: pd.DataFrame, parts: Sequence[str], path: Path) -> None:
-    """Draw the errors of each method, a panel for each part."""
+def draw_errors(table: pd.DataFrame, parts: Sequence[str], path: Path) -> None:
+    """Draw the errors of each method, a panel for each part: cases as points, their landmarks as a bar."""
     known = [part for part in parts if part in set(table["part"])]
     first = {part: table[table["part"] == part]["points"].iloc[0] for part in known}
     chosen = {part: table[(table["part"] == part) & (table["points"] == first[part])] for part in known}
@@ -34,11 +34,8 @@ def draw_boxes(table: pd.DataFrame, parts: Sequence[str], path: Path) -> None:
             if own.empty:
                 continue
             colour = "#c23b22" if name.startswith(HIGHLIGHT) else "#4477aa"
-            box = axis.boxplot(np.concatenate(own["errors"].tolist()), positions=[place], orientation="horizontal",
-                               widths=0.6, whis=(5, 95), showfliers=False, patch_artist=True,
-                               manage_ticks=False)  # fmt: skip
-            box["boxes"][0].set(facecolor=colour, alpha=0.35)
-            box["medians"][0].set(color="black")
+            low, high = own["median"].mean(), own["p95"].mean()
+            axis.barh(place, high - low, 0.6, low, color=colour, alpha=0.35)
             axis.plot(own["mean"], np.full(len(own), place), "o", color=colour, markersize=3.5)
         axis.set(title=f"{part}: {first[part]}", xlabel="error, mm", xscale="log")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -355,12 +355,11 @@ def publish(
             shutil.copy(source / "figures" / f"{figure}.png", DOCS / "images" / f"{name}.png")
             pictures.append(f"![{shown}](../images/{name}.png)")
     path = DOCS / "results" / f"{page}.md"
-    machines = [*_machines(path), *(options.out / "machines.txt").read_text().splitlines()]
     missing = not_run(options, comparison)
     parts = [
         title,
         f"Written by `benchmarks/experiments/{Path(sys.argv[0]).name}`, which calls `nio compare`. Registered on:",
-        "\n".join(f"- {line}" for line in dict.fromkeys(machines)),
+        machines_of(path, options.out),
         notes,
         f"Not run yet: {', '.join(f'`{name}`' for name in missing)}." if missing else "",
         *pictures,
@@ -376,11 +375,16 @@ def publish(
         cases.fillna("n/a").to_csv(temporary, sep="\t", index=False)
 
 
-def _machines(page: Path) -> list[str]:
-    """Return the machines that a page names: cases that are kept in its table were made on them."""
+def machines_of(page: Path, out: Path) -> str:
+    """Return a list in Markdown of the machines that a published page names, and of those of the results here.
+
+    The table of the page keeps cases that were made on the former.
+    """
     text = page.read_text() if page.is_file() else ""
     lines = text.partition("Registered on:\n\n")[2].partition("\n\n")[0].splitlines()
-    return [line.removeprefix("- ") for line in lines]
+    noted = out / "machines.txt"
+    lines += [f"- {line}" for line in noted.read_text().splitlines()] if noted.is_file() else []
+    return "\n".join(dict.fromkeys(lines))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[float]]], digits: int = 3) -> str:

@@ -19,11 +19,14 @@ from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
 from nio_pydra.system.files import contents_digest
 
-__all__ = ["NO_CASES", "EarlierCases", "read_earlier"]
+__all__ = ["NO_CASES", "EarlierCases", "is_made_by", "read_cases", "read_earlier"]
 
 log = logging.getLogger("nio_pydra")
 
-NEEDED = ("method", "case", "participant", "status", "fixed_digest", "moving_digest", "engine", "preset", "settings")
+NEEDED = (
+    "method", "case", "participant", "status", "fixed_digest", "moving_digest", "engine", "preset", "settings",
+    "weights_sha256",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,13 @@ class EarlierCases:
         """
         if self.cases.empty:
             return self
-        same = np.array([self._is_of(row, methods.get(str(row["method"]))) for _, row in self.cases.iterrows()])
-        changed = self.cases[~same & self.cases["method"].isin(list(methods)).to_numpy()]
-        for method, own in changed.groupby("method", sort=False):
+        known = self.cases[self.cases["method"].isin(list(methods))]
+        same = np.array([is_made_by(row, methods[row["method"]]) for _, row in known.iterrows()], dtype=bool)
+        for method, own in known[~same].groupby("method", sort=False):
             log.warning(
                 "%d earlier cases of %s are left out: they were made with other settings or weights.", len(own), method
             )
-        return EarlierCases(self.cases[same], self.labels)
+        return EarlierCases(known[same], self.labels)
 
     def added_to(
         self, cases: pd.DataFrame, labels: pd.DataFrame, methods: Sequence[str], scans: Sequence[str]
@@ -91,20 +94,6 @@ class EarlierCases:
 
         return joined(cases, known.drop_duplicates(["method", "case"])), joined(labels, self.labels)
 
-    @staticmethod
-    def _is_of(row: pd.Series, method: Method | None) -> bool:
-        if method is None:
-            return False
-        record: dict[str, Any] = {"engine": row["engine"], "settings": json.loads(row["settings"])}
-        record["preset"] = row["preset"] if isinstance(row["preset"], str) else None
-        if not method.has_settings(record):
-            return False
-        digest = row.get("weights_sha256")
-        try:
-            return not isinstance(digest, str) or method.has_weights(digest)
-        except InputError:  # weights that are not here
-            return True
-
 
 NO_CASES = EarlierCases(pd.DataFrame(), pd.DataFrame())
 
@@ -129,7 +118,7 @@ def read_earlier(path: Path, scans: Sequence[Scan], atlas: Atlas) -> EarlierCase
     InputError
         If the table cannot be read, lacks a column, or holds no such case.
     """
-    cases = _read(path)
+    cases = read_cases(path)
     if absent := [name for name in NEEDED if name not in cases]:
         raise InputError(
             f"{path} (earlier cases) has no column {', '.join(absent)}: expected cases.tsv of `nio compare` of this "
@@ -149,15 +138,43 @@ def read_earlier(path: Path, scans: Sequence[Scan], atlas: Atlas) -> EarlierCase
             "image files that are compared now."
         )
     beside = path.with_name("labels.tsv")
-    labels = _read(beside) if beside.is_file() else pd.DataFrame()
+    labels = read_cases(beside) if beside.is_file() else pd.DataFrame()
     if len(labels):
         labels = labels.merge(here[["method", "case"]], on=["method", "case"])
     return EarlierCases(here.reset_index(drop=True), labels)
 
 
-def _read(path: Path) -> pd.DataFrame:
+def is_made_by(row: Mapping[str, Any], method: Method) -> bool:
+    """Return whether a row of a table of cases was made with the settings and weights that a method has now.
+
+    Parameters
+    ----------
+    row : mapping
+        With ``engine``, ``preset``, ``settings`` (JSON) and ``weights_sha256``; what it does not know is no text.
+    method : Method
+        If its weights are not here, settings alone are compared.
+    """
+    record = {"engine": row["engine"], "settings": json.loads(row["settings"])}
+    record["preset"] = row["preset"] if isinstance(row["preset"], str) else None
+    if not method.has_settings(record):
+        return False
+    digest = row["weights_sha256"]
     try:
-        words = dict.fromkeys((*NEEDED, "weights_sha256"), str)
+        return not isinstance(digest, str) or method.has_weights(digest)
+    except InputError:  # weights that are not here
+        return True
+
+
+def read_cases(path: Path) -> pd.DataFrame:
+    """Read a table of cases, in which "n/a" is what is not known.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    try:
+        words = dict.fromkeys(NEEDED, str)
         return pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a"], dtype=words)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise InputError(f"{path} (earlier cases) cannot be read ({error}): expected a table between tabs.") from None
