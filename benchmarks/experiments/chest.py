@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from chest_cases import NOISE_HU, PARTS, WRONG_POINT, Case
 from chest_figures import draw_errors, draw_overlay
+from chest_weights import FILE, LEARNED
 from common import DOCS, machines_of, note_machine
 
 from nio_pydra import __version__
@@ -55,6 +56,8 @@ ABLATION = (
     "nio_m:chest?smoothings=0&network.augmentation=0.0",
 )
 """NIO_m without the deformation model, without the augmentation, without both."""
+WEIGHTED = tuple(f"{name}@{FILE}" for name in ("lapirn:chest", "io:chest", "nio_m:chest", "nio_m:chest_fast"))
+"""With the weights of `chest_weights.py`, on cases that these have not learned from."""
 SHORT = {
     METHODS[6]: "nio, as nio_m:chest",
     STARTS[0]: "io:chest from zero",
@@ -62,7 +65,14 @@ SHORT = {
     ABLATION[0]: "nio_m:chest, no B-spline",
     ABLATION[1]: "nio_m:chest, no augmentation",
     ABLATION[2]: "nio_m:chest, neither",
+    **{name: f"{name.partition('@')[0]}, chest weights" for name in WEIGHTED},
 }
+ABLATION_TITLE = "Parts of the method, and other starts than the weights for brains, mm and std|J|:"
+ABLATION_ROWS = ("io:chest", STARTS[0], "nio_m:chest", *STARTS[1:], *ABLATION)
+WEIGHTS_TITLE = """\
+The weights for brains, and the same adapted to the simulated motions 1 to 5 (`chest_weights.py`), mm and std|J|. The
+simulated cases here have other motions, but the scan is the one that was learned from:"""
+WEIGHTS_ROWS = tuple(name for weighted in WEIGHTED for name in (weighted.partition("@")[0], weighted))
 NETWORK_MM = {"elastix": 2.5, "breathing": 2.0, "liver": 2.0}
 """Edge of the voxels in which the networks' engines compare images, instead of the 1.5 mm of their presets: no smaller
 than the smallest of the images themselves, and many times faster on a processor."""
@@ -146,7 +156,8 @@ def read_options() -> argparse.Namespace:
 
 def methods_of(case: Case, number: int) -> tuple[str, ...]:
     """Return the methods of a case, the number `number` of its part."""
-    return METHODS + (STARTS + ABLATION if number < ABLATED[case.part] else ())
+    unseen = case.part == "elastix" or (case.part == "breathing" and number >= LEARNED)
+    return METHODS + (STARTS + ABLATION if number < ABLATED[case.part] else ()) + (WEIGHTED if unseen else ())
 
 
 def text_of(name: str, part: str) -> str:
@@ -175,6 +186,9 @@ def register(options: argparse.Namespace, cases: Sequence[Case]) -> None:
         began = time.process_time()
         runtime = Runtime(device=options.device, threads=options.threads, progress=False)
         if published(case, name):
+            continue
+        if name in WEIGHTED and not Path(FILE).is_file():
+            print(f"{name}: its weights come from chest_weights.py", flush=True)
             continue
         try:
             record = register_landmarks(
@@ -330,7 +344,8 @@ def _part(options: argparse.Namespace, part: str, cases: Sequence[Case], table: 
             cells = [_cell(rows, case.name, name) for name in done]
             lines.append(f"| {case.name} | " + " | ".join(cells) + " |")
         text.append("\n".join([*lines, *_last_rows(rows, cases, done)]))
-    text.append(_ablation(own, cases))
+    text.append(_variants(own, cases, ABLATION_TITLE, ABLATION_ROWS))
+    text.append(_variants(own, cases, WEIGHTS_TITLE, WEIGHTS_ROWS))
     done_by = own.groupby("method")["case"].nunique()
     wanted: dict[str, int] = {}
     for number, case in enumerate(cases):
@@ -369,17 +384,16 @@ def _cell(rows: pd.DataFrame, case: str, method: str) -> str:
     return f"{found['mean']:.2f} ± {found['sd']:.2f}"
 
 
-def _ablation(own: pd.DataFrame, cases: Sequence[Case]) -> str:
-    """Return what the deformation model, the augmentation and the brain weights bring."""
-    others = [SHORT[name] for name in (*STARTS, *ABLATION)]
+def _variants(own: pd.DataFrame, cases: Sequence[Case], title: str, methods: Sequence[str]) -> str:
+    """Return a table of variants of methods, over the cases that one of them has done."""
     own = own[own["points"] == own["points"].iloc[0]].set_index(["case", "method"])
-    names = [case.name for case in cases if any((case.name, name) in own.index for name in others)]
+    variants = [SHORT[name] for name in methods if name in SHORT]
+    names = [case.name for case in cases if any((case.name, name) in own.index for name in variants)]
     if not names:
         return ""
-    lines = ["Parts of the method, and other starts than the weights for brains, mm and std|J|:", ""]
-    lines += ["| Method | " + " | ".join(f"{name} | std\\|J\\|" for name in names) + " |"]
+    lines = [title, "", "| Method | " + " | ".join(f"{name} | std\\|J\\|" for name in names) + " |"]
     lines += ["| --- " * (2 * len(names) + 1) + "|"]
-    for method in ("io:chest", SHORT[STARTS[0]], "nio_m:chest", *others[1:]):
+    for method in [SHORT.get(name, name) for name in methods]:
         cells = []
         for name in names:
             known = (name, method) in own.index

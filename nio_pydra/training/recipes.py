@@ -58,7 +58,7 @@ class Prediction:
         """The same field in units of the part, so that its strain is that of the whole."""
         if self.box is WHOLE:
             return self.field
-        whole, part = (voxel_scale(x.shape[2:], device=self.field.device) for x in (self.fixed, self.target))  # type: ignore[arg-type]
+        whole, part = (voxel_scale(x.shape[2:], device=self.field.device) for x in (self.fixed, self.target))
         return self.field * (whole / part)
 
     def carry(self, volume: Tensor) -> Tensor:

@@ -241,7 +241,7 @@ def _positions(
     velocity = velocity + rng.uniform(-0.4, 1) * settings.ventricles_mm * anatomy.push
     # Nodes count in steps of the coarse grid; voxel_to_unit expects just that.
     field = integrate(voxel_to_unit(velocity / CONTROL_SPACING), steps=5)
-    warped = identity_grid(coarse, device=field.device) + field.permute(0, 2, 3, 4, 1)  # type: ignore[arg-type]
+    warped = identity_grid(coarse, device=field.device) + field.permute(0, 2, 3, 4, 1)
     grid = functional.grid_sample(
         warped.permute(0, 4, 1, 2, 3), grid, padding_mode="border", align_corners=True
     ).permute(0, 2, 3, 4, 1)
