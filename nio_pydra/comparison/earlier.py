@@ -49,6 +49,8 @@ class EarlierCases:
     def kept_for(self, methods: Mapping[str, Method]) -> EarlierCases:
         """Return the cases that were made by these methods as they are now: with the same settings and weights.
 
+        Of several such rows of a case, the first one counts.
+
         Parameters
         ----------
         methods : mapping of str to Method
@@ -62,7 +64,7 @@ class EarlierCases:
             log.warning(
                 "%d earlier cases of %s are left out: they were made with other settings or weights.", len(own), method
             )
-        return EarlierCases(known[same], self.labels)
+        return EarlierCases(known[same].drop_duplicates(["method", "case"]), self.labels)
 
     def added_to(
         self, cases: pd.DataFrame, labels: pd.DataFrame, methods: Sequence[str], scans: Sequence[str]
@@ -92,7 +94,7 @@ class EarlierCases:
             order = [places[pair] for pair in zip(both["method"], both["case"], strict=True)]
             return both.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
 
-        return joined(cases, known.drop_duplicates(["method", "case"])), joined(labels, self.labels)
+        return joined(cases, known), joined(labels, self.labels)
 
 
 NO_CASES = EarlierCases(pd.DataFrame(), pd.DataFrame())
