@@ -344,7 +344,7 @@ def publish(
     """
     source = options.out / comparison.name
     title, _, rest = (source / "summary.md").read_text().partition("\n")
-    left_out = ("| Command |", "| Load when", "| Processor |", "| Date |")
+    left_out = ("| Command |", "| Load when", "| Processor |", "| Date |", "| Taken over")
     rest = "\n".join(line for line in rest.splitlines() if not line.startswith(left_out))
     pictures = []
     for figure, name, shown in (

@@ -206,9 +206,9 @@ class Plan:
 
         scans = [scan.name for scan in self.run.scans]
         folders = {name: method.folder for name, method in self.methods.items()}
-        cases, labels = self.earlier.added_to(
-            *gather_cases(folders, scans, self.structures, self.run.atlas.space), list(self.methods), scans
-        )
+        own, own_labels = gather_cases(folders, scans, self.structures, self.run.atlas.space)
+        cases, labels = self.earlier.added_to(own, own_labels, list(self.methods), scans)
+        taken = len(cases) - len(own)
         return Results(
             title=self.title
             or f"{counted(len(self.methods), 'method')}, {counted(len(scans), 'scan')} to {self.run.atlas.label}",
@@ -226,6 +226,7 @@ class Plan:
                 "Date": time.strftime("%Y-%m-%d"),
                 "Processor": f"{processor_name()}, {core_count()} cores",
                 "Load when the tables were written": f"{os.getloadavg()[0]:.1f}",
+                **({"Taken over from another run": counted(taken, "case")} if taken else {}),
             },
         )
 

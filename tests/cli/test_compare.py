@@ -126,6 +126,7 @@ def test_cases_of_another_run_are_taken_over_and_not_run_again(compared, tmp_pat
     assert rows(tmp_path / "out/cases.tsv") == rows(out / "cases.tsv")
     assert rows(tmp_path / "out/summary.tsv") == rows(out / "summary.tsv")
     assert rows(tmp_path / "out/labels.tsv") == rows(out / "labels.tsv")
+    assert "| Taken over from another run | 4 cases |" in (tmp_path / "out/summary.md").read_text()
 
 
 def test_the_table_of_another_run_serves_without_its_labels(compared, tmp_path):
