@@ -27,8 +27,7 @@ from common import (
 TWICE = ("1003", "1004", "1005")
 NETWORKS = (
     "lapirn", "lapirn@LapIRN_disp_fea7.pth", "lapirn@research.safetensors", "ulae", "mpr",
-    "io?field.iterations=50", "io", "nio", "nio_m", "nio_m:precise",
-    "nio_m:fast",
+    "io?field.iterations=50", "io", "nio", "nio_m", "nio_m:fast",
 )  # fmt: skip
 AGAIN = ("affine", "syn:fast", "niftyreg", "greedy", "lapirn", "nio_m", "nio_m:fast")
 NOTES = """\
