@@ -27,6 +27,7 @@ NEEDED = (
     "method", "case", "participant", "status", "fixed_digest", "moving_digest", "engine", "preset", "settings",
     "weights_sha256",
 )  # fmt: skip
+KEY = ["method", "case"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class EarlierCases:
             log.warning(
                 "%d earlier cases of %s are left out: they were made with other settings or weights.", len(own), method
             )
-        return EarlierCases(known[same].drop_duplicates(["method", "case"]), self.labels)
+        return EarlierCases(known[same].drop_duplicates(KEY), self.labels)
 
     def added_to(
         self, cases: pd.DataFrame, labels: pd.DataFrame, methods: Sequence[str], scans: Sequence[str]
@@ -81,20 +82,16 @@ class EarlierCases:
         if self.cases.empty:
             return cases, labels
         places = {pair: place for place, pair in enumerate(product(methods, scans))}
-        known = self.cases[self.cases["method"].isin(methods)]
+        done = cases[cases["status"] == "done"] if len(cases) else self.cases[:0]
+        taken = _without(self.cases[self.cases["method"].isin(methods)], done)
 
         def joined(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
-            if theirs.empty:
-                return ours
-            theirs = theirs.merge(known[["method", "case"]], on=["method", "case"])
-            if len(ours):
-                theirs = theirs.merge(cases[["method", "case"]], on=["method", "case"], how="left", indicator=True)
-                theirs = theirs[theirs.pop("_merge") == "left_only"]
-            both = pd.concat([ours, theirs], ignore_index=True)
-            order = [places[pair] for pair in zip(both["method"], both["case"], strict=True)]
+            both = pd.concat([table for table in (ours, theirs) if len(table)] or [ours], ignore_index=True)
+            order = [places[pair] for pair in zip(both["method"], both["case"], strict=True)] if len(both) else []
             return both.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
 
-        return joined(cases, known), joined(labels, self.labels)
+        known = self.labels.merge(taken[KEY]) if len(self.labels) else self.labels
+        return joined(_without(cases, taken), taken), joined(labels, known)
 
 
 NO_CASES = EarlierCases(pd.DataFrame(), pd.DataFrame())
@@ -142,8 +139,16 @@ def read_earlier(path: Path, scans: Sequence[Scan], atlas: Atlas) -> EarlierCase
     beside = path.with_name("labels.tsv")
     labels = read_cases(beside) if beside.is_file() else pd.DataFrame()
     if len(labels):
-        labels = labels.merge(here[["method", "case"]], on=["method", "case"])
+        labels = labels.merge(here[KEY].drop_duplicates())
     return EarlierCases(here.reset_index(drop=True), labels)
+
+
+def _without(table: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows whose method and case are not those of a row of another table."""
+    if table.empty or others.empty:
+        return table
+    known = set(zip(others["method"], others["case"], strict=True))
+    return table[[pair not in known for pair in zip(table["method"], table["case"], strict=True)]]
 
 
 def is_made_by(row: Mapping[str, Any], method: Method) -> bool:
@@ -156,7 +161,10 @@ def is_made_by(row: Mapping[str, Any], method: Method) -> bool:
     method : Method
         If its weights are not here, settings alone are compared.
     """
-    record = {"engine": row["engine"], "settings": json.loads(row["settings"])}
+    try:
+        record = {"engine": row["engine"], "settings": json.loads(row["settings"])}
+    except (TypeError, ValueError):  # no text, or no JSON
+        return False
     record["preset"] = row["preset"] if isinstance(row["preset"], str) else None
     if not method.has_settings(record):
         return False
