@@ -20,8 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from common import DOCS, Comparison, cases_of_tables, not_run, oasis, publish, read_options, run, table
+from common import DOCS, Comparison, cases_of_tables, gpu_name, not_run, oasis, publish, read_options, run, table
 from experiment_3 import comparisons as of_other_origin
 from experiment_4 import CHANGES
 from experiment_4 import comparisons as with_changes
@@ -130,7 +129,7 @@ def adapt(options: argparse.Namespace, home: Comparison, point: Point) -> None:
         "processor_seconds": _processor_seconds() - before,
         "load": os.getloadavg()[1],
         "processor": processor_name(),
-        "gpu": torch.cuda.get_device_name() if options.device != "cpu" and torch.cuda.is_available() else None,
+        "gpu": gpu_name() if options.device != "cpu" else None,
     }
     write_text(json.dumps(spent, indent=1) + "\n", out.with_suffix(".json"))
 

@@ -279,14 +279,20 @@ def _weights_found(name: str) -> bool:
 
 def note_machine(out: Path) -> None:
     """Add this machine to those that the page names."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    line = f"{processor_name()}, {core_count()} cores{gpu}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    gpu = gpu_name()
+    line = f"{processor_name()}, {core_count()} cores{f', {gpu}' if gpu else ''}, torch {torch.__version__}, "
+    line += time.strftime("%Y-%m-%d")
     path = out / "machines.txt"
     out.mkdir(parents=True, exist_ok=True)
     known = path.read_text().splitlines() if path.is_file() else []
     if line not in known:
         with path.open("a") as file:
             file.write(line + "\n")
+
+
+def gpu_name() -> str | None:
+    """Return the name of the GPU; None if there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _slim(folder: Path, work: Path, atlas_labels: nib.Nifti1Image) -> None:
