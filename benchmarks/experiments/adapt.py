@@ -40,6 +40,7 @@ USUAL = 5
 """Number of scans of the weights that are tried elsewhere."""
 KNOWN = ("affine", "niftyreg", "greedy", "lapirn", "io", "nio_m", "nio_m:fast")
 MANY = 2000
+COSTS = DOCS / "results" / "adapt_costs.tsv"
 MARKS = ("<!-- costs -->", "<!-- end of costs -->")
 """Around what this script writes into docs/adapt.md."""
 CHANGED = ("inverted", "bias", "noise")
@@ -51,8 +52,8 @@ label is used. `lapirn` is the network alone, `nio_m:adapted` adds the short ref
 `train` split: sub-1036 as a hidden scan, with five others to learn from.
 
 Methods without `@` come from [experiment 1](experiment_1.md), elsewhere from experiments 2 to 4, with the same seed of
-the affine. Some of them ran on another machine with a GPU, so their processor seconds stand in the tables of `nio
-compare` only. Processor seconds are those of loaded machines."""
+the affine. Machines were loaded and some had a GPU, so seconds do not compare methods here:
+[the whole way of a scan](whole_way.md) does."""
 
 
 @dataclass(frozen=True)
@@ -144,78 +145,87 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def _by_all(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases of the methods that have done as many as any: means over fewer do not compare."""
+    counts = cases.groupby("method")["case"].transform("count")
+    return cases[counts == counts.max()]
+
+
 def _rows(cases: pd.DataFrame) -> Iterator[tuple[str, list[float]]]:
     for method, own in cases.groupby("method", sort=False):
         overlap = own["dice_all"].dropna()
-        at_cpu = own[own["device"] == "cpu"]["processor_seconds"]
-        yield (
-            str(method),
-            [
-                float(len(overlap)), float(overlap.mean()), float(mean_of_lowest(overlap)),
-                *(float(own[name].mean()) for name in ("std_jacobian", "fold_percent_raw")),
-                float(at_cpu.median()) if "@" in str(method) or len(at_cpu) == len(own) else np.nan,
-            ],
-        )  # fmt: skip
+        means = [float(own[name].mean()) for name in ("std_jacobian", "fold_percent_raw")]
+        yield str(method), [float(overlap.mean()), float(mean_of_lowest(overlap)), *means]
 
 
-def _adaptations(options: argparse.Namespace) -> str:
+def _costs(options: argparse.Namespace) -> pd.DataFrame:
+    """Return what each adaptation cost and what it says of itself: of the weights here, else as it was published."""
+    published = pd.read_csv(COSTS, sep="\t").set_index("weights") if COSTS.is_file() else pd.DataFrame()
+    rows = []
+    for point in POINTS:
+        path = options.weights / point.file
+        cost = path.with_suffix(".json")
+        if cost.is_file():
+            adapted, spent = adaptation_of(path) or {}, json.loads(cost.read_text())
+            row = {"weights": point.file, "scans": adapted["scans"], "held_out": adapted["held_out"]}
+            row |= {"steps": " + ".join(map(str, adapted["steps"]))}
+            row |= {"score_before": adapted.get("score_before"), "score": adapted.get("score")}
+            row |= {"processor_minutes": spent["processor_seconds"] / 60, "minutes": spent["seconds"] / 60}
+            rows.append(row | {"load": spent["load"], "on": spent["gpu"] or spent["processor"]})
+        elif point.file in published.index:
+            rows.append({"weights": point.file, **published.loc[point.file]})
+    return pd.DataFrame(rows)
+
+
+def _adaptations(costs: pd.DataFrame) -> str:
     """Return the table of what adaptations cost and what they said of themselves."""
     lines = [
         "## What the adaptations cost", "",
         "The affines of the scans come before: they are used again by the registration. The score is the loss "
-        "of the held-out scans with the opposite sign.", "",
+        "of the held-out scans with the opposite sign. The machine did other work as well, as the load says.", "",
         "| Weights | scans | held out | steps kept | score before | after | processor minutes | minutes | load | on |",
         "| --- " * 10 + "|",
     ]  # fmt: skip
-    for point in POINTS:
-        path = options.weights / point.file
-        if not path.is_file():
-            continue
-        adapted = adaptation_of(path) or {}
-        cost = path.with_suffix(".json")
-        spent = json.loads(cost.read_text()) if cost.is_file() else {}
-        cells = [
-            f"`{point.file}`", adapted["scans"], adapted["held_out"], " + ".join(map(str, adapted["steps"])),
-            *(f"{adapted[key]:.4f}" if key in adapted else "–" for key in ("score_before", "score")),
-            *(f"{spent[key] / 60:.1f}" if spent else "–" for key in ("processor_seconds", "seconds")),
-            f"{spent['load']:.1f}" if spent else "–",
-            spent.get("gpu") or spent["processor"] if spent else "–",
-        ]  # fmt: skip
+    for _, row in costs.iterrows():
+        scores = [f"{row[name]:.4f}" if pd.notna(row[name]) else "–" for name in ("score_before", "score")]
+        times = [f"{row[name]:.1f}" for name in ("processor_minutes", "minutes", "load")]
+        cells = [f"`{row['weights']}`", row["scans"], row["held_out"], row["steps"], *scores, *times, row["on"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
-def _costs(options: argparse.Namespace, cases: pd.DataFrame) -> str:
+def _price(costs: pd.DataFrame, cases: pd.DataFrame) -> str:
     """Return what many scans cost, for the page that users read."""
     point = next(point for point in POINTS if point.scans == USUAL)
-    spent = (options.weights / point.file).with_suffix(".json")
-    numbers = dict(_rows(cases))
-    if point.methods[1] not in numbers or not spent.is_file():
-        return "Not measured yet."
-    once = json.loads(spent.read_text())["processor_seconds"]
+    dice, adapted = cases.groupby("method")["dice_all"].mean(), point.methods[1]
+    once = costs.set_index("weights").loc[point.file, "processor_minutes"]
+    names = {adapted: "adapted", "nio_m:fast": "`fast`", "greedy": "greedy"}
+    rows = {adapted: r"nio\_m `adapted`", "nio_m:fast": r"nio\_m `fast`", "greedy": "greedy"}
+    seconds = {method: _seconds(row) for method, row in rows.items()}
     lines = [
-        f"Processor time on an {processor_name()} beside other work ({USUAL} scans drawn), without the affine, which "
-        "all methods need; Dice is the mean of "
-        f"{numbers[point.methods[1]][0]:.0f} test scans. Written by `benchmarks/experiments/adapt.py`, "
-        f"{time.strftime('%Y-%m-%d')}.",
+        f"Processor time on an {processor_name()}, without the affine, which all methods need: once, to adapt to "
+        f"{USUAL} scans, and for a scan, registration and inverse as [the whole way of a scan](results/whole_way.md) "
+        f"has them. Dice is the mean of {len(cases[cases['method'] == adapted])} test scans. Written by "
+        f"`benchmarks/experiments/adapt.py`, {time.strftime('%Y-%m-%d')}.",
         "",
         f"| | once, minutes | a scan, seconds | {MANY} scans, hours | Dice |",
         "| --- | --- | --- | --- | --- |",
     ]
-    names = {
-        point.methods[1]: "adapted",
-        "nio_m:fast": "`fast`",
-        "greedy": "greedy",
-    }  # fmt: skip
     for method, name in names.items():
-        _, dice, *_, each = numbers.get(method, [np.nan] * 6)
-        first = once if "@" in method else 0.0
-        hours = (first + MANY * each) / 3600
-        lines.append(f"| {name} | {first / 60:.1f} | {each:.0f} | {hours:.1f} | {dice:.3f} |")
-    saved = numbers["nio_m:fast"][5] - numbers[point.methods[1]][5] if "nio_m:fast" in numbers else 0.0
-    if saved > 0:
-        lines += ["", f"The adaptation has paid for itself after {int(np.ceil(once / saved))} scans."]
-    return "\n".join(lines)
+        first = once if method == adapted else 0.0
+        hours = (60 * first + MANY * seconds[method]) / 3600
+        lines.append(f"| {name} | {first:.1f} | {seconds[method]:.0f} | {hours:.1f} | {dice[method]:.3f} |")
+    scans = int(np.ceil(60 * once / (seconds["nio_m:fast"] - seconds[adapted])))
+    return "\n".join([*lines, "", f"The adaptation has paid for itself after {scans} scans."])
+
+
+def _seconds(name: str) -> float:
+    """Return the processor seconds of registration and inverse on the page of the whole way, all made in one run."""
+    table = (DOCS / "results" / "whole_way.md").read_text().partition("## Processor seconds")[2]
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines() if "|" in line]
+    place = {heading: number for number, heading in enumerate(lines[0])}
+    row = next(cells for cells in lines if cells[0] == name)
+    return sum(float(row[place[name]]) for name in ("registration", "inverse"))
 
 
 def _write_costs(text: str) -> None:
@@ -229,7 +239,7 @@ def _elsewhere(options: argparse.Namespace, others: list[Comparison]) -> str:
     columns, found = [], []
     for own in others:
         if (options.out / own.name / "cases.tsv").is_file():
-            cases = cases_of_tables(options, own)
+            cases = _by_all(cases_of_tables(options, own))
             columns.append(own.name.removeprefix("adapt_"))
             found.append(cases.groupby("method", sort=False)["dice_all"].mean())
     if not found:
@@ -244,8 +254,9 @@ def _elsewhere(options: argparse.Namespace, others: list[Comparison]) -> str:
     return table("Elsewhere: Dice where the weights were adapted to something else", columns, rows) + f"\n\n{about}"
 
 
-def _draw(cases: pd.DataFrame, path: Path) -> None:
-    """Draw Dice over the number of scans, and over processor seconds."""
+def _draw(cases: pd.DataFrame, costs: pd.DataFrame, path: Path) -> None:
+    """Draw Dice over the number of scans, and over the time that the adaptations took."""
+    spent = costs.set_index("weights")["processor_minutes"]
     dice = cases.groupby("method", sort=False)["dice_all"].mean()
     figure = new_figure(10, 4, "white", 130)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -262,11 +273,14 @@ def _draw(cases: pd.DataFrame, path: Path) -> None:
             left.axhline(dice[method], linestyle=style, color="0.5", linewidth=1, label=method)
     left.set(xlabel="scans adapted to", ylabel="Dice, mean of the test scans")
     left.legend(fontsize=7)
-    for method, values in _rows(cases):
-        if np.isfinite(values[5]) and values[1] > 0.55:
-            right.plot(values[5], values[1], "o", color="#222222" if "@" in method else "#1f77b4")
-            right.annotate(method.replace(".safetensors", ""), (values[5], values[1]), fontsize=6)
-    right.set(xlabel="processor seconds a scan, after the affine", xscale="log")
+    for place, colour in ((0, "#1f77b4"), (1, "#222222")):
+        for point in POINTS:
+            if point.methods[place] in dice and point.file in spent.index:
+                right.plot(spent[point.file], dice[point.methods[place]], "o", color=colour)
+                name = point.file.removesuffix(".safetensors").removeprefix("adapted_")
+                right.annotate(name, (spent[point.file], dice[point.methods[place]]), xytext=(4, 4),
+                               textcoords="offset points", fontsize=7)  # fmt: skip
+    right.set(xlabel="processor minutes of the adaptation")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -298,19 +312,21 @@ def main() -> int:
     done = [own for own in planned if len(not_run(options, own)) < len(own.methods)]
     written = run(tables, done)
     if options.publish:
-        cases = cases_of_tables(options, home)
-        _draw(cases, DOCS / "images" / "adapt_scans.png")
-        columns = ("scans", "Dice", "DSC30", "std(J)", "raw folds, %", "processor s")
+        cases, costs = _by_all(cases_of_tables(options, home)), _costs(options)
+        with atomic_path(COSTS) as temporary:
+            costs.to_csv(temporary, sep="\t", index=False, float_format="%.4f")
+        _draw(cases, costs, DOCS / "images" / "adapt_scans.png")
+        columns = ("Dice", "DSC30", "std(J)", "raw folds, %")
         own = "\n\n".join(
             (
-                "![Dice over scans and over processor seconds](../images/adapt_scans.png)",
+                "![Dice over scans and over the time of the adaptation](../images/adapt_scans.png)",
                 table("Test scans", columns, _rows(cases)),
-                _adaptations(options),
+                _adaptations(costs),
                 _elsewhere(options, written[1:]),
             )
         )
         publish(options, "adapt", home, NOTES, before=own, others=written[1:])
-        _write_costs(_costs(options, cases))
+        _write_costs(_price(costs, cases))
     return 0
 
 
