@@ -30,7 +30,7 @@ from nio_pydra.bids.records import done_records, read_record
 from nio_pydra.cli import compare, nio
 from nio_pydra.cli.dataset import open_dataset, settings_of
 from nio_pydra.comparison.cases import records_of
-from nio_pydra.comparison.earlier import NO_CASES, read_earlier
+from nio_pydra.comparison.earlier import NO_CASES, is_made_by, read_earlier
 from nio_pydra.comparison.scope import cases_of, folder_of
 from nio_pydra.engines.methods import parse_method, split_method
 from nio_pydra.errors import InputError
@@ -156,6 +156,8 @@ def read_options(doc: str, *, prepare: bool = False, changes: Sequence[str] = ()
     for name in ("data", "out", "work", "weights", "prepare"):
         if getattr(options, name, None) is not None:
             setattr(options, name, getattr(options, name).absolute())
+    if options.publish and (options.comparisons or options.participants):
+        parser.error("--publish writes the whole page: leave out --comparisons and --participants")
     if options.weights is not None:
         os.chdir(options.weights)
     return options
@@ -202,25 +204,37 @@ def not_run(options: argparse.Namespace, comparison: Comparison) -> list[str]:
 
 
 def published(options: argparse.Namespace, comparison: Comparison) -> Path | None:
-    """Write what the tables of all experiments hold of a comparison as one table; return its path, None if nothing."""
+    """Write the cases of a comparison that the tables of all experiments hold as one table.
+
+    They are of the same images, settings and weights. Return the path; None if there is none.
+    """
     paths = sorted(
         (DOCS / "results").glob("*_cases.tsv"),
         key=lambda path: (path.name != f"{comparison.name}_cases.tsv", path.name),  # its own first
     )
-    tables = [_table(path) for path in paths]
-    known = pd.concat([table for table in tables if "fixed_digest" in table], ignore_index=True)
-    known = known[
-        (known["fixed_digest"] == contents_digest(comparison.atlas))
-        & known["method"].isin(comparison.methods)
-        & known["participant"].isin([f"sub-{name}" for name in comparison.participants])
-        & known["case"].map(lambda case: any(comparison.dataset.glob(f"{case.split('_')[0]}/**/{case}_T1w.nii.gz")))
+    tables = [table for path in paths if "participant" in (table := _table(path))]
+    atlas, people = contents_digest(comparison.atlas), [f"sub-{name}" for name in comparison.participants]
+    known = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["method"])
+    known = known[known["method"].isin(comparison.methods)]
+    if len(known):
+        known = known[(known["fixed_digest"] == atlas) & known["participant"].isin(people)]
+    digests = {case: _digest(comparison.dataset, case) for case in set(known.get("case", []))}
+    methods = {name: parse_method(name, require_installed=False) for name in set(known["method"])}
+    kept = [
+        row["moving_digest"] == digests[row["case"]] and is_made_by(row.replace("n/a", None), methods[row["method"]])
+        for _, row in known.iterrows()
     ]
-    if known.empty:
+    if not any(kept):
         return None
     path = options.out / f"{comparison.name}_published.tsv"
     with atomic_path(path) as temporary:
-        known.fillna("n/a").to_csv(temporary, sep="\t", index=False)
+        known[kept].fillna("n/a").to_csv(temporary, sep="\t", index=False)
     return path
+
+
+def _digest(dataset: Path, case: str) -> str | None:
+    found = next(dataset.glob(f"{case.split('_')[0]}/**/{case}_T1w.nii.gz"), None)
+    return None if found is None else contents_digest(found)
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -269,6 +283,8 @@ def _chosen(wanted: str, methods: Sequence[str]) -> list[str]:
     classical = [name for name in methods if name.partition("?")[0] in CLASSICAL]
     parts = {"classical": classical, "network": [name for name in methods if name not in classical]}
     names = {name for text in wanted.split(",") for name in parts.get(text, [text])}
+    if unknown := sorted(names - set(methods)):
+        raise SystemExit(f"--methods: {', '.join(unknown)} is none of {', '.join(methods)}.")
     return [name for name in methods if name in names]
 
 
@@ -375,9 +391,12 @@ def publish(
     ]
     with atomic_path(path) as temporary:
         temporary.write_text("\n\n".join(part for part in parts if part) + "\n")
+    kept = DOCS / "results" / f"{page}_cases.tsv"
     tables = [_table(options.out / own.name / "cases.tsv") for own in (comparison, *others)]
+    tables += [_table(kept)] if kept.is_file() else []  # of methods that were not asked for now
     cases = pd.concat(tables).drop_duplicates(["method", "case", "fixed_digest"])
-    with atomic_path(DOCS / "results" / f"{page}_cases.tsv") as temporary:
+    cases = cases[cases["status"] == "done"]
+    with atomic_path(kept) as temporary:
         cases.fillna("n/a").to_csv(temporary, sep="\t", index=False)
 
 

@@ -206,9 +206,10 @@ class Plan:
 
         scans = [scan.name for scan in self.run.scans]
         folders = {name: method.folder for name, method in self.methods.items()}
-        own, own_labels = gather_cases(folders, scans, self.structures, self.run.atlas.space)
-        cases, labels = self.earlier.added_to(own, own_labels, list(self.methods), scans)
-        taken = len(cases) - len(own)
+        cases, labels = self.earlier.added_to(
+            *gather_cases(folders, scans, self.structures, self.run.atlas.space), list(self.methods), scans
+        )
+        taken = len(self.earlier.cases)
         return Results(
             title=self.title
             or f"{counted(len(self.methods), 'method')}, {counted(len(scans), 'scan')} to {self.run.atlas.label}",
@@ -251,7 +252,7 @@ def _with_weights(method: MethodDescription, name: str, cases: pd.DataFrame) -> 
     used = own.dropna(subset="weights")
     if used.empty:
         return method
-    data = used["training_data"].dropna()
+    data = used["training_data"].dropna()  # records of before do not say it
     return replace(method, weights=used["weights"].iloc[0], training_data=data.iloc[0] if len(data) else None)
 
 

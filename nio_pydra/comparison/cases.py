@@ -42,6 +42,8 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "versions": (("versions",), "Versions, JSON"),
     "fixed_digest": (("inputs", "fixed"), "Digest of the atlas's image"),
     "moving_digest": (("inputs", "moving"), "Digest of the scan's image"),
+    "fixed_labels_digest": (("label_inputs", "fixed"), "Digest of the atlas's labels"),
+    "moving_labels_digest": (("label_inputs", "moving"), "Digest of the scan's labels"),
 }
 
 
@@ -65,7 +67,8 @@ def gather_cases(
     -------
     cases : DataFrame
         One row for each method and scan that was done or failed: ``method``, ``case``, ``participant``, ``status``,
-        ``reason``, ``dice_<group>`` and ``hd95_mm_<group>`` (means over the labels of a group), and `CASES`.
+        ``reason``, ``structures_<group>`` (number of labels), ``dice_<group>`` and ``hd95_mm_<group>`` (means over the
+        labels of a group), and `CASES`.
     labels : DataFrame
         One row for each label of each case that was done: ``method``, ``case``, ``participant``, ``label``, ``name``,
         ``group``, ``dice``, ``hd95_mm``.
@@ -132,11 +135,12 @@ def _labels(record: Mapping[str, Any], structures: Structures) -> list[dict[str,
 
 
 def _means(labels: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the mean of both measures over the labels of each group, and over all."""
+    """Return the mean of both measures over the labels of each group and over all, and how many labels these are."""
     if not labels:
         return {}
     table = pd.DataFrame(labels)
-    found = {}
+    found: dict[str, float] = {f"structures_{ALL}": len(table)}
+    found |= {f"structures_{group}": len(own) for group, own in table.groupby("group")}
     for measure in ("dice", "hd95_mm"):
         found[f"{measure}_{ALL}"] = float(table[measure].mean())
         found |= {f"{measure}_{group}": float(mean) for group, mean in table.groupby("group")[measure].mean().items()}

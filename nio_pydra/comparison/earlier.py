@@ -15,6 +15,7 @@ import pandas as pd
 
 from nio_pydra.bids.atlas import Atlas
 from nio_pydra.bids.inputs import Scan
+from nio_pydra.comparison.cases import CASES
 from nio_pydra.engines.methods import Method
 from nio_pydra.errors import InputError
 from nio_pydra.system.files import contents_digest
@@ -23,11 +24,14 @@ __all__ = ["NO_CASES", "EarlierCases", "is_made_by", "read_cases", "read_earlier
 
 log = logging.getLogger("nio_pydra")
 
-NEEDED = (
-    "method", "case", "participant", "status", "fixed_digest", "moving_digest", "engine", "preset", "settings",
-    "weights_sha256",
-)  # fmt: skip
 KEY = ["method", "case"]
+DIGESTS = ("fixed_digest", "moving_digest", "fixed_labels_digest", "moving_labels_digest")
+TEXTS = (
+    *KEY, "participant", "status", *DIGESTS, "device", "precision", "engine", "preset", "weights", "weights_sha256",
+    "training_data", "settings", "versions",
+)  # fmt: skip
+MEASURES = ("structures_", "dice_", "hd95_mm_")
+"""Beginnings of the names of columns for each group of structures."""
 
 
 @dataclass(frozen=True)
@@ -61,44 +65,49 @@ class EarlierCases:
             return self
         known = self.cases[self.cases["method"].isin(list(methods))]
         same = np.array([is_made_by(row, methods[row["method"]]) for _, row in known.iterrows()], dtype=bool)
+        kept = known[same].drop_duplicates(KEY)
         for method, own in known[~same].groupby("method", sort=False):
             log.warning(
                 "%d earlier cases of %s are left out: they were made with other settings or weights.", len(own), method
             )
-        return EarlierCases(known[same].drop_duplicates(KEY), self.labels)
+        for method, own in kept.groupby("method", sort=False):
+            log.info("%d earlier cases of %s are taken over.", len(own), method)
+        return EarlierCases(kept, self.labels.merge(kept[KEY]) if len(self.labels) else self.labels)
 
     def added_to(
         self, cases: pd.DataFrame, labels: pd.DataFrame, methods: Sequence[str], scans: Sequence[str]
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return cases and labels of this run, and earlier ones where this run has none.
+        """Return cases and labels of this run, and the earlier ones in the place of those that this run has of them.
 
         Parameters
         ----------
         cases, labels : DataFrame
             Of :func:`nio_pydra.comparison.cases.gather_cases`.
         methods, scans : sequence of str
-            Their order in the result; other methods are left out.
+            Their order in the result.
         """
         if self.cases.empty:
             return cases, labels
         places = {pair: place for place, pair in enumerate(product(methods, scans))}
-        done = cases[cases["status"] == "done"] if len(cases) else self.cases[:0]
-        taken = _without(self.cases[self.cases["method"].isin(methods)], done)
+        known = set(self.cases[KEY].itertuples(index=False, name=None))
 
         def joined(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+            if len(ours):
+                ours = ours[[pair not in known for pair in ours[KEY].itertuples(index=False, name=None)]]
             both = pd.concat([table for table in (ours, theirs) if len(table)] or [ours], ignore_index=True)
-            order = [places[pair] for pair in zip(both["method"], both["case"], strict=True)] if len(both) else []
+            if both.empty:
+                return both
+            order = [places[pair] for pair in both[KEY].itertuples(index=False, name=None)]
             return both.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
 
-        known = self.labels.merge(taken[KEY]) if len(self.labels) else self.labels
-        return joined(_without(cases, taken), taken), joined(labels, known)
+        return joined(cases, self.cases), joined(labels, self.labels)
 
 
 NO_CASES = EarlierCases(pd.DataFrame(), pd.DataFrame())
 
 
 def read_earlier(path: Path, scans: Sequence[Scan], atlas: Atlas) -> EarlierCases:
-    """Read the cases of another run that are of the same images.
+    """Read the cases of another run that are of the same images and labels.
 
     Parameters
     ----------
@@ -106,49 +115,62 @@ def read_earlier(path: Path, scans: Sequence[Scan], atlas: Atlas) -> EarlierCase
         ``cases.tsv`` of that run. Labels come from ``labels.tsv`` beside it, if that is there.
     scans : sequence of Scan
     atlas : Atlas
+        Both with labels.
 
     Returns
     -------
     EarlierCases
-        Those that were done, with a moving image as that of the scan and a fixed image as that of the atlas.
+        Those that were done, with image and labels as those of the scan and of the atlas.
 
     Raises
     ------
     InputError
-        If the table cannot be read, lacks a column, or holds no such case.
+        If the table cannot be read, lacks a column, has something else than numbers where numbers belong, or holds no
+        such case.
     """
     cases = read_cases(path)
-    if absent := [name for name in NEEDED if name not in cases]:
+    absent = [name for name in (*TEXTS, *(f"{name}all" for name in MEASURES)) if name not in cases]
+    if absent:
         raise InputError(
             f"{path} (earlier cases) has no column {', '.join(absent)}: expected cases.tsv of `nio compare` of this "
             "version."
         )
-    ours = {scan.name: scan for scan in scans}
-    here = cases[
-        cases["case"].isin(list(ours))
-        & (cases["status"] == "done")
-        & (cases["fixed_digest"] == contents_digest(atlas.image))
-    ]
-    digests = {name: contents_digest(ours[name].image) for name in here["case"].unique()}
-    here = here[here["moving_digest"] == here["case"].map(digests)]
+    cases = cases[[name for name in cases if name in TEXTS or name in CASES or name.startswith(MEASURES)]]
+    for name in cases:
+        try:
+            if name not in TEXTS:
+                cases = cases.assign(**{name: pd.to_numeric(cases[name])})
+            elif name == "versions":
+                cases[name].dropna().map(json.loads)
+        except ValueError:
+            expected = "JSON" if name in TEXTS else "numbers"
+            raise InputError(f"{path} (earlier cases), column {name}: expected {expected}, or n/a.") from None
+    repeated = cases.loc[cases.duplicated(KEY), KEY]
+    fixed = contents_digest(atlas.image), contents_digest(atlas.labels)
+    ours = {scan.name: (*fixed, contents_digest(scan.image), contents_digest(scan.labels)) for scan in scans}
+    order = ("fixed_digest", "fixed_labels_digest", "moving_digest", "moving_labels_digest")
+    same = [ours.get(row["case"]) == tuple(row[name] for name in order) for _, row in cases.iterrows()]
+    here = cases[np.array(same, dtype=bool) & (cases["status"] == "done").to_numpy()]
     if here.empty:
         raise InputError(
             f"{path} (earlier cases) holds no case of these scans to {atlas.image.name}: expected cases of the same "
-            "image files that are compared now."
+            "files, images and labels, that are compared now."
         )
-    beside = path.with_name("labels.tsv")
-    labels = read_cases(beside) if beside.is_file() else pd.DataFrame()
-    if len(labels):
-        labels = labels.merge(here[KEY].drop_duplicates())
-    return EarlierCases(here.reset_index(drop=True), labels)
+    return EarlierCases(here.reset_index(drop=True), _labels(path.with_name("labels.tsv"), here, repeated))
 
 
-def _without(table: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows whose method and case are not those of a row of another table."""
-    if table.empty or others.empty:
-        return table
-    known = set(zip(others["method"], others["case"], strict=True))
-    return table[[pair not in known for pair in zip(table["method"], table["case"], strict=True)]]
+def _labels(path: Path, cases: pd.DataFrame, repeated: pd.DataFrame) -> pd.DataFrame:
+    """Return the labels of cases; not of those with several rows, as nobody knows whose they are."""
+    if not path.is_file():
+        return pd.DataFrame()
+    labels = read_cases(path)
+    if absent := {*KEY, "label", "group", "dice"} - set(labels):
+        raise InputError(
+            f"{path} (labels of earlier cases) has no column {', '.join(sorted(absent))}: expected labels.tsv of "
+            "`nio compare`."
+        )
+    single = cases[~cases[KEY].apply(tuple, axis=1).isin(list(repeated.itertuples(index=False, name=None)))]
+    return labels.merge(single[KEY])
 
 
 def is_made_by(row: Mapping[str, Any], method: Method) -> bool:
@@ -162,15 +184,16 @@ def is_made_by(row: Mapping[str, Any], method: Method) -> bool:
         If its weights are not here, settings alone are compared.
     """
     try:
-        record = {"engine": row["engine"], "settings": json.loads(row["settings"])}
+        settings = json.loads(row["settings"])
     except (TypeError, ValueError):  # no text, or no JSON
         return False
-    record["preset"] = row["preset"] if isinstance(row["preset"], str) else None
-    if not method.has_settings(record):
+    preset = row["preset"] if isinstance(row["preset"], str) else None
+    if not isinstance(settings, dict):
         return False
-    digest = row["weights_sha256"]
+    if not method.has_settings({"engine": row["engine"], "preset": preset, "settings": settings}):
+        return False
     try:
-        return not isinstance(digest, str) or method.has_weights(digest)
+        return method.has_weights(row["weights_sha256"] if isinstance(row["weights_sha256"], str) else None)
     except InputError:  # weights that are not here
         return True
 
@@ -184,7 +207,7 @@ def read_cases(path: Path) -> pd.DataFrame:
         If it cannot be read.
     """
     try:
-        words = dict.fromkeys(NEEDED, str)
+        words = dict.fromkeys(TEXTS, str)
         return pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a"], dtype=words)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise InputError(f"{path} (earlier cases) cannot be read ({error}): expected a table between tabs.") from None

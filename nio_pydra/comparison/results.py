@@ -138,11 +138,13 @@ class Results:
         return {name: texts.iloc[0] for name, texts in found.items() if len(texts)}
 
     def structure_count(self, group: str) -> int:
-        """Return how many structures a group has."""
+        """Return how many structures a group has: the most of a case where labels are not known one by one."""
+        known = self.cases[f"structures_{group}"].max() if f"structures_{group}" in self.cases else np.nan
+        most = int(known) if np.isfinite(known) else 0
         if self.labels.empty:
-            return 0
+            return most
         own = self.labels if group == ALL else self.labels[self.labels["group"] == group]
-        return int(np.unique(own["label"]).size)
+        return max(most, int(np.unique(own["label"]).size))
 
     def _with_status(self, method: str, status: str) -> pd.DataFrame:
         if self.cases.empty:

@@ -77,9 +77,18 @@ class Method:
             return False
         return settings == wanted["settings"] and all(record.get(name) == wanted[name] for name in ("engine", "preset"))
 
-    def has_weights(self, sha256: str) -> bool:
-        """Return whether weights with this digest are those of this method; `InputError` if it has none to read."""
-        return self.fingerprint().endswith(sha256[:16])
+    def has_weights(self, sha256: str | None) -> bool:
+        """Return whether weights with this digest are those of this method; None: there were none.
+
+        Raises
+        ------
+        InputError
+            If the weights of this method cannot be read.
+        """
+        kind, _, digest = self.fingerprint().partition("-")
+        if kind != "weights":  # versions of programs, which settings do not decide
+            return sha256 is None
+        return sha256 is not None and sha256[:16] == digest
 
     def record(self) -> dict[str, Any]:
         """Return engine, preset and all settings as JSON values, without the folder of weights."""

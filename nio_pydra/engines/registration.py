@@ -312,7 +312,8 @@ def score(
     -------
     dict
         Completed record. Its ``dice`` and ``hd95_mm`` (95 % Hausdorff distance) hold ``mean`` and ``labels``. They are
-        None if the maps share no label. A label that the propagation lost has no distance.
+        None if the maps share no label. A label that the propagation lost has no distance. ``label_inputs`` has the
+        digests of the fixed and the moving labels.
 
     Raises
     ------
@@ -328,6 +329,10 @@ def score(
     overlaps = dice(*maps, expected)
     distances = hausdorff_95(*maps, overlaps, np.linalg.norm(truth.affine[:3, :3], axis=0).tolist())
     completed = json.loads(Path(record).read_text())
+    completed["label_inputs"] = {
+        "fixed": contents_digest(Path(fixed_labels)),
+        "moving": None if moving_labels is None else contents_digest(Path(moving_labels)),
+    }
     for name, per_label in (("dice", overlaps), ("hd95_mm", distances)):
         labels = {str(label): value for label, value in per_label.items()}
         completed[name] = {"mean": float(np.mean(list(labels.values()))), "labels": labels} if labels else None

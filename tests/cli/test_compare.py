@@ -146,6 +146,9 @@ def test_the_table_of_another_run_serves_without_its_labels(compared, tmp_path):
     [
         ("moving_digest", "0" * 12, "cases.tsv (earlier cases) holds no case of these scans to "),
         ("fixed_digest", "0" * 12, "cases.tsv (earlier cases) holds no case of these scans to "),
+        ("moving_labels_digest", "n/a", "cases.tsv (earlier cases) holds no case of these scans to "),
+        ("dice_all", "much", "cases.tsv (earlier cases), column dice_all: expected numbers, or n/a."),
+        ("versions", "{", "cases.tsv (earlier cases), column versions: expected JSON, or n/a."),
         ("settings", '{"iterations": [99]}', f"2 earlier cases of {SYN} are left out: they were made with other"),
         ("settings", "broken", f"2 earlier cases of {SYN} are left out: they were made with other"),
         ("settings", None, "cases.tsv (earlier cases) has no column settings: expected cases.tsv of `nio compare`"),
