@@ -63,7 +63,12 @@ def test_the_app_adapts_and_registers_with_the_adapted_preset(finished, weights,
         assert (record["engine"], record["preset"]) == ("nio_m", "adapted")
         assert not any(record["settings"]["network"]["iterations"]) and record["settings"]["field"]["iterations"] > 0
         digest = weights_digest(out / WEIGHTS)
-        assert record["weights"] == {"name": "adapted_Tiny.safetensors", "sha256": digest, "adapted": adapted}
+        assert record["weights"] == {
+            "name": "adapted_Tiny.safetensors",
+            "sha256": digest,
+            "training_data": "nothing; adapted to 3 scans and to atlas.nii.gz",
+            "adapted": adapted,
+        }
     assert bids_errors(out) == []
 
 
