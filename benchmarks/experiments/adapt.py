@@ -53,7 +53,13 @@ label is used. `lapirn` is the network alone, `nio_m:adapted` adds the short ref
 
 Methods without `@` come from [experiment 1](experiment_1.md), elsewhere from experiments 2 to 4, with the same seed of
 the affine. Machines were loaded and some had a GPU, so seconds do not compare methods here:
-[the whole way of a scan](whole_way.md) does."""
+[the whole way of a scan](whole_way.md) does.
+
+One scan is enough: `nio_m:adapted` has a Dice of 0.650 to 0.652 with 1 to 14 scans, and of 0.650 after 60 steps at
+level 1 alone. These differences are small beside those between scans (0.010), and one draw of each number was tried.
+More scans help the network alone, from 0.638 with one to 0.642 with ten. The price is paid at another atlas, where
+`nio_m:adapted` is 0.005 behind `nio_m:fast`, and with scans of another origin (0.005 as well, two scans). Noise, bias
+and inverted contrast cost it nothing: there it is ahead of `fast`, as on unchanged scans."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Point:
         return f"lapirn@{self.file}", f"nio_m:adapted@{self.file}"
 
 
-POINTS = (Point(5), Point(2), Point(14), Point(1), Point(10), Point(5, (60, 0, 0)), Point(5, (60, 300, 0)))
+POINTS = (Point(5), Point(2), Point(14), Point(1), Point(10), Point(5, (60, 0, 0)))
 """In the order in which they are worth running."""
 
 
