@@ -36,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="holds lung")
     parser.add_argument("--out", type=Path, required=True, help="takes the weights; of chest.py")
-    parser.add_argument("--minutes", type=float, help="time after which no step is taken")
+    parser.add_argument(
+        "--minutes", type=float, default=1.5, help="time after which no step is taken (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args()
