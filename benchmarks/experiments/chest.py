@@ -71,9 +71,9 @@ ABLATION_TITLE = "Parts of the method, and other starts than the weights for bra
 ABLATION_ROWS = ("io:chest", STARTS[0], "nio_m:chest", *STARTS[1:], *ABLATION)
 WEIGHTS_TITLE = """\
 The weights for brains, and the same adapted for 1.5 minutes to the simulated motions 1 to 5 (`chest_weights.py`), mm
-and std|J|. The simulated cases here have other motions, but the scan is the one that was learned from; there the network
-alone leaves less than half of its error. `nio_m:chest_fast` leaves as much as before: they are no better as its start,
-and are not part of the package:"""
+and std|J|. The simulated cases here have other motions, but the scan is the one that was learned from; there the
+network alone leaves less than half of its error. `nio_m:chest_fast` leaves as much as before: they are no better as its
+start, and are not part of the package:"""
 WEIGHTS_ROWS = tuple(name for weighted in WEIGHTED for name in (weighted.partition("@")[0], weighted))
 NETWORK_MM = {"elastix": 2.5, "breathing": 2.0, "liver": 2.0}
 """Edge of the voxels in which the networks' engines compare images, instead of the 1.5 mm of their presets: no smaller
