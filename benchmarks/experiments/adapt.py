@@ -144,7 +144,7 @@ def adapt(options: argparse.Namespace, home: Comparison, point: Point) -> None:
 def _is_published(options: argparse.Namespace, home: Comparison, point: Point) -> bool:
     """Return whether the published tables hold all cases of the weights, so that they need not be adapted again."""
     path = published(options, replace(home, methods=point.methods))
-    known = 0 if path is None else len(pd.read_csv(path, sep="\t").drop_duplicates(["method", "case"]))
+    known = 0 if path is None else len(pd.read_csv(path, sep="\t"))
     return known == len(point.methods) * len(home.participants)
 
 

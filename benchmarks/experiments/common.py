@@ -30,7 +30,7 @@ from nio_pydra.bids.records import done_records, read_record
 from nio_pydra.cli import compare, nio
 from nio_pydra.cli.dataset import open_dataset, settings_of
 from nio_pydra.comparison.cases import records_of
-from nio_pydra.comparison.earlier import NO_CASES, is_made_by, read_earlier
+from nio_pydra.comparison.earlier import NO_CASES, EarlierCases, read_cases, read_earlier
 from nio_pydra.comparison.scope import cases_of, folder_of
 from nio_pydra.engines.methods import parse_method, split_method
 from nio_pydra.errors import InputError
@@ -212,23 +212,21 @@ def published(options: argparse.Namespace, comparison: Comparison) -> Path | Non
         (DOCS / "results").glob("*_cases.tsv"),
         key=lambda path: (path.name != f"{comparison.name}_cases.tsv", path.name),  # its own first
     )
-    tables = [table for path in paths if "participant" in (table := _table(path))]
+    tables = [table for path in paths if "participant" in (table := read_cases(path))]
     atlas, people = contents_digest(comparison.atlas), [f"sub-{name}" for name in comparison.participants]
-    known = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["method"])
-    known = known[known["method"].isin(comparison.methods)]
-    if len(known):
-        known = known[(known["fixed_digest"] == atlas) & known["participant"].isin(people)]
-    digests = {case: _digest(comparison.dataset, case) for case in set(known.get("case", []))}
-    methods = {name: parse_method(name, require_installed=False) for name in set(known["method"])}
-    kept = [
-        row["moving_digest"] == digests[row["case"]] and is_made_by(row.replace("n/a", None), methods[row["method"]])
-        for _, row in known.iterrows()
+    known = pd.concat(tables, ignore_index=True)
+    known = known[
+        known["method"].isin(comparison.methods) & (known["fixed_digest"] == atlas) & known["participant"].isin(people)
     ]
-    if not any(kept):
+    digests = {case: _digest(comparison.dataset, case) for case in known["case"].unique()}
+    known = known[known["moving_digest"] == known["case"].map(digests)]
+    methods = {name: parse_method(name, require_installed=False) for name in known["method"].unique()}
+    known = EarlierCases(known, pd.DataFrame()).kept_for(methods).cases
+    if known.empty:
         return None
     path = options.out / f"{comparison.name}_published.tsv"
     with atomic_path(path) as temporary:
-        known[kept].fillna("n/a").to_csv(temporary, sep="\t", index=False)
+        known.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
     return path
 
 

@@ -30,6 +30,7 @@ TEXTS = (
     *KEY, "participant", "status", *DIGESTS, "device", "precision", "engine", "preset", "weights", "weights_sha256",
     "training_data", "settings", "versions",
 )  # fmt: skip
+DECIDES = ["engine", "preset", "settings", "weights_sha256"]
 MEASURES = ("structures_", "dice_", "hd95_mm_")
 """Beginnings of the names of columns for each group of structures."""
 
@@ -64,7 +65,10 @@ class EarlierCases:
         if self.cases.empty:
             return self
         known = self.cases[self.cases["method"].isin(list(methods))]
-        same = np.array([is_made_by(row, methods[row["method"]]) for _, row in known.iterrows()], dtype=bool)
+        alike = known.groupby(["method", *DECIDES], dropna=False, sort=False).ngroup()  # weights are read once for each
+        first = known[~alike.duplicated()]
+        made = {alike[number]: is_made_by(row, methods[row["method"]]) for number, row in first.iterrows()}
+        same = alike.map(made).to_numpy(dtype=bool)
         kept = known[same].drop_duplicates(KEY)
         for method, own in known[~same].groupby("method", sort=False):
             log.warning(
@@ -146,10 +150,8 @@ def read_earlier(path: Path, scans: Sequence[Scan], atlas: Atlas) -> EarlierCase
             expected = "JSON" if name in TEXTS else "numbers"
             raise InputError(f"{path} (earlier cases), column {name}: expected {expected}, or n/a.") from None
     repeated = cases.loc[cases.duplicated(KEY), KEY]
-    fixed = contents_digest(atlas.image), contents_digest(atlas.labels)
-    ours = {scan.name: (*fixed, contents_digest(scan.image), contents_digest(scan.labels)) for scan in scans}
-    order = ("fixed_digest", "fixed_labels_digest", "moving_digest", "moving_labels_digest")
-    same = [ours.get(row["case"]) == tuple(row[name] for name in order) for _, row in cases.iterrows()]
+    known = {scan.name: _digests(scan, atlas) for scan in scans if scan.name in set(cases["case"])}
+    same = [known.get(row["case"]) == tuple(row[name] for name in DIGESTS) for _, row in cases.iterrows()]
     here = cases[np.array(same, dtype=bool) & (cases["status"] == "done").to_numpy()]
     if here.empty:
         raise InputError(
@@ -157,6 +159,14 @@ def read_earlier(path: Path, scans: Sequence[Scan], atlas: Atlas) -> EarlierCase
             "files, images and labels, that are compared now."
         )
     return EarlierCases(here.reset_index(drop=True), _labels(path.with_name("labels.tsv"), here, repeated))
+
+
+def _digests(scan: Scan, atlas: Atlas) -> tuple[str, ...] | None:
+    """Return `DIGESTS` of a scan; None if one of its files cannot be read, which is the problem of the scan alone."""
+    try:
+        return tuple(contents_digest(path) for path in (atlas.image, scan.image, atlas.labels, scan.labels))
+    except InputError:
+        return None
 
 
 def _labels(path: Path, cases: pd.DataFrame, repeated: pd.DataFrame) -> pd.DataFrame:
