@@ -70,10 +70,9 @@ SHORT = {
 ABLATION_TITLE = "Parts of the method, and other starts than the weights for brains, mm and std|J|:"
 ABLATION_ROWS = ("io:chest", STARTS[0], "nio_m:chest", *STARTS[1:], *ABLATION)
 WEIGHTS_TITLE = """\
-The weights for brains, and the same adapted for 1.5 minutes to the simulated motions 1 to 5 (`chest_weights.py`), mm
-and std|J|. The simulated cases here have other motions, but the scan is the one that was learned from; there the
-network alone leaves less than half of its error. `nio_m:chest_fast` leaves as much as before: they are no better as its
-start, and are not part of the package:"""
+The weights for brains, and the same adapted to the simulated motions 1 to 5 until they got no better on the fifth
+(`chest_weights.py`), mm and std|J|. The simulated cases here have other motions, but the scan is the one that was
+learned from:"""
 WEIGHTS_ROWS = tuple(name for weighted in WEIGHTED for name in (weighted.partition("@")[0], weighted))
 NETWORK_MM = {"elastix": 2.5, "breathing": 2.0, "liver": 2.0}
 """Edge of the voxels in which the networks' engines compare images, instead of the 1.5 mm of their presets: no smaller
@@ -83,6 +82,8 @@ ELASTIX_MM = 1.47
 """Mean error of the published result of elastix on its pair, over all 51 landmarks."""
 ABLATED = {"elastix": 1, "breathing": 2, "liver": 0}
 """Number of cases of each part, from the first, that the ablation and the other starts are run on."""
+CHOSEN = {"elastix": 1, "breathing": 3, "liver": 0}
+"""Number of cases of each part, from the first, on which the settings of `nio_m:chest_fast` were chosen."""
 
 
 TITLES = {
@@ -107,7 +108,8 @@ Target registration error: fixed landmarks are pushed through the map from fixed
 moving landmarks is measured in mm. The last rows are over the cases, whose number is in brackets, that all methods
 have done which have done at least half of them.
 `Snapped`: the mapped landmark is first moved to the nearest voxel. Processor seconds are those of the registration,
-without the affine. `nio_m:chest`, `io:chest` and `lapirn:chest` have
+without the affine, over the cases that were registered without a GPU; their number is in brackets where it is smaller.
+`nio_m:chest`, `io:chest` and `lapirn:chest` have
 the settings of the paper for the chest, in voxels of {" / ".join(f"{mm:g}" for mm in NETWORK_MM.values())} mm
 (elastix / breathing / liver). They start from the package's weights, which were trained on brains. So `lapirn:chest`
 is not the LapIRN of the paper's Table 2, which was trained on chests.
@@ -370,14 +372,20 @@ def _last_rows(rows: pd.DataFrame, cases: Sequence[Case], methods: Sequence[str]
 
     whole = [name for name in methods if 2 * len(done(name)) >= len(cases)]
     common = [case.name for case in cases if all(case.name in done(name) for name in whole)]
+    learned = [case.name for case in cases[: CHOSEN[cases[0].part]]]
+    summaries = [(*own, common) for own in (SUMMARIES if len(cases) > 1 else SUMMARIES[:-1])]
+    if learned and (test := [case for case in common if case not in learned]):
+        summaries.append((f"Mean, but for the first {len(learned)}", "mean", "mean", ".2f", test))
     lines = []
-    for title, column, over, shown in SUMMARIES if len(cases) > 1 else SUMMARIES[:-1]:
+    for title, column, over, shown, over_cases in summaries:
         cells = []
         for name in methods:
-            own = common if name in whole else []
-            value = rows.loc[[(case, name) for case in own], column].astype(float).agg(over)
-            cells.append(f"{value:{shown}}" if value == value else "–")
-        lines.append(f"| **{title}** ({len(common)}) | " + " | ".join(cells) + " |")
+            own = rows.loc[[(case, name) for case in (over_cases if name in whole else [])]]
+            if column == "processor_seconds":
+                own = own[own["device"] != "cuda"]
+            value, fewer = own[column].astype(float).agg(over), name in whole and len(own) < len(over_cases)
+            cells.append(f"{value:{shown}}" + (f" ({len(own)})" if fewer else "") if value == value else "–")
+        lines.append(f"| **{title}** ({len(over_cases)}) | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -395,10 +403,14 @@ def _variants(own: pd.DataFrame, cases: Sequence[Case], title: str, methods: Seq
     names = [case.name for case in cases if any((case.name, name) in own.index for name in variants)]
     if not names:
         return ""
-    lines = [title, "", "| Method | " + " | ".join(f"{name} | std\\|J\\|" for name in names) + " |"]
-    lines += ["| --- " * (2 * len(names) + 1) + "|"]
+    heads = [*(["mean"] if len(names) > 1 else []), *(f"{name} | std\\|J\\|" for name in names)]
+    lines = [title, "", "| Method | " + " | ".join(heads) + " |"]
+    lines += ["| --- " * (" | ".join(heads).count(" | ") + 2) + "|"]
     for method in [SHORT.get(name, name) for name in methods]:
         cells = []
+        if len(names) > 1:
+            whole = all((name, method) in own.index for name in names)
+            cells.append(f"{own.loc[[(name, method) for name in names], 'mean'].mean():.2f}" if whole else "–")
         for name in names:
             known = (name, method) in own.index
             cells += [_cell(own, name, method), f"{own.loc[(name, method), 'std_jacobian']:.3f}" if known else "–"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
@@ -37,14 +38,22 @@ def draw_errors(table: pd.DataFrame, parts: Sequence[str], path: Path) -> None:
             low, high = own["median"].mean(), own["p95"].mean()
             axis.barh(place, high - low, 0.6, low, color=colour, alpha=0.35)
             axis.plot(own["mean"], np.full(len(own), place), "o", color=colour, markersize=3.5)
-        axis.set(title=f"{part}: {first[part]}", xlabel="error, mm", xscale="log")
+        axis.set(title=f"{part}: {first[part]}", xlabel="error, mm", xscale="log", xlim=_limits(chosen[part]))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(axis="x", which="both", color="0.92")
         axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _limits(rows: pd.DataFrame) -> tuple[float, float]:
+    """Return the ends of an axis that holds all points and bars of some rows."""
+    shown = [rows["mean"], *(rows.groupby("method")[column].mean() for column in ("median", "p95"))]
+    return 0.8 * min(own.min() for own in shown), 1.25 * max(own.max() for own in shown)
 
 
 def draw_overlay(pair: LandmarkPair, warped: Sequence[tuple[str, Path]], path: Path) -> None:

@@ -25,7 +25,9 @@ from nio_pydra.training.adaptation import AdaptationSettings, Aligned, adapt
 LEARNED = 5
 """Motions that are learned from: DIR-Lab's cases 1 to 5. The last of them is held out to stop on."""
 NETWORK_MM = 2.0
-STEPS = (300, 300, 0)
+STEPS = (3000, 3000, 0)
+PATIENCE = 20
+"""Validations in a row, of 12 steps each, without a better one that end a level."""
 LEARNING_RATE = 3e-4
 """Breathing moves farther than heads differ."""
 FILE = "chest.safetensors"
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="holds lung")
     parser.add_argument("--out", type=Path, required=True, help="takes the weights; of chest.py")
     parser.add_argument(
-        "--minutes", type=float, default=1.5, help="time after which no step is taken (default: %(default)s)"
+        "--minutes", type=float, default=10.0, help="time after which no step is taken (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -51,7 +53,9 @@ def main() -> None:
     cases = PARTS["breathing"](options.data, options.out / "data" / "breathing", LEARNED)
     found = adapt(
         cases[0].pair.fixed, [Aligned(case.pair.moving, still) for case in cases], work,
-        AdaptationSettings(iterations=STEPS, learning_rate=LEARNING_RATE, minutes=options.minutes),
+        AdaptationSettings(
+            iterations=STEPS, learning_rate=LEARNING_RATE, patience=PATIENCE, minutes=options.minutes
+        ),
         weights=start, runtime=Runtime(device=options.device, threads=options.threads), profile=LUNG,
     )  # fmt: skip
     shutil.copy(found, options.out / FILE)
